@@ -1,0 +1,71 @@
+"""Attention that can also tell what each key received. It knows no cache, no policy and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from buzz.attention import eager, sdpa
+
+
+class Spec(Protocol):
+    """The part of a policy's `ScoreSpec` that attention reads."""
+
+    @property
+    def queries(self) -> int | None:
+        """How many of a row's last queries count; None: all."""
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    starts: Sequence[int] | torch.Tensor,
+    scale: float,
+    spec: Spec | None,
+    counts: Sequence[int] | torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Causal attention of one call over cached and new slots: one meaning for prompt, chunk and decode step.
+
+    Query i of row b sees the slots 0 .. starts[b] + i. K and V are never repeated for grouped queries.
+
+    Args:
+        q: [B, Hq, Lq, D], any floating dtype.
+        k, v: [B, Hkv, C, D] with Hq a multiple of Hkv and C >= starts[b] + counts[b]. Slots past a row's end may
+            hold anything finite.
+        starts: cached slots of each row before this call, [B].
+        scale: factor of the logits.
+        spec: which queries count for the scores; None: no scores are computed.
+        counts: valid queries of each row, [B]; None: all Lq. Queries from counts[b] on give undefined output and
+            add nothing to the scores.
+
+    Returns:
+        output [B, Hq, Lq, D] in q's dtype, and scores float32 [B, Hkv, C] or None: the attention probability that
+        every slot received, summed over the counted queries and over the query heads of the group.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    B, Hq, Lq, _ = q.shape
+    if k.shape != v.shape or k.shape[0] != B or Hq % k.shape[1]:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together")
+    starts = _integers(starts)
+    counts = [Lq] * B if counts is None else _integers(counts)
+    if len(starts) != B or len(counts) != B:
+        raise ValueError(f"starts and counts need one number per row, {B}, got {len(starts)} and {len(counts)}")
+    if max(s + c for s, c in zip(starts, counts, strict=True)) > k.shape[2]:
+        raise ValueError(f"a row ends past the {k.shape[2]} slots of k and v")
+    if spec is None:
+        return sdpa.attend(q, k, v, starts=starts, scale=scale), None
+    output, scores = eager.attend(q, k, v, starts=starts, counts=counts, scale=scale, queries=spec.queries)
+    return output.to(q.dtype), scores
+
+
+def _integers(values: Sequence[int] | torch.Tensor) -> list[int]:
+    return values.tolist() if isinstance(values, torch.Tensor) else list(values)
+
+
+__all__ = ["attend"]

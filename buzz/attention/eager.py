@@ -1,0 +1,85 @@
+"""The plain reference: float32 attention in query chunks, with what each key received. All else is tested against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+# Logits of one query chunk, in elements: 32 MiB in float32, which stays in or near the caches of a CPU.
+_CHUNK_ELEMENTS = 1 << 23
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    scale: float,
+    queries: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and scores of one call; see `buzz.attention.attend` for the arguments.
+
+    `queries` is `ScoreSpec.queries`. Memory beyond the results is O(chunk * C). Softmax statistics and scores are
+    float32 (float64 for float64 inputs, scores excepted).
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    B, Hq, Lq, _ = q.shape
+    Hkv, C = k.shape[1:3]
+    q = grouped(q.to(dtype) * scale, Hkv)  # [B, Hkv, G, Lq, D]
+    kt, v = k.to(dtype).transpose(-1, -2), v.to(dtype)
+    chunk = max(16, _CHUNK_ELEMENTS // (B * Hq * C))
+    outputs, scores = [], q.new_zeros(B, Hkv, 0, dtype=torch.float32)
+    for i in range(0, Lq, chunk):
+        n = min(chunk, Lq - i)
+        visible = min(C, max(starts) + i + n)
+        rows = q[:, :, :, i : i + n].flatten(2, 3)  # [B, Hkv, G * n, D]
+        logits = torch.matmul(rows, kt[..., :visible]).unflatten(2, (-1, n))  # [B, Hkv, G, n, visible]
+        probs = torch.softmax(hide_future(logits, starts, i), dim=-1)
+        outputs.append(torch.matmul(probs.flatten(2, 3), v[:, :, :visible]).unflatten(2, (-1, n)))
+        received = _received(probs, counts, queries, i)  # [B, Hkv, visible], wider with every chunk
+        received[..., : scores.shape[-1]] += scores
+        scores = received
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)  # [B, Hkv, G, Lq, D]
+    return output.flatten(1, 2), F.pad(scores, (0, C - scores.shape[-1]))
+
+
+def grouped(q: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """[B, Hq, L, D] -> [B, Hkv, G, L, D]: query heads g*h .. g*h+g-1 read KV head h."""
+    return q.unflatten(1, (kv_heads, -1))
+
+
+def hide_future(logits: torch.Tensor, starts: Sequence[int], first: int) -> torch.Tensor:
+    """Set to -inf, in place, the logits [B, Hkv, G, n, S] of slots that the queries first .. first + n - 1 do not see."""
+    n, slots = logits.shape[-2:]
+    common = min(starts) + first + 1  # slots before this one are seen by every query of the chunk
+    if common < slots:
+        logits[..., common:].masked_fill_(~causal(starts, first, n, common, slots, logits.device)[:, None, None], -torch.inf)
+    return logits
+
+
+def causal(
+    starts: Sequence[int], first: int, n: int, begin: int, end: int, device: torch.device
+) -> torch.Tensor:
+    """Which of the slots begin .. end - 1 the queries first .. first + n - 1 see: bool [B or 1, n, end - begin]."""
+    uniform = min(starts) == max(starts)
+    last = torch.tensor(starts[:1] if uniform else list(starts), device=device)[:, None] + torch.arange(
+        first, first + n, device=device
+    )
+    return torch.arange(begin, end, device=device) <= last[..., None]
+
+
+def _received(probs: torch.Tensor, counts: Sequence[int], queries: int | None, first: int) -> torch.Tensor:
+    """Probability received per slot, float32 [B, Hkv, S], from the queries of this chunk that count."""
+    n = probs.shape[-2]
+    low = [0 if queries is None else count - queries for count in counts]
+    if max(low) > first or min(counts) < first + n:
+        index = torch.arange(first, first + n, device=probs.device)
+        low_t, high_t = (torch.tensor(list(x), device=probs.device)[:, None] for x in (low, counts))
+        counted = (index >= low_t) & (index < high_t)  # [B, n]
+        # Filled, not multiplied: a query past its row's end may hold anything.
+        probs = probs.masked_fill(~counted[:, None, None, :, None], 0.0)
+    return probs.sum(dim=(2, 3), dtype=torch.float32)

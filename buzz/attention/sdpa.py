@@ -1,0 +1,45 @@
+"""Attention by PyTorch's fused kernels: the output alone, for calls whose scores nobody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from buzz.attention.eager import causal
+
+# Mask elements of one query chunk, where a mask is needed at all: 16 MiB of bool.
+_CHUNK_ELEMENTS = 1 << 24
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Sequence[int], scale: float
+) -> torch.Tensor:
+    """Output [B, Hq, Lq, D] of one call; see `buzz.attention.attend` for the arguments."""
+    B, Hq, Lq, _ = q.shape
+    Hkv, C = k.shape[1:3]
+    uniform = min(starts) == max(starts)
+    if Lq == 1:
+        # The heads of a group become queries of their KV head: nothing is repeated, and no mask is needed.
+        mask = None if uniform else causal(starts, 0, 1, 0, C, q.device)[:, None]
+        end = starts[0] + 1 if uniform else C
+        q = q.view(B, Hkv, Hq // Hkv, -1)
+        output = F.scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], attn_mask=mask, scale=scale)
+        return output.reshape(B, Hq, 1, -1)
+    gqa = Hq != Hkv
+    if max(starts) == 0:
+        k, v = k[:, :, :Lq], v[:, :, :Lq]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
+    chunk = max(16, _CHUNK_ELEMENTS // (C * (1 if uniform else B)))
+    outputs = []
+    for i in range(0, Lq, chunk):
+        n = min(chunk, Lq - i)
+        visible = min(C, max(starts) + i + n)
+        mask = causal(starts, i, n, 0, visible, q.device)[:, None]  # [B or 1, 1, n, visible]
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q[:, :, i : i + n], k[:, :, :visible], v[:, :, :visible], attn_mask=mask, scale=scale, enable_gqa=gqa
+            )
+        )
+    return torch.cat(outputs, dim=2)

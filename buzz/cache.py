@@ -1,0 +1,283 @@
+"""BeehiveCache: a transformers cache that evicts by a policy, row by row, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+
+from buzz.policies import Policy, ScoreSpec
+from buzz.schedule import Schedule, Step
+from buzz.storage import UNPATCHED, BeehiveLayer
+
+POSITIONS = ("cache", "original")
+
+
+class Slots(NamedTuple):
+    """What the queries of a call may see in one layer, and what the cache wants to know in return.
+
+    keys, values: [B, H, S, D], S the slots of the longest row. starts, counts: cached slots before the call and
+    tokens of the call, per row. spec: the scores to give to `observe`, None for none.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    starts: list[int]
+    counts: list[int]
+    spec: ScoreSpec | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward pass. `order` [B, columns] brings the valid columns of each row to the left; None: all are valid."""
+
+    columns: int
+    counts: list[int]
+    steps: dict[int, Step]
+    order: torch.Tensor | None
+
+    @property
+    def width(self) -> int:
+        """Columns that are left once every row's tokens are at its left."""
+        return self.columns if self.order is None else max(1, *self.counts)
+
+
+class BeehiveCache(Cache):
+    """A KV cache that keeps what its policy keeps. For inference; the model must be patched (`buzz.patch_model`).
+
+    Rows are left-aligned and ragged: row b holds slots 0 .. lengths[b] - 1, pads never enter, and every row evicts as
+    it would alone. The schedule is Python integers. Buffers are preallocated and compacted in place; a prompt is
+    compacted layer by layer, so the full-length keys and values of one layer at most exist at a time.
+
+    Args:
+        policy: an eviction policy, or one per layer.
+        config: the model's configuration.
+        positions: "cache": a key is rotated to its slot, so positions never exceed the cache length; "original":
+            keys keep the position they had in the text. None: "cache" for rotary models, else "original".
+        capacity: slots to allocate per row at least; None: as many as the policy will need.
+
+    Raises:
+        ValueError: as many policies as layers are needed; positions unknown. TypeError: not a policy.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | Sequence[Policy],
+        config: PreTrainedConfig,
+        positions: str | None = None,
+        capacity: int | None = None,
+    ) -> None:
+        config = config.get_text_config(decoder=True)
+        n = config.num_hidden_layers
+        policies = [policy] * n if isinstance(policy, Policy) else list(policy)
+        if not all(isinstance(p, Policy) for p in policies):
+            raise TypeError("policy must be a buzz policy or one per layer; build one with buzz.make_policy")
+        if len(policies) != n:
+            raise ValueError(f"the model has {n} layers, got {len(policies)} policies")
+        if positions is None:
+            positions = "cache" if getattr(config, "rope_parameters", None) else "original"
+        if positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {capacity}")
+        self.policies = policies
+        self.positions = positions
+        self._least = capacity or 0
+        # Layers with equal policies share one schedule, named by the first of these layers.
+        self._owner = [policies.index(p) for p in policies]
+        self._clear()
+        super().__init__(layers=[BeehiveLayer(self.get_seq_length) for _ in policies])
+
+    def _clear(self) -> None:
+        self._schedules: dict[int, Schedule] = {}
+        self._seen = 0  # columns, pads included, as generate() counts them
+        self._tokens: list[int] = []  # tokens of each row, pads excluded
+        self._call: Call | None = None  # the open one
+        self.last_call: Call | None = None
+        self._settled = 0  # layers that the open call has passed
+        self.history: list[list[float]] = []
+        self._decode_calls: list[int] = []
+
+    # One call: begin, then append and observe in every layer.
+
+    def begin(self, rows: int, columns: int, mask: torch.Tensor | None = None) -> Call:
+        """Open a call of `columns` tokens per row. The patched model does this; otherwise the first `append` does.
+
+        Args:
+            mask: [B, columns] or [B, columns seen + columns], nonzero where there is a token; None: everywhere.
+
+        Raises:
+            RuntimeError: the call before was interrupted. ValueError: rows or mask do not fit.
+        """
+        if self._call is not None:
+            raise RuntimeError("the call before was interrupted, so layers differ; reset() the cache and start again")
+        if not self._schedules:
+            self._schedules = {owner: Schedule(self.policies[owner], rows) for owner in set(self._owner)}
+            self._tokens = [0] * rows
+        if rows != len(self._tokens):
+            raise ValueError(f"the cache holds {len(self._tokens)} rows, the call has {rows}")
+        order, counts = None, [columns] * rows
+        if mask is not None:
+            if mask.dim() != 2 or mask.shape[0] not in (1, rows) or mask.shape[1] < columns:
+                raise ValueError(f"the attention mask must be [{rows}, at least {columns}], got {tuple(mask.shape)}")
+            valid = mask[:, mask.shape[1] - columns :].expand(rows, -1) != 0
+            if not bool(valid.all()):
+                order = (~valid).long().argsort(dim=1, stable=True)
+                counts = valid.sum(dim=1).tolist()
+        steps = {owner: schedule.open(counts) for owner, schedule in self._schedules.items()}
+        self._call = self.last_call = Call(columns, counts, steps, order)
+        return self._call
+
+    def append(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> Slots:
+        """Take in the keys and values [B, H, L, D] of a call in one layer, valid columns at the left."""
+        call = self._call or self.begin(k.shape[0], k.shape[2])
+        step = call.steps[self._owner[layer]]
+        keys, values = self.layers[layer].append(k, v, step, self._least)
+        return Slots(keys, values, step.starts, step.counts, step.spec)
+
+    def observe(self, scores: torch.Tensor | None, layer: int) -> None:
+        """One layer is done: take in what its slots received, float32 [B, H, S] if asked for. The last ends the call.
+
+        A prompt is compacted here, layer by layer; in decoding all layers evict together at the end.
+        """
+        call = self._call
+        if call is None:
+            raise RuntimeError("observe() without append()")
+        step = call.steps[self._owner[layer]]
+        self.layers[layer].observe(scores, step)
+        if call.columns > 1:
+            self.layers[layer].settle(step, self._least)
+        self._settled += 1
+        if self._settled == len(self.layers):
+            self._end(call)
+
+    def _end(self, call: Call) -> None:
+        if call.columns == 1:
+            for owner, layer in zip(self._owner, self.layers, strict=True):
+                layer.settle(call.steps[owner], self._least)
+        for owner, schedule in self._schedules.items():
+            schedule.close(call.steps[owner])
+        self._seen += call.columns
+        self._tokens = [seen + count for seen, count in zip(self._tokens, call.counts, strict=True)]
+        self._call, self._settled = None, 0
+        if call.columns == 1:
+            self._decode_calls.append(len(self.history))
+        self.history.append(self._mean_lengths())
+
+    def query_slots(self, layer: int, device: torch.device) -> torch.Tensor:
+        """Slot of each query of the open call: int64 [1 or B, width] (past a row's end: any slot of the call)."""
+        assert self._call is not None
+        return self._call.steps[self._owner[layer]].positions(self._call.width, device)
+
+    def query_positions(self, device: torch.device) -> torch.Tensor:
+        """Position in the text of each query of the open call, pads not counted: int64 [1 or B, width]."""
+        assert self._call is not None
+        same = len(set(self._tokens)) == 1
+        starts = torch.tensor(self._tokens[:1] if same else self._tokens, device=device)
+        return starts[:, None] + torch.arange(self._call.width, device=device)
+
+    @property
+    def last_slot(self) -> int:
+        """Highest slot that a query of the open call sits in (first layer)."""
+        assert self._call is not None
+        return max(self._call.steps[self._owner[0]].ends) - 1
+
+    @property
+    def last_position(self) -> int:
+        """Highest position in the text of a query of the open call."""
+        assert self._call is not None
+        return max(seen + count for seen, count in zip(self._tokens, self._call.counts, strict=True)) - 1
+
+    # What is cached.
+
+    @property
+    def lengths(self) -> list[int]:
+        """Cached tokens of each row (of the first layer, where layers have different policies)."""
+        return self.layer_lengths(0)
+
+    def layer_lengths(self, layer: int) -> list[int]:
+        """Cached tokens of each row in one layer."""
+        return [length for length, _ in self._schedules[self._owner[layer]].states] if self._schedules else []
+
+    def _mean_lengths(self) -> list[float]:
+        """Cached tokens of each row, the mean over layers (integers where all layers agree)."""
+        if len(self._schedules) == 1:
+            return list(self.lengths)
+        layers = [self.layer_lengths(i) for i in range(len(self.layers))]
+        return [sum(row) / len(layers) for row in zip(*layers, strict=True)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys, values and scores in all layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def stats(self) -> dict[str, Any]:
+        """Cache figures so far.
+
+        Returns:
+            mean_tokens, peak_tokens: per row, cached tokens after each one-token call (after the prompt, if there was
+            none); evictions: per row, mean over layers; calls: number of calls; nbytes: allocated bytes.
+        """
+        calls = [self.history[i] for i in self._decode_calls] or self.history[-1:]
+        rows = list(zip(*calls, strict=True))
+        evictions = [self._schedules[owner].evictions for owner in self._owner] if self._schedules else []
+        return {
+            "mean_tokens": [sum(row) / len(row) for row in rows],
+            "peak_tokens": [max(row) for row in rows],
+            "evictions": [sum(row) / len(row) for row in zip(*evictions, strict=True)],
+            "calls": len(self.history),
+            "nbytes": self.nbytes,
+        }
+
+    # The interface of transformers.Cache.
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns *seen*, pads included, so that a second turn of generate() continues in the right place."""
+        return self._seen
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self._seen + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(UNPATCHED)
+
+    def reset(self) -> None:
+        """Forget everything and give the memory back."""
+        self._clear()
+        for layer in self.layers:
+            layer.reset()
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Make row i what row beam_idx[i] was (beam search)."""
+        self._take(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        self._take(torch.arange(len(self._tokens)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows, by index or by a boolean mask."""
+        self._take(torch.arange(len(self._tokens), device=indices.device)[indices])
+
+    def _take(self, rows: torch.Tensor) -> None:
+        if not self._schedules:
+            return
+        taken = rows.tolist()
+        for layer in self.layers:
+            layer.take(rows)
+        for schedule in self._schedules.values():
+            schedule.take(taken)
+        self._tokens = [self._tokens[row] for row in taken]
+        self.history = [[lengths[row] for row in taken] for lengths in self.history]
+
+    def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(
+            "a BeehiveCache cannot be cropped: what an eviction dropped is gone, so no earlier state can come back"
+        )

@@ -1,0 +1,25 @@
+"""The one error a user can cause: something in the config, or in what the config points at."""
+
+from __future__ import annotations
+
+
+class ConfigError(Exception):
+    """A config, a file or a value that cannot be used, told in one line.
+
+    The command line prints it as `error: <where>: <what>, <what is allowed>` and exits with status 2, so everything
+    a user can get wrong is raised as a ConfigError, before a model is loaded.
+
+    Args:
+        where: the key (`model.dtype`), file or method at fault.
+        what: what is wrong with it.
+        allowed: what may stand there instead; left out of the line if empty.
+    """
+
+    def __init__(self, where: str, what: str, allowed: str = "") -> None:
+        # All three go to Exception, so that the error survives pickling and copying.
+        super().__init__(where, what, allowed)
+        self.where, self.what, self.allowed = where, what, allowed
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" + (f", {self.allowed}" if self.allowed else "")
+        return " ".join(line.split())  # user text and parser messages may hold newlines; the promise is one line

@@ -1,0 +1,206 @@
+"""Finds and checks the model of a run without reading a weight: a hub repository, a local folder or a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from buzz.evaluation.data import PACKAGE_PREFIX, fingerprint, resolve_path
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.gguf_file import read_metadata
+
+_LOCAL = "give a local folder as model.id or a GGUF file as model.gguf"
+_PROBE_SECONDS = 5.0  # how long an unreachable hub may take
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found and whose family buzz patches, before any of its weights are read.
+
+    root: what `from_pretrained` takes: a folder or a hub id. gguf: file name inside `root`, or None.
+    max_positions: length in tokens of the longest text the model was made for, None if it does not say.
+    fingerprint: changes whenever the weights or the config do (cheaply: a large checkpoint is not hashed as a whole).
+    offline: the hub cannot be reached, use the local hub cache alone.
+    """
+
+    root: str
+    gguf: str | None
+    model_type: str
+    max_positions: int | None
+    fingerprint: str
+    offline: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Where the GGUF file lies."""
+        return Path(self.root) / str(self.gguf)
+
+
+def check_model(config: Any) -> ModelSource:
+    """Find the model that a run names, without reading a weight.
+
+    Args:
+        config: the `model` part of a run's config (id, gguf, dtype, device, chat_template).
+
+    Raises:
+        ConfigError: nothing named; no such file, folder or hub repository; a hub that cannot be reached and nothing in
+            the local hub cache; a model family that buzz does not patch; a device this machine lacks.
+    """
+    if not config.id and not config.gguf:
+        raise ConfigError("model", "neither model.id nor model.gguf is given", _LOCAL)
+    source = _find_gguf(config) if config.gguf else _find_checkpoint(str(config.id))
+    _check_family(source.model_type, "model.gguf" if config.gguf else "model.id")
+    resolve_device(config.device)
+    return source
+
+
+def _check_family(model_type: str, where: str) -> None:
+    from buzz.patching import supported_families
+
+    families = supported_families()
+    if model_type not in families:
+        raise ConfigError(where, f"the model family {model_type!r} is not supported", f"one of {', '.join(families)}")
+
+
+def _find_checkpoint(name: str) -> ModelSource:
+    folder = Path(name).expanduser()
+    offline = False
+    if folder.is_dir():
+        path, root = folder / "config.json", str(folder)
+        if not path.is_file():
+            raise ConfigError("model.id", f"no config.json in the folder {name}", "a folder that save_pretrained wrote")
+        fingerprint = _fingerprint_folder(folder)
+    else:
+        offline = _check_hub_id(name)
+        path, root = _hub_file(name, "config.json", "model.id", offline), name
+        fingerprint = _revision(path)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            "model.id", f"{path} names no model_type", "the config.json of a transformers model"
+        ) from error
+    return ModelSource(root, None, model_type, config.get("max_position_embeddings"), fingerprint, offline)
+
+
+def _find_gguf(config: Any) -> ModelSource:
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError(
+            "model.gguf", "reading GGUF files needs the package gguf", "pip install gguf, or model.id alone"
+        )
+    path = _gguf_path(config.id, str(config.gguf)).absolute()
+    try:
+        metadata = read_metadata(path)
+        family = metadata["general.architecture"]
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "it names no architecture"
+        raise ConfigError("model.gguf", f"{path}: {reason}", "a GGUF file of a language model") from error
+    return ModelSource(
+        str(path.parent), path.name, family, metadata.get(f"{family}.context_length"), _fingerprint_file(path)
+    )
+
+
+def _gguf_path(model_id: str | None, gguf: str) -> Path:
+    """A GGUF file by its path, inside an installed package, or inside the folder or hub repository `model_id`."""
+    path = Path(gguf).expanduser()
+    if not model_id or gguf.startswith(PACKAGE_PREFIX) or path.is_file():
+        return resolve_path(gguf, "model.gguf")
+    folder = Path(model_id).expanduser()
+    if folder.is_dir():
+        return resolve_path(folder / path, "model.gguf")
+    return _hub_file(model_id, gguf, "model.gguf", _check_hub_id(model_id))
+
+
+def _check_hub_id(name: str) -> bool:
+    """Whether a hub repository must be taken from the local hub cache alone; refuses what cannot be a hub id."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
+        raise ConfigError("model.id", f"no folder {name}", "a local folder or the id of a hub repository")
+    return not _hub_reachable()
+
+
+def _hub_reachable() -> bool:
+    """One quick look: huggingface_hub itself retries for half a minute before it gives up."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _hub_file(repo: str, name: str, where: str, offline: bool) -> Path:
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, name, local_files_only=offline))
+    except errors.RepositoryNotFoundError:  # also a gated one without access
+        what = f"no hub repository {repo}, or no access to it"
+    except errors.LocalEntryNotFoundError:
+        what = f"the hub cannot be reached, and {repo} is not in the local hub cache"
+    except errors.EntryNotFoundError:
+        what = f"the hub repository {repo} has no {name}"
+    except (OSError, ValueError) as error:
+        what = f"{name} of the hub repository {repo} cannot be had: {one_line(error)}"
+    raise ConfigError(where, what, _LOCAL)
+
+
+def _revision(path: Path) -> str:
+    """The commit of a file in the hub cache, whose folders are named .../snapshots/COMMIT/."""
+    return path.parent.name if path.parent.parent.name == "snapshots" else _fingerprint_file(path)
+
+
+def _fingerprint_file(path: Path) -> str:
+    return str(fingerprint(path)["sha256"])
+
+
+def _fingerprint_folder(folder: Path) -> str:
+    """Of a checkpoint folder: its config's bytes, names and sizes of its weight files, times of the latter.
+
+    Weights can have hundreds of gigabytes, so they are not read.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        stat = path.stat()
+        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def resolve_device(name: str) -> Any:
+    """The `torch.device` behind a device name; `auto` is cuda where there is one.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    allowed = "auto, cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError("model.device", f"{name!r} is not a device", allowed) from error
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise ConfigError("model.device", f"this machine has no {name}", allowed)
+    return device
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, cut to 200 characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,142 @@
+"""Loads the model of a run: a hub repository, a local folder or a GGUF file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.gguf_file import end_ids, parsed_once, read_metadata, repair_tokenizer
+from buzz.evaluation.model_source import ModelSource, check_model, one_line, resolve_device
+
+
+def load_model(config: Any, source: ModelSource | None = None) -> tuple[Any, Any, dict[str, Any]]:
+    """Load a run's model and tokenizer.
+
+    `dtype: auto` is float32 on a CPU; elsewhere the checkpoint's own, and bfloat16 for a GGUF file (its weights are
+    unpacked). The tokenizer pads on the left. The model's generation config holds its special tokens and nothing else,
+    so that no sampling setting of the checkpoint plays a part; its `eos_token_id` is a list.
+
+    Args:
+        config: the `model` part of a run's config.
+        source: what `check_model` returned; looked up if not given.
+
+    Returns:
+        model (in eval mode, on its device), tokenizer, and what environment.json says about the model.
+
+    Raises:
+        ConfigError: as `check_model`; or weights or tokenizer are missing or damaged; or there is no chat template
+            where one is asked for.
+    """
+    source = source or check_model(config)
+    where = "model.gguf" if source.gguf else "model.id"
+    try:
+        with quiet_transformers(), _gguf_help(source):
+            tokenizer = _load_tokenizer(config, source)
+            model = _load_weights(config, source)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        what = f"the model in {source.path if source.gguf else source.root} cannot be loaded: {one_line(error)}"
+        raise ConfigError(where, what, "a complete causal language model with its tokenizer") from error
+    _set_generation(model, tokenizer, source)
+    return model, tokenizer, _describe(model, source)
+
+
+def _load_tokenizer(config: Any, source: ModelSource) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.root, gguf_file=source.gguf, local_files_only=source.offline)
+    if source.gguf:
+        repair_tokenizer(tokenizer, read_metadata(source.path))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    if config.chat_template and not tokenizer.chat_template:
+        raise ConfigError("model.chat_template", "this model's tokenizer has no chat template", "false")
+    return tokenizer
+
+
+def _load_weights(config: Any, source: ModelSource) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = resolve_device(config.device)
+    dtype: Any = "auto"
+    if config.dtype != "auto":
+        dtype = getattr(torch, config.dtype)
+    elif device.type == "cpu":
+        dtype = torch.float32
+    elif source.gguf:
+        dtype = torch.bfloat16
+    options: dict[str, Any] = {"gguf_file": source.gguf, "local_files_only": source.offline}
+    with contextlib.suppress(ImportError):  # newer transformers may otherwise keep a GGUF's weights packed on a GPU
+        from transformers import GgufConfig
+
+        if source.gguf:
+            options["quantization_config"] = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(source.root, dtype=dtype, **options)
+    return model.to(device).eval()
+
+
+def _set_generation(model: Any, tokenizer: Any, source: ModelSource) -> None:
+    """Replace the checkpoint's generation settings by its special tokens alone."""
+    from transformers import GenerationConfig
+
+    ends = end_ids(read_metadata(source.path)) if source.gguf else []
+    if not ends:
+        found = model.generation_config.eos_token_id
+        found = tokenizer.eos_token_id if found is None else found
+        ends = list(found) if isinstance(found, list | tuple) else [found] if found is not None else []
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = ends[0] if ends else 0
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.generation_config.bos_token_id, eos_token_id=ends or None, pad_token_id=pad
+    )
+
+
+def _describe(model: Any, source: ModelSource) -> dict[str, Any]:
+    config = model.config
+    heads = config.num_attention_heads
+    return {
+        **dataclasses.asdict(source),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "parameters": model.num_parameters(),
+        "layers": config.num_hidden_layers,
+        "heads": heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+    }
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside the block transformers shows errors alone, and no progress bars."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _gguf_help(source: ModelSource) -> Iterator[None]:
+    """For a GGUF file: parse it once, and swallow a progress bar that transformers' own switch does not reach."""
+    if not source.gguf:
+        yield
+        return
+    with parsed_once(), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+__all__ = ["ModelSource", "check_model", "load_model", "quiet_transformers"]

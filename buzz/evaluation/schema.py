@@ -1,0 +1,160 @@
+"""Dataclasses as the schema of a config: fields are the keys, annotations the types, metadata the ranges.
+
+Knows nothing of any particular config; `buzz.evaluation.config` declares one. Every mistake is a ConfigError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from buzz.evaluation.errors import ConfigError
+
+# --- what a field's metadata can say ---------------------------------------------------------------------------------
+
+
+def check(holds: Callable[[Any], bool], wanted: str) -> dict[str, Any]:
+    """Field metadata: what must hold of a value that is not None, and how to say so."""
+    return {"holds": holds, "wanted": wanted}
+
+
+def at_least(low: int) -> dict[str, Any]:
+    """Field metadata of an integer with a lower bound."""
+    return check(lambda value: value >= low, f"an integer of at least {low} is wanted")
+
+
+def matching(pattern: str, wanted: str) -> dict[str, Any]:
+    """Field metadata of text that must match a pattern as a whole."""
+    return check(lambda value: re.fullmatch(pattern, value) is not None, wanted)
+
+
+def parsed_by(parse: Callable[[Any, str], Any]) -> dict[str, Any]:
+    """Field metadata: `parse(raw, where)` makes the value, instead of the annotation."""
+    return {"parse": parse}
+
+
+# --- raw data against dataclasses ------------------------------------------------------------------------------------
+
+
+def build(cls: Any, raw: Any, where: str) -> Any:
+    """A dataclass from a raw mapping."""
+    names = keys_of(cls)
+    if not isinstance(raw, dict):
+        raise ConfigError(where, said(raw), f"a mapping with the keys {', '.join(names)} is wanted")
+    hints, values = get_type_hints(cls), {}
+    refuse_unknown(raw, names, where, _dotted(hints))
+    for item in dataclasses.fields(cls):
+        place = f"{where}.{item.name}" if where else item.name
+        if item.name in raw:
+            values[item.name] = convert(raw[item.name], hints[item.name], item.metadata, place)
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ConfigError(place, "is missing", item.metadata.get("wanted") or _wanted(hints[item.name]))
+    return cls(**values)
+
+
+def convert(raw: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> Any:
+    """A raw value as the annotated type, inside the range of the field's metadata."""
+    if "parse" in metadata:
+        return metadata["parse"](raw, where)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, raw, where)
+    value = _typed(raw, hint)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if value is _NO or not finite or (value is not None and not metadata.get("holds", lambda _: True)(value)):
+        raise ConfigError(where, said(raw), metadata.get("wanted") or _wanted(hint))
+    return value
+
+
+_NO = object()  # what no raw value can be: the type does not fit
+
+
+def _typed(raw: Any, hint: Any) -> Any:
+    """The value if it is of the type, an integer made a float where only floats are taken; else _NO."""
+    options = _options(hint)
+    if type(raw) in options or any(get_origin(o) is Literal and _in_literal(raw, o) for o in options):
+        return raw  # exact types: a bool is no integer
+    if type(raw) is int and float in options:
+        try:
+            return float(raw)
+        except OverflowError:
+            return _NO
+    return raw if Any in options else _NO
+
+
+def _in_literal(raw: Any, hint: Any) -> bool:
+    return any(raw == choice and type(raw) is type(choice) for choice in get_args(hint))
+
+
+def _options(hint: Any) -> list[Any]:
+    """`int | None` -> [int, NoneType]."""
+    return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
+
+
+_SAID = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def _wanted(hint: Any) -> str:
+    if dataclasses.is_dataclass(hint):
+        return f"a mapping with the keys {', '.join(keys_of(hint))} is wanted"
+    words: list[str] = []
+    for option in _options(hint):
+        choices = get_args(option) if get_origin(option) is Literal else [_SAID.get(option, str(option))]
+        words += map(str, choices)
+    return f"one of {', '.join(words)} is wanted" if len(words) > 2 else f"{' or '.join(words)} is wanted"
+
+
+def said(raw: Any) -> str:
+    """`is 'eight' (text)`, for messages."""
+    if raw is None:
+        return "is null"
+    kind = {dict: "a mapping", list: "a list", bool: "a boolean", float: "a float"}.get(type(raw))
+    shown = repr(raw)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"is {shown} ({kind or _SAID.get(type(raw)) or type(raw).__name__})"
+
+
+def keys_of(cls: Any) -> list[str]:
+    """The allowed keys of a section."""
+    return [item.name for item in dataclasses.fields(cls)]
+
+
+def refuse_unknown(raw: Mapping[Any, Any], names: Sequence[str], where: str, sections: Sequence[str] = ()) -> None:
+    """Raise a ConfigError for a key that is not among `names`; `sections` are dotted keys that may be meant instead."""
+    for key in raw:
+        if key not in names:
+            below = [path for path in sections if path.endswith(f".{key}")]
+            near = below or difflib.get_close_matches(str(key), names, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            place = f"{where}.{key}" if where else str(key)
+            raise ConfigError(place, f"unknown key{hint}", f"allowed: {', '.join(names)}")
+
+
+def _dotted(hints: Mapping[str, Any]) -> list[str]:
+    """The keys of all sections below: `task.limit`, ..."""
+    sections = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    return [f"{name}.{key}" for name, hint in sections.items() for key in keys_of(hint)]
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key may stand once; plain YAML lets the last one win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+BROKEN_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an impossible date

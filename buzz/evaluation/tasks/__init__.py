@@ -1,0 +1,32 @@
+"""Tasks: where samples come from, how a model is asked, and how its answer is scored."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.tasks.base import Sample, Task
+from buzz.evaluation.tasks.summarization import CnnDailyMail, Xsum
+
+if TYPE_CHECKING:  # config imports this package to check task names
+    from buzz.evaluation.config import TaskConfig
+
+# A new task is one class and one entry here.
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Xsum, CnnDailyMail)}
+
+
+def make_task(config: TaskConfig) -> Task:
+    """The task that a config names. Cheap: data is read by `Task.load`.
+
+    Raises:
+        ConfigError: no such task (lists them), or a prompt template that names unknown fields.
+    """
+    if config.name not in TASKS:
+        near = difflib.get_close_matches(config.name, TASKS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError("task.name", f"unknown task {config.name!r}{hint}", f"one of {', '.join(TASKS)} is wanted")
+    return TASKS[config.name](config)
+
+
+__all__ = ["TASKS", "Sample", "Task", "make_task"]

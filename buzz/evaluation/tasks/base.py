@@ -1,0 +1,114 @@
+"""What every task is: rows in, prompts and references out, and a score for an answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from string import Formatter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from buzz.evaluation.data import HubSource, Row, fingerprint, read_hub_rows, read_rows, resolve_path
+from buzz.evaluation.errors import ConfigError
+
+if TYPE_CHECKING:
+    from buzz.evaluation.config import TaskConfig
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question to the model.
+
+    Args:
+        id: unique within the task's data.
+        prompt: the raw prompt, before any chat template.
+        reference: what `Task.score` compares an answer with; text for summaries.
+        row: the data row the sample was made from.
+    """
+
+    id: str
+    prompt: str
+    reference: Any
+    row: Row
+
+
+class Task(ABC):
+    """Data source, prompt and metrics of one benchmark.
+
+    A task sets the class attributes and `reference` and `score`; one that is not asked row by row (a stream, say)
+    overrides `load`.
+
+    Args:
+        config: the run's `task` section.
+
+    Raises:
+        ConfigError: `task.prompt` is no template over the row's fields.
+    """
+
+    name: ClassVar[str]
+    fields: ClassVar[dict[str, type]]  # what every row must have
+    template: ClassVar[str]  # the default of task.prompt
+    hub: ClassVar[HubSource]  # where rows come from when task.data is null
+    metrics: ClassVar[list[str]]  # in the order of the tables
+    headline: ClassVar[str]  # the metric of plots
+
+    def __init__(self, config: TaskConfig) -> None:
+        self.config = config
+        self._template = self.template if config.prompt is None else config.prompt
+        self._parts = parse_template(self._template, ["id", *self.fields], "task.prompt")
+
+    def load(self) -> list[Sample]:
+        """The first `task.limit` samples, in the order of the data.
+
+        Raises:
+            ConfigError: the file or the hub data set cannot be read, or a row lacks something.
+        """
+        return [Sample(row["id"], self.prompt(row), self.reference(row), row) for row in self._rows()]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Which data `load` reads: path, bytes and sha256 of a local file, or hub data set, revision and split."""
+        if self.config.data is not None:
+            return fingerprint(resolve_path(self.config.data, "task.data"))
+        hub = self.hub
+        return {"hub": hub.path, "name": hub.name, "revision": hub.revision, "split": self.config.split}
+
+    def prompt(self, row: Row) -> str:
+        """The template with the row's fields filled in; braces inside the fields are text."""
+        return "".join(literal + (str(row[field]) if field else "") for literal, field in self._parts)
+
+    @abstractmethod
+    def reference(self, row: Row) -> Any:
+        """The right answer of a row."""
+
+    @abstractmethod
+    def score(self, prediction: str, sample: Sample) -> dict[str, float]:
+        """Every metric of `metrics` for one answer."""
+
+    def _rows(self) -> Iterator[Row]:
+        config = self.config
+        if config.data is None:
+            return read_hub_rows(self.hub, config.split, self.fields, config.limit)
+        return read_rows(resolve_path(config.data, "task.data"), self.fields, config.limit)
+
+
+def parse_template(template: str, fields: Sequence[str], where: str) -> list[tuple[str, str | None]]:
+    """A template such as `Text: {document}` as pairs of literal text and the field that follows it.
+
+    Only bare field names may stand in braces (no `{document[0]}`, `{document!r}`, `{document:>9}`); `{{` is a brace.
+
+    Raises:
+        ConfigError: not a template, an unknown placeholder (lists the fields), or no placeholder at all.
+    """
+    allowed = f"the fields are {', '.join(f'{{{name}}}' for name in fields)}; write {{{{ and }}}} for braces"
+    parts: list[tuple[str, str | None]] = []
+    try:
+        for literal, field, spec, conversion in Formatter().parse(template):
+            if field is not None and (field not in fields or spec or conversion):
+                shown = f"{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}"
+                raise ConfigError(where, f"unknown placeholder {{{shown}}}", allowed)
+            parts.append((literal, field))
+    except ValueError as error:
+        raise ConfigError(where, f"is no template ({error})", allowed) from error
+    if all(field is None for _, field in parts):
+        raise ConfigError(where, "names no field, so every prompt would be the same", allowed)
+    return parts

@@ -1,0 +1,46 @@
+"""Summaries of news articles, as the BUZZ authors ask for them, scored with ROUGE."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from buzz.evaluation.data import HubSource, Row
+from buzz.evaluation.metrics import ROUGE_METRICS, rouge_scores
+from buzz.evaluation.tasks.base import Sample, Task
+
+
+def authors_prompt(field: str) -> str:
+    """The prompt of the authors' evaluation around a row's article; the double newline is theirs."""
+    return f"Text: {{{field}}}\n\nSUMMARIZE the previous text to 50 words!"
+
+
+class Summarization(Task):
+    """A task whose rows hold an article and a reference summary, in that order in `fields`."""
+
+    metrics: ClassVar[list[str]] = list(ROUGE_METRICS)
+    headline: ClassVar[str] = "rougeL"
+
+    def reference(self, row: Row) -> Any:
+        return row[list(self.fields)[1]]
+
+    def score(self, prediction: str, sample: Sample) -> dict[str, float]:
+        return rouge_scores(prediction, sample.reference)
+
+
+class Xsum(Summarization):
+    """XSum: BBC articles with one-sentence summaries (Narayan et al., arXiv 1808.08745)."""
+
+    name: ClassVar[str] = "xsum"
+    fields: ClassVar[dict[str, type]] = {"document": str, "summary": str}
+    template: ClassVar[str] = authors_prompt("document")
+    # The data set's main revision is a loading script, which `datasets` no longer runs.
+    hub: ClassVar[HubSource] = HubSource("EdinburghNLP/xsum", revision="refs/convert/parquet")
+
+
+class CnnDailyMail(Summarization):
+    """CNN/DailyMail: news stories with highlights (See et al., arXiv 1704.04368). The authors use version 2.0.0."""
+
+    name: ClassVar[str] = "cnn_dm"
+    fields: ClassVar[dict[str, type]] = {"article": str, "highlights": str}
+    template: ClassVar[str] = authors_prompt("article")
+    hub: ClassVar[HubSource] = HubSource("abisee/cnn_dailymail", name="3.0.0")

@@ -1,0 +1,175 @@
+"""What the patches of all model families share: rows in, rows out, and one attention call against the cache."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from buzz.attention import attend
+from buzz.cache import BeehiveCache, Slots
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one model family is patched.
+
+    Args:
+        name: `config.model_type`.
+        backbone: class of the module that embeds tokens and runs the layers.
+        attention: class of its attention modules; each has `layer_idx`.
+        forward: the attention forward for a BeehiveCache: (module, hidden [B, L, width], cache, context, kwargs)
+            -> output [B, L, width].
+        position_ids: (backbone, cache, given, device) -> int64 [1 or B, L], the positions the backbone embeds.
+        context: backbone -> whatever `forward` needs beside the module.
+    """
+
+    name: str
+    backbone: type[nn.Module]
+    attention: type[nn.Module]
+    forward: Callable[[Any, torch.Tensor, BeehiveCache, Any, dict[str, Any]], torch.Tensor]
+    position_ids: Callable[[Any, BeehiveCache, torch.Tensor | None, torch.device], torch.Tensor]
+    context: Callable[[Any], Any]
+
+
+@dataclass
+class _Patched:
+    """What a patched attention module remembers."""
+
+    family: Family
+    context: Any
+    forward: Callable[..., Any]  # the one that was there
+    own: bool  # whether that one sat on the module itself
+
+
+def _attention_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for the attention module's forward; without a BeehiveCache it is the forward that was there."""
+    patched: _Patched = self._buzz
+    cache = kwargs.get("past_key_values")
+    if not isinstance(cache, BeehiveCache):
+        return patched.forward(hidden_states, *args, **kwargs)
+    with torch.no_grad():  # eviction has no gradient
+        return patched.family.forward(self, hidden_states, cache, patched.context, kwargs), None
+
+
+def attend_cached(cache: BeehiveCache, layer: int, q: torch.Tensor, keys: torch.Tensor, slots: Slots, scale: float):
+    """Attend to the slots of a layer and tell the cache what they received; output [B, L, Hq * D].
+
+    q [B, Hq, L, D] and keys [B, Hkv, S, D] are as the model multiplies them, rotated where it rotates.
+    """
+    base = cache.policies[layer].logn_base
+    if base is not None:  # one factor for all queries of a row: its number of keys in this call
+        factors = [
+            math.log(max(1, start + count)) / math.log(base)
+            for start, count in zip(slots.starts, slots.counts, strict=True)
+        ]
+        if len(set(factors)) == 1:
+            scale *= factors[0]
+        else:
+            q = q * torch.tensor(factors, dtype=q.dtype, device=q.device)[:, None, None, None]
+    output, scores = attend(
+        q, keys, slots.values, starts=slots.starts, counts=slots.counts, scale=scale, spec=slots.spec
+    )
+    cache.observe(scores, layer)
+    return output.transpose(1, 2).flatten(2)
+
+
+def _enter(family: Family, backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Before a backbone's forward: tell the cache which rows come, and bring their tokens to the left."""
+    names = inspect.signature(type(backbone).forward).parameters
+    inputs = dict(zip(list(names)[1:], args, strict=False)) | kwargs
+    cache = inputs.get("past_key_values")
+    if not isinstance(cache, BeehiveCache):
+        return None
+    key = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
+    tokens, given = inputs[key], inputs.get("position_ids")
+    call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
+    if call.order is not None:
+        inputs[key] = _pick_columns(tokens, call.order[:, : call.width])
+        if given is not None:
+            given = _pick_columns(given.expand(len(tokens), -1), call.order[:, : call.width])
+    inputs["position_ids"] = family.position_ids(backbone, cache, given, tokens.device)
+    # transformers takes a 4D mask as it is, so none is built; which slots a query sees follows from the cache.
+    inputs["attention_mask"] = tokens.new_empty(1, 1, 1, 0)
+    return (), inputs
+
+
+def _leave(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """After a backbone's forward: put every column back where the caller had it."""
+    cache = kwargs.get("past_key_values")
+    if not isinstance(cache, BeehiveCache) or cache.last_call is None or cache.last_call.order is None:
+        return output
+    call = cache.last_call
+    back = call.order.argsort(dim=1).clamp(max=call.width - 1)  # pads get the column of some token
+    if isinstance(output, tuple):
+        return (_pick_columns(output[0], back), *output[1:])
+    output.last_hidden_state = _pick_columns(output.last_hidden_state, back)
+    if output.get("hidden_states") is not None:
+        output.hidden_states = tuple(_pick_columns(h, back) for h in output.hidden_states)
+    return output
+
+
+def _pick_columns(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """x[b, columns[b]] of x [B, L] or [B, L, width]."""
+    columns = columns.to(x.device)
+    return x.gather(1, columns if x.dim() == 2 else columns[..., None].expand(-1, -1, x.shape[2]))
+
+
+class PatchHandle:
+    """A patch that can be taken back, by `remove()` or by leaving the `with` block it was made for."""
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        self._model = model
+        self._modules: list[Any] = []
+        self._hooks: list[RemovableHandle] = []
+        self._depth = 0
+        for backbone in [m for m in model.modules() if isinstance(m, family.backbone)]:
+            self._hooks += [
+                backbone.register_forward_pre_hook(_Enter(family), with_kwargs=True),
+                backbone.register_forward_hook(_leave, with_kwargs=True),
+            ]
+            context = family.context(backbone)
+            for module in [m for m in backbone.modules() if isinstance(m, family.attention)]:
+                module._buzz = _Patched(family, context, module.forward, "forward" in vars(module))  # type: ignore
+                module.forward = MethodType(_attention_forward, module)
+                self._modules.append(module)
+        model._buzz_handle = self  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        """Put every forward back as it was. Doing it again changes nothing."""
+        for module in self._modules:
+            patched: _Patched = module._buzz
+            if patched.own:
+                module.forward = patched.forward
+            else:
+                del module.forward
+            del module._buzz
+        for hook in self._hooks:
+            hook.remove()
+        if self._modules:
+            del self._model._buzz_handle
+        self._modules, self._hooks = [], []
+
+    def __enter__(self) -> PatchHandle:
+        self._depth += 1
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.remove()
+
+
+@dataclass(frozen=True)
+class _Enter:
+    family: Family
+
+    def __call__(self, backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _enter(self.family, backbone, args, kwargs)

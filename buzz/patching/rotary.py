@@ -1,0 +1,45 @@
+"""Rotary position embeddings: rotation, and tables of angles for positions 0, 1, 2, ..."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# Rope types whose angles depend on how far a call reaches, so that a table of one call is wrong for another.
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+_ROUND = 1024
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate x [B, H, L, D] by angles whose cosine and sine are [..., L, D / 2]; x is left as it is."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    # Products are rounded before they are added, as transformers does it, so that equal angles give equal bits.
+    torch.mul(a, cos, out=out[..., :half]).sub_(b * sin)
+    torch.mul(b, cos, out=out[..., half:]).add_(a * sin)
+    return out
+
+
+class RotaryTable:
+    """Cosines and sines of a model's rotary embedding for positions 0 .. n - 1, kept per device and dtype."""
+
+    def __init__(self, rotary: nn.Module) -> None:
+        self._rotary = rotary
+        rope = getattr(rotary, "rope_type", "default")
+        self._keep = not any(kind in str(rope) for kind in _LENGTH_DEPENDENT)
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def get(self, n: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos, sin [at least n, D / 2] in the dtype and on the device of `like`."""
+        key = (like.device, like.dtype)
+        if key in self._tables and len(self._tables[key][0]) >= n:
+            return self._tables[key]
+        size = -(-n // _ROUND) * _ROUND if self._keep else n
+        with torch.inference_mode(False), torch.no_grad():  # normal tensors: they outlive an inference-mode call
+            positions = torch.arange(size, device=like.device)[None]
+            table = self._rotary(torch.empty(0, dtype=like.dtype, device=like.device), position_ids=positions)
+            cos, sin = (t[0, :, : t.shape[-1] // 2].to(like.device).contiguous() for t in table)
+        if self._keep:
+            self._tables[key] = (cos, sin)
+        return cos, sin

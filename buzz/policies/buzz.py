@@ -1,0 +1,154 @@
+"""BUZZ: a beehive of segments, one heavy hitter each (arXiv 2410.23079)."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from buzz.policies.base import Plan, Policy, ScoreSpec
+
+
+@dataclass(frozen=True)
+class BuzzPolicy(Policy):
+    """Attention sinks, a window, and between them one heavy hitter per segment of tokens (arXiv 2410.23079).
+
+    A cache is sink | sample | fresh | window, oldest first. Once more than `threshold` slots lie between sink and
+    window, the sample is thinned to every c-th slot, c = (stride + 1) // 2, and of every `stride` consecutive fresh
+    slots each head keeps the one that received most attention, the first one on a tie.
+
+    With stride 1 or 2 the sample is never thinned, so an endless stream grows without bound: a warning says so.
+
+    Args:
+        sink: slots at the start that always stay, in tokens.
+        window: most recent slots that always stay, in tokens. At least 1 (the authors' code silently never evicts at 0).
+        stride: tokens per segment.
+        threshold: most slots between sink and window that are left alone, in tokens.
+    """
+
+    sink: int = 4
+    window: int = 160
+    stride: int = 5
+    threshold: int = 400
+
+    name: ClassVar[str] = "buzz"
+    least: ClassVar[dict[str, int]] = {"sink": 0, "window": 1, "stride": 1, "threshold": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.bounded:
+            warnings.warn(
+                f"{self.name}: stride {self.stride} never thins the sample, so the cache of a long stream grows by a "
+                "token per call; use stride 3 or more for bounded memory",
+                stacklevel=3,
+            )
+
+    @property
+    def bounded(self) -> bool:
+        return self.thinning > 1
+
+    @property
+    def thinning(self) -> int:
+        """An eviction keeps every c-th slot of the sample; this is c."""
+        return (self.stride + 1) // 2
+
+    @property
+    def score_spec(self) -> ScoreSpec | None:
+        return ScoreSpec(accumulate=True, queries=None)
+
+    def plan(self, length: int, sampled: int = 0) -> Plan | None:
+        other = length - self.sink - self.window
+        if other <= 0 or other <= self.threshold:
+            return None
+        # Ceiling divisions: a last, shorter run keeps one slot too.
+        sample = -(-sampled // self.thinning) - (-(other - sampled) // self.stride)
+        return Plan(self.sink + sample + self.window, sample)
+
+    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
+        first = self.sink + sampled  # the first fresh slot
+        fresh = self._pick(scores, first, length - self.window)  # [B, H, segments]
+        slots = [
+            torch.arange(self.sink, device=fresh.device),
+            torch.arange(self.sink, first, self.thinning, device=fresh.device),
+            torch.arange(length - self.window, length, device=fresh.device),
+        ]
+        sink, sample, window = (s.expand(*fresh.shape[:2], -1) for s in slots)
+        return torch.cat([sink, sample, fresh, window], dim=-1)
+
+    def _pick(self, scores: torch.Tensor | None, start: int, stop: int) -> torch.Tensor:
+        """The slot kept of each segment of the fresh slots start .. stop - 1: int64 [B, H, segments]."""
+        if scores is None:
+            raise ValueError(f"{self.name}: select needs scores, float32 [B, H, length]")
+        fresh = scores[..., start:stop]
+        # The last segment may be shorter: fill it with places that never win.
+        padded = F.pad(fresh, (0, -(stop - start) % self.stride), value=float("-inf"))
+        winner = padded.unflatten(-1, (-1, self.stride)).argmax(dim=-1)  # [B, H, segments], first one on a tie
+        return winner + torch.arange(start, stop, self.stride, device=scores.device)
+
+    def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
+        if not self.bounded:
+            raise ValueError(f"{self.name}: stride {self.stride} has no steady cache length; use stride 3 or more")
+        free = {"window", "threshold"} - fixed
+        if not free:
+            return self
+
+        def scaled(factor: float) -> BuzzPolicy:
+            """Window and threshold stretched together, so that the hive keeps its proportions."""
+            sizes = {name: max(self.least[name], round(getattr(self, name) * factor)) for name in free}
+            return dataclasses.replace(self, **sizes)
+
+        low, high = 0.0, 1.0
+        while _mean(scaled(high)) < tokens:
+            low, high = high, 2 * high
+            if high > 1e7:
+                raise ValueError(f"{self.name}: {' and '.join(sorted(free))} cannot reach a budget of {tokens:g} tokens")
+        while max(getattr(self, name) for name in free) * (high - low) > 0.5:
+            middle = (low + high) / 2
+            low, high = (middle, high) if _mean(scaled(middle)) < tokens else (low, middle)
+        best = min((scaled(low), scaled(high)), key=lambda p: abs(_mean(p) - tokens))
+        # The mean moves in small jumps with either size, so look around for the closest.
+        name = "threshold" if "threshold" in free else "window"
+        near = range(max(self.least[name], getattr(best, name) - 4), getattr(best, name) + 5)
+        best = min((dataclasses.replace(best, **{name: n}) for n in near), key=lambda p: abs(_mean(p) - tokens))
+        if _mean(best) - tokens > 0.5 * tokens + 1:
+            held = ", ".join(f"{n}={getattr(self, n)}" for n in ("sink", "window", "threshold") if n not in free)
+            raise ValueError(f"{self.name}: a budget of {tokens:g} tokens is too small for {held}")
+        return best
+
+
+def _mean(policy: Policy) -> float:
+    steady = policy.steady()
+    return float("inf") if steady is None else steady.mean
+
+
+@dataclass(frozen=True)
+class BuzzFastPolicy(BuzzPolicy):
+    """BUZZ with the attention of the current call alone as the score of an eviction.
+
+    Ours: query heads are grouped as the model groups them; the authors add up interleaved heads in groups of 8.
+    """
+
+    name: ClassVar[str] = "buzz_fast"
+
+    @property
+    def score_spec(self) -> ScoreSpec | None:
+        return ScoreSpec(accumulate=False, queries=None)
+
+
+@dataclass(frozen=True)
+class BuzzNoMaxPolicy(BuzzPolicy):
+    """BUZZ that keeps the first slot of every segment. Reads no scores, so it needs no attention weights at all."""
+
+    name: ClassVar[str] = "buzz_no_max"
+
+    @property
+    def score_spec(self) -> ScoreSpec | None:
+        return None
+
+    def _pick(self, scores: torch.Tensor | None, start: int, stop: int) -> torch.Tensor:
+        device = None if scores is None else scores.device
+        return torch.arange(start, stop, self.stride, device=device)[None, None]

@@ -1,0 +1,30 @@
+"""The full cache: the reference that every other policy is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from buzz.policies.base import Plan, Policy
+
+
+@dataclass(frozen=True)
+class FullPolicy(Policy):
+    """Never evicts."""
+
+    name: ClassVar[str] = "full"
+
+    @property
+    def bounded(self) -> bool:
+        return False
+
+    def plan(self, length: int, sampled: int = 0) -> Plan | None:
+        return None
+
+    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
+        raise ValueError("full: nothing is ever evicted, so there is nothing to select")
+
+    def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
+        return self  # no parameter to fit: the full cache has no steady length

@@ -1,0 +1,61 @@
+"""H2O: the heaviest hitters of the whole history."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from buzz.policies.base import Plan, Policy, ScoreSpec
+
+
+@dataclass(frozen=True)
+class H2OPolicy(Policy):
+    """Heavy hitters by accumulated attention, and a recent window (H2O: Zhang et al., arXiv 2306.14048).
+
+    On equal scores the older slot stays. No sink is protected.
+
+    Args:
+        heavy: heavy hitters kept among the slots before the window, in tokens.
+        window: most recent slots that always stay, in tokens.
+    """
+
+    heavy: int = 400
+    window: int = 160
+
+    name: ClassVar[str] = "h2o"
+    least: ClassVar[dict[str, int]] = {"heavy": 1, "window": 1}
+
+    @property
+    def score_spec(self) -> ScoreSpec | None:
+        return ScoreSpec(accumulate=True, queries=None)
+
+    def plan(self, length: int, sampled: int = 0) -> Plan | None:
+        kept = self.heavy + self.window
+        return Plan(kept, 0) if length > kept else None
+
+    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
+        if scores is None:
+            raise ValueError("h2o: select needs scores, float32 [B, H, length]")
+        history = scores[..., : length - self.window]  # [B, H, length - window]
+        # A stable sort, since top-k promises no order between equal scores.
+        order = history.argsort(dim=-1, descending=True, stable=True)
+        heavy = order[..., : self.heavy].sort(dim=-1).values  # [B, H, heavy]
+        window = torch.arange(length - self.window, length, device=scores.device)
+        return torch.cat([heavy, window.expand(*heavy.shape[:2], -1)], dim=-1)
+
+    def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
+        total = round(tokens)
+        window = self.window
+        if "heavy" in fixed:
+            window = self.window if "window" in fixed else total - self.heavy
+            heavy = self.heavy
+        else:
+            if "window" not in fixed:  # keep the proportion between the two
+                window = max(1, round(total * self.window / (self.heavy + self.window)))
+            heavy = total - window
+        if heavy < 1 or window < 1:
+            raise ValueError(f"h2o: a budget of {tokens:g} tokens is too small: heavy would be {heavy}, window {window}")
+        return dataclasses.replace(self, heavy=heavy, window=window)

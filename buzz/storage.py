@@ -1,0 +1,182 @@
+"""The slots of one layer: preallocated buffers, written and compacted in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from buzz.schedule import Step
+
+
+UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
+
+
+class BeehiveLayer(CacheLayerMixin):
+    """Keys, values and scores of one layer; rows are left-aligned, memory past a row's end is finite but meaningless.
+
+    keys, values: [B, H, capacity, D] in the model's dtype. scores: float32 [B, H, capacity], zero past a row's end,
+    or None where the policy accumulates none.
+    """
+
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self, seen: Callable[[], int]) -> None:
+        super().__init__()
+        self._seen = seen
+        self.reset()
+
+    def reset(self) -> None:
+        """Give all memory back."""
+        self.keys = self.values = None
+        self.scores: torch.Tensor | None = None
+        self._call_scores: torch.Tensor | None = None
+        self._borrowed = False  # keys and values are the model's own tensors of a first prompt
+        self.is_initialized = False
+
+    @property
+    def capacity(self) -> int:
+        """Allocated slots per row and head."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Allocated bytes."""
+        tensors = (self.keys, self.values, self.scores)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+    def append(self, k: torch.Tensor, v: torch.Tensor, step: Step, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take in a call's keys and values; give back all that its queries may see, [B, H, longest row, D].
+
+        A first prompt is not copied: it is compacted into buffers once its own attention is done (`settle`).
+
+        Args:
+            k, v: [B, H, L, D]; row b's tokens are the first step.counts[b] columns.
+            least: slots to allocate at least.
+        """
+        k, v, end = k.detach(), v.detach(), max(step.ends)
+        if not self.is_initialized and k.shape[2] > 1:
+            self.keys, self.values, self._borrowed = k, v, True
+        else:
+            if end > self.capacity or not self.is_initialized:
+                old, used = (self.keys, self.values, self.scores), max(step.starts)
+                self._allocate(k, max(end, step.capacity, least), step)
+                for new, before in zip((self.keys, self.values, self.scores), old, strict=True):
+                    if before is not None:
+                        new[:, :, :used] = before[:, :, :used]
+            self._write(k, v, step)
+        self.is_initialized = True
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def observe(self, scores: torch.Tensor | None, step: Step) -> None:
+        """Take in what the slots received in the call, float32 [B, H, longest row]; None if nobody asked."""
+        if scores is None or step.spec is None:
+            return
+        if not step.spec.accumulate:
+            self._call_scores = scores
+        elif self._borrowed:
+            self.scores = scores
+        else:
+            assert self.scores is not None
+            self.scores[:, :, : scores.shape[2]] += scores
+
+    def settle(self, step: Step, least: int) -> None:
+        """Run the evictions of a call: in place, unless a first prompt needs its buffers or much memory can go."""
+        kept = max(length for length, _ in step.after)
+        wasteful = step.evictions and self.capacity > 2 * max(kept, least)
+        if self._borrowed or (wasteful and self.capacity > 2 * max(step.capacity, least)):
+            old = (self.keys, self.values, self.scores)
+            self._allocate(old[0], max(step.capacity, kept, least), step)
+            self._move(old, step, in_place=False)
+        elif step.evictions:
+            self._move((self.keys, self.values, self.scores), step, in_place=True)
+        self._call_scores = None
+
+    # What CacheLayerMixin asks for; storage goes through append, observe and settle instead.
+
+    def get_seq_length(self) -> int:
+        return self._seen()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._seen() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> NoReturn:
+        raise RuntimeError("buffers are made by append()")
+
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(UNPATCHED)
+
+    def take(self, rows: torch.Tensor) -> None:
+        """Make row i what row rows[i] was; the number of rows may change."""
+        if self.is_initialized:
+            tensors = (self.keys, self.values, self.scores)
+            rows = rows.to(self.keys.device)
+            self.keys, self.values, self.scores = (None if t is None else t.index_select(0, rows) for t in tensors)
+
+    def _allocate(self, like: torch.Tensor, capacity: int, step: Step) -> None:
+        """New, empty buffers of `capacity` slots."""
+        B, H, _, D = like.shape
+        spec = step.policy.score_spec
+        # Normal tensors even under inference mode, so that a later call outside of it may write to them. Zeros,
+        # since what lies past a row's end takes part in matrix products, with weight 0.
+        with torch.inference_mode(False):
+            self.keys, self.values = (like.new_zeros(B, H, capacity, D) for _ in range(2))
+            self.scores = like.new_zeros(B, H, capacity, dtype=torch.float32) if spec and spec.accumulate else None
+        self._borrowed = False
+
+    def _write(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> None:
+        """Put each row's tokens behind its slots."""
+        if step.uniform:
+            place = slice(step.starts[0], step.ends[0])
+            n = step.counts[0]
+            self.keys[:, :, place], self.values[:, :, place] = k[:, :, :n], v[:, :, :n]
+        elif k.shape[2] == 1 and min(step.counts) == 1:
+            rows, place = torch.arange(k.shape[0], device=k.device), step.positions(1, k.device)[:, 0]
+            self.keys[rows, :, place], self.values[rows, :, place] = k[:, :, 0], v[:, :, 0]
+        else:
+            for row, (start, end) in enumerate(zip(step.starts, step.ends, strict=True)):
+                self.keys[row, :, start:end] = k[row, :, : end - start]
+                self.values[row, :, start:end] = v[row, :, : end - start]
+
+    def _move(self, old: Sequence[torch.Tensor | None], step: Step, in_place: bool) -> None:
+        """Bring the slots that stay from old tensors to the front of the buffers."""
+        new = (self.keys, self.values, self.scores)
+        scores = old[2] if self._call_scores is None else self._call_scores
+        stays = set(range(len(step.ends)))
+        for eviction in step.evictions:
+            rows, length, kept = eviction.rows, eviction.length, eviction.plan.kept
+            stays -= stays if rows is None else set(rows)
+            if kept == length and in_place:
+                continue
+            seen = None if scores is None else _rows(scores, rows)[:, :, :length]
+            slots = step.policy.select(seen, length, eviction.sampled).to(self.keys.device)
+            for target, source in zip(new, old, strict=True):
+                if target is None:
+                    continue
+                packed = _gather(_rows(source, rows)[:, :, :length], slots)
+                target[slice(None) if rows is None else rows, :, :kept] = packed
+                if target is self.scores and in_place:  # a slot's score starts at zero
+                    target[slice(None) if rows is None else rows, :, kept:length] = 0
+        if in_place:
+            return
+        for row in stays:
+            for target, source in zip(new, old, strict=True):
+                if target is not None:
+                    target[row, :, : step.ends[row]] = source[row, :, : step.ends[row]]
+
+
+def _rows(tensor: torch.Tensor, rows: list[int] | None) -> torch.Tensor:
+    return tensor if rows is None else tensor[rows]
+
+
+def _gather(tensor: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The slots [B, H, kept] (or [1, 1, kept]: the same everywhere) of [B, H, L] or [B, H, L, D]."""
+    if slots.shape[:2] == (1, 1):
+        return tensor.index_select(2, slots[0, 0])
+    return tensor.gather(2, slots if tensor.dim() == 3 else slots[..., None].expand(-1, -1, -1, tensor.shape[3]))

@@ -1,0 +1,14 @@
+#!/usr/bin/env python3
+"""Run an evaluation: python scripts/run_eval.py --config configs/xsum.yaml [key.sub=value ...]"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("buzz") is None:  # a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from buzz.evaluation.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

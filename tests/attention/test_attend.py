@@ -1,0 +1,127 @@
+"""attend() against a loop over rows, heads and queries in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from buzz.attention import attend, eager
+from buzz.policies import ScoreSpec
+
+
+def naive(q, k, v, starts, counts, scale, queries):
+    """Output and scores, one query at a time."""
+    q, k, v = q.double(), k.double(), v.double()
+    B, Hq, Lq, D = q.shape
+    Hkv, C = k.shape[1:3]
+    output, scores = torch.zeros(B, Hq, Lq, D).double(), torch.zeros(B, Hkv, C).double()
+    for b in range(B):
+        for h in range(Hq):
+            for i in range(counts[b]):
+                end = starts[b] + i + 1
+                kv = h // (Hq // Hkv)
+                probs = torch.softmax(k[b, kv, :end] @ q[b, h, i] * scale, dim=0)
+                output[b, h, i] = probs @ v[b, kv, :end]
+                if queries is None or i >= counts[b] - queries:
+                    scores[b, kv, :end] += probs
+    return output, scores
+
+
+def draw_call(seed, rows, kv_heads, groups, ragged, fresh, width):
+    """Random q, k, v, starts and counts; what lies past a row's end is large but finite."""
+    g = torch.Generator().manual_seed(seed)
+    starts = torch.zeros(rows, dtype=torch.int64) if fresh else torch.randint(0, 9, (rows,), generator=g)
+    counts = torch.full((rows,), width)
+    if ragged:
+        counts = torch.randint(1, width + 1, (rows,), generator=g)
+    else:
+        starts[:] = starts[0]
+    slots = int((starts + counts).max())
+    q, k, v = (torch.randn(rows, h, n, 8, generator=g) for h, n in
+               ((kv_heads * groups, width), (kv_heads, slots), (kv_heads, slots)))  # fmt: skip
+    for row in range(rows):
+        k[row, :, starts[row] + counts[row] :] = 1e4
+        v[row, :, starts[row] + counts[row] :] = -1e4
+    return q, k, v, starts.tolist(), counts.tolist()
+
+
+def check(output, expected, counts, tolerance=1e-5):
+    for row, count in enumerate(counts):
+        torch.testing.assert_close(
+            output[row, :, :count].double(), expected[row, :, :count], atol=tolerance, rtol=tolerance
+        )
+
+
+calls = given(
+    st.integers(0, 2**16), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.booleans(), st.booleans(),
+    st.integers(1, 9),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@calls
+def test_output_and_scores(seed, rows, kv_heads, groups, ragged, fresh, width):
+    q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)
+    for queries in (None, 1, 3):
+        spec = ScoreSpec(accumulate=True, queries=queries)
+        output, scores = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
+        expected, expected_scores = naive(q, k, v, starts, counts, 0.3, queries)
+        check(output, expected, counts)
+        assert scores.dtype == torch.float32
+        torch.testing.assert_close(scores.double(), expected_scores, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=300, deadline=None)
+@calls
+def test_output_without_scores(seed, rows, kv_heads, groups, ragged, fresh, width):
+    q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)
+    output, scores = attend(q, k, v, starts=torch.tensor(starts), counts=counts, scale=0.3, spec=None)
+    assert scores is None
+    check(output, naive(q, k, v, starts, counts, 0.3, None)[0], counts)
+
+
+@pytest.mark.parametrize("spec", [None, ScoreSpec(True, None), ScoreSpec(False, 40)])
+def test_chunks_change_nothing(spec, monkeypatch):
+    q, k, v, starts, counts = draw_call(3, 2, 2, 3, True, False, 90)
+    whole = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
+    monkeypatch.setattr("buzz.attention.eager._CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("buzz.attention.sdpa._CHUNK_ELEMENTS", 1)
+    parts = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
+    check(parts[0], whole[0].double(), counts)
+    if spec is not None:
+        torch.testing.assert_close(parts[1], whole[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_half_precision_are_summed_in_float32(dtype):
+    # 3000 queries spread their attention evenly, so early slots receive several units of tiny probabilities; a
+    # half-precision sum would stop growing.
+    n = 3000
+    q = k = torch.zeros(1, 1, n, 8, dtype=dtype)
+    _, scores = attend(q, k, k, starts=[0], scale=1.0, spec=ScoreSpec(True, None))
+    assert scores.dtype == torch.float32
+    harmonic = sum(1 / i for i in range(1, n + 1))
+    assert scores[0, 0, 0].item() == pytest.approx(harmonic, rel=1e-4)
+    assert scores.sum().item() == pytest.approx(n, rel=1e-4)
+
+
+def test_output_keeps_the_dtype():
+    q, k = torch.randn(1, 2, 4, 8).bfloat16(), torch.randn(1, 1, 4, 8).bfloat16()
+    for spec in (None, ScoreSpec(True, None)):
+        assert attend(q, k, k, starts=[0], scale=1.0, spec=spec)[0].dtype == torch.bfloat16
+
+
+def test_shapes_that_do_not_fit_are_named():
+    q, k = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 5, 8)
+    with pytest.raises(ValueError, match="do not fit together"):
+        attend(q, k[:1], k[:1], starts=[0, 0], scale=1.0, spec=None)
+    with pytest.raises(ValueError, match="one number per row"):
+        attend(q, k, k, starts=[0], scale=1.0, spec=None)
+    with pytest.raises(ValueError, match="ends past the 5 slots"):
+        attend(q, k, k, starts=[0, 3], scale=1.0, spec=None)
+
+
+def test_memory_of_a_chunk_is_bounded():
+    assert eager._CHUNK_ELEMENTS * 4 == 32 << 20

@@ -1,0 +1,323 @@
+"""The config: defaults, merging, round trip, and one line for every mistake."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buzz.evaluation.config import MethodConfig, RunConfig, load_config, to_dict, to_yaml
+from buzz.evaluation.errors import ConfigError
+from buzz.policies import POLICIES
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+BASE = "{name: test, model: {id: some/model}, task: {name: xsum}, methods: [full]}"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base.yaml"
+    path.write_text(BASE)
+    return path
+
+
+def error(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def methods(path: Path, text: str) -> list[MethodConfig]:
+    return load_config(path, [f"methods={text}"]).methods
+
+
+def reread(config: RunConfig, path: Path) -> RunConfig:
+    path.write_text(to_yaml(config), "utf-8")
+    return load_config(path)
+
+
+# --- what a good config gives
+
+
+def test_defaults(base: Path) -> None:
+    assert to_dict(load_config(base)) == {
+        "name": "test",
+        "model": {"id": "some/model", "gguf": None, "dtype": "auto", "device": "auto", "chat_template": False},
+        "task": {"name": "xsum", "data": None, "split": "validation", "limit": 200, "prompt": None},
+        "methods": [
+            {"name": "full", "policy": "full", "positions": None, "logn_base": None, "budget": None, "match": None}
+        ],
+        "generation": {"max_new_tokens": 100},
+        "batch_size": 8,
+        "seed": 0,
+        "output": "runs/test",
+        "wandb": {"mode": "disabled", "project": "buzz"},
+    }
+
+
+def test_overrides_beat_the_file_and_later_ones_earlier_ones(base: Path) -> None:
+    config = load_config(
+        base,
+        [
+            "task.limit=9",
+            "task.limit=null",
+            "methods=[streaming, {policy: buzz, window: 64}]",
+            "task.prompt={document}: TL;DR",  # neither a scalar nor a list: plain text
+            "generation.max_new_tokens=5",
+            "output=/tmp/x=y",
+            "model.chat_template=true",
+        ],
+    )
+    assert config.task.limit is None
+    assert [method.name for method in config.methods] == ["streaming", "buzz-window64"]
+    assert config.task.prompt == "{document}: TL;DR"
+    assert config.generation.max_new_tokens == 5
+    assert config.output == "/tmp/x=y"
+    assert config.model.chat_template is True
+
+
+def test_method_parameters(base: Path) -> None:
+    (method,) = methods(base, "[{policy: buzz, window: 64, stride: 7, logn_base: 512, positions: original}]")
+    assert method.name == "buzz-logn_base512-positions-original-stride7-window64"
+    assert method.params == {"sink": 4, "window": 64, "stride": 7, "threshold": 400}
+    policy = method.make_policy()
+    assert (policy.window, policy.stride, policy.logn_base) == (64, 7, 512)
+    assert type(policy) is POLICIES["buzz"]
+
+
+def test_budget_and_match(base: Path) -> None:
+    a, b, c, d = methods(
+        base,
+        "[{policy: buzz, stride: 7}, {policy: h2o, match: buzz}, {policy: streaming, budget: 9},"
+        " {policy: local, budget: 1.0, sink: 2, name: x}]",
+    )
+    assert (a.name, a.match, a.budget) == ("buzz-stride7", None, None)
+    assert (b.name, b.match, b.params) == ("h2o-match-buzz", "buzz-stride7", {})  # the policy's name resolved
+    assert c.budget == 9
+    assert isinstance(c.budget, int)
+    assert d.budget == 1.0
+    assert isinstance(d.budget, float)
+    assert d.params == {"sink": 2}  # only what is fixed: the rest is for from_budget to fit
+
+
+def test_every_policy_can_be_named(base: Path) -> None:
+    assert [method.policy for method in methods(base, f"[{', '.join(POLICIES)}]")] == list(POLICIES)
+
+
+def test_checking_a_config_does_not_use_up_the_policys_warning(base: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (method,) = methods(base, "[{policy: buzz, stride: 2}]")
+    with pytest.warns(UserWarning, match="stride 2"):
+        method.make_policy()
+
+
+def test_a_config_pickles_and_so_does_its_error(base: Path) -> None:
+    config = load_config(base)
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert str(pickle.loads(pickle.dumps(ConfigError("a", "b\nc", "d")))) == "a: b c, d"
+    assert str(ConfigError("a", "b")) == "a: b"
+
+
+# --- round trip
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert [method.policy for method in config.methods] == ["full", "streaming", "h2o", "buzz"]
+    assert config.name == path.stem
+    assert config.output == f"runs/{path.stem}"
+    assert reread(config, tmp_path / "again.yaml") == config
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+VISIBLE = TEXT.map(lambda text: f"x{text}y")
+METHOD = st.one_of(
+    st.sampled_from(list(POLICIES)).map(lambda policy: {"policy": policy}),
+    st.fixed_dictionaries(
+        {"policy": st.just("buzz")},
+        optional={
+            "window": st.integers(1, 99),
+            "threshold": st.integers(0, 99),
+            "stride": st.integers(3, 9),
+            "logn_base": st.floats(1.01, 1e6) | st.integers(2, 1000),
+            "positions": st.sampled_from(["cache", "original", None]),
+        },
+    ),
+    st.fixed_dictionaries(
+        {"policy": st.just("streaming")}, optional={"budget": st.floats(1e-6, 1.0) | st.integers(5, 9999)}
+    ),
+    st.just({"policy": "h2o", "match": "first"}),
+)
+
+
+@given(
+    entries=st.lists(METHOD, max_size=5),
+    prompt=st.none() | TEXT.map(lambda text: text.replace("{", "{{").replace("}", "}}") + "{document}"),
+    output=VISIBLE,
+    data=st.none() | VISIBLE,
+    limit=st.none() | st.integers(1, 10**6),
+)
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory,
+    entries: list[dict[str, Any]],
+    prompt: str | None,
+    output: str,
+    data: str | None,
+    limit: int | None,
+) -> None:
+    raw = yaml.safe_load(BASE)
+    raw["methods"] = [{"policy": "buzz", "name": "first"}]
+    raw["methods"] += [entry | {"name": f"m{index}"} for index, entry in enumerate(entries)]
+    raw["task"] |= {"prompt": prompt, "limit": limit, "data": data}
+    raw["output"] = output
+    path = tmp_path_factory.getbasetemp() / "round.yaml"
+    path.write_text(yaml.safe_dump(raw, allow_unicode=True), "utf-8")
+    config = load_config(path)
+    assert (config.task.prompt, config.task.data, config.output) == (prompt, data, output)
+    again = reread(config, path)
+    assert again == config
+    assert to_yaml(again) == to_yaml(config)
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("override", "start", "said"),
+    [
+        # keys
+        ("model.dtpye=auto", "model.dtpye: unknown key (did you mean 'dtype'?)", "id, gguf, dtype, device"),
+        ("bacth_size=1", "bacth_size: unknown key (did you mean 'batch_size'?)", "allowed: name, model, task"),
+        ("limit=8", "limit: unknown key (did you mean 'task.limit'?)", "allowed"),
+        ("zzz=1", "zzz: unknown key, ", "allowed"),
+        ("methods=[{policy: buzz, windw: 3}]", "methods[0] (buzz).windw: unknown key (did you mean 'window'?)", "sink"),
+        ("methods=[full, {policy: h2o, stride: 3}]", "methods[1] (h2o).stride: unknown key", "heavy, window"),
+        ("methods=[{policy: buzz, params: {}}]", "methods[0] (buzz).params: unknown key", ""),
+        # types
+        ("batch_size=eight", "batch_size: is 'eight' (text)", "an integer"),
+        ("batch_size=true", "batch_size: is True (a boolean)", "an integer"),
+        ("batch_size=2.0", "batch_size: is 2.0 (a float)", "an integer"),
+        ("batch_size=null", "batch_size: is null", "an integer"),
+        ("model.chat_template=1", "model.chat_template: is 1 (an integer)", "true or false"),
+        ("model.id=7", "model.id: is 7 (an integer)", "a hub id"),
+        ("model.id=[a]", "model.id: is ['a'] (a list)", ""),
+        ("model=7", "model: is 7 (an integer)", "a mapping with the keys id, gguf"),
+        ("wandb=null", "wandb: is null", "mode, project"),
+        ("name=2024-01-01", "name: is datetime.date", "a name of letters"),
+        ("output=3", "output: is 3", "text is wanted"),
+        ("task.prompt=3", "task.prompt: is 3", "text or null is wanted"),
+        ("methods=full", "methods: is 'full' (text)", "a list"),
+        ("methods=[]", "methods: is [] (a list)", "at least one"),
+        ("methods=[3]", "methods[0]: is 3", "a mapping"),
+        ("methods=[{policy: buzz, window: '64'}]", "methods[0] (buzz).window: is '64' (text)", "an integer"),
+        ("methods=[{policy: buzz, window: true}]", "methods[0] (buzz).window: is True", "an integer"),
+        ("methods=[{policy: buzz, window: null}]", "methods[0] (buzz).window: is null", "an integer"),
+        ("methods=[{policy: buzz, logn_base: x}]", "methods[0] (buzz).logn_base: is 'x'", "a number above 1"),
+        ("methods=[{policy: h2o, budget: true}]", "methods[0] (h2o).budget: is True", "a share"),
+        ("methods=[{policy: h2o, match: 3}]", "methods[0] (h2o).match: is 3", "text"),
+        # values
+        ("batch_size=0", "batch_size: is 0", "an integer of at least 1"),
+        ("task.limit=0", "task.limit: is 0", "at least 1"),
+        ("seed=-1", "seed: is -1", "at least 0"),
+        ("generation.max_new_tokens=0", "generation.max_new_tokens: is 0", "at least 1"),
+        ("model.dtype=float64", "model.dtype: is 'float64'", "one of auto, float32, float16, bfloat16"),
+        ("model.device=gpu", "model.device: is 'gpu'", "cuda"),
+        ("wandb.mode=off", "wandb.mode: is False", "one of disabled, offline, online"),
+        ("task.data=''", "task.data: is ''", "a file"),
+        ("name=a/b", "name: is 'a/b'", "a name of letters"),
+        ("name=..", "name: is '..'", "a name of letters"),
+        ("methods=[{policy: full, name: a b}]", "methods[0] (full).name: is 'a b'", "a name of letters"),
+        ("methods=[full, {policy: buzz, window: 0}]", "methods[1] (buzz).window: is 0, must be at least 1", ""),
+        ("methods=[{policy: buzz, sink: -1}]", "methods[0] (buzz).sink: is -1, must be at least 0", ""),
+        ("methods=[{policy: h2o, heavy: 0}]", "methods[0] (h2o).heavy: is 0", "at least 1"),
+        ("methods=[{policy: buzz, logn_base: 1}]", "methods[0] (buzz).logn_base: is 1", "above 1"),
+        ("methods=[{policy: buzz, logn_base: .inf}]", "methods[0] (buzz).logn_base: is inf", "above 1"),
+        ("methods=[{policy: buzz, logn_base: .nan}]", "methods[0] (buzz).logn_base: is nan", "above 1"),
+        ("methods=[{policy: buzz, positions: middle}]", "methods[0] (buzz).positions: is 'middle'", "cache, original"),
+        ("methods=[buzz, buz]", "methods[1].policy: unknown policy 'buz' (did you mean 'buzz'?)", "streaming, h2o"),
+        ("methods=[{name: x}]", "methods[0].policy: is missing", "full, local, streaming"),
+        ("methods=[{policy: [buzz]}]", "methods[0].policy: unknown policy", "full"),
+        ("methods=[buzz, full, buzz]", "methods[2].name: 'buzz' is the name of methods[0]", ""),
+        ("methods=[buzz, {policy: full, name: BUZZ}]", "methods[1].name: 'BUZZ' is the name of methods[0]", ""),
+        ("task.name=xsun", "task.name: unknown task 'xsun' (did you mean 'xsum'?)", "xsum, cnn_dm"),
+        ("task.prompt='{article}'", "task.prompt: unknown placeholder {article}", "{document}"),
+        ("model.id=null", "model: neither id nor gguf", "GGUF"),
+        # budget and match
+        ("methods=[{policy: h2o, budget: 0}]", "methods[0] (h2o).budget: is 0", "a share of the prompt"),
+        ("methods=[{policy: h2o, budget: 0.0}]", "methods[0] (h2o).budget: is 0.0", "a share of the prompt"),
+        ("methods=[{policy: h2o, budget: 1.5}]", "methods[0] (h2o).budget: is 1.5", "a share of the prompt"),
+        ("methods=[{policy: h2o, budget: 1}]", "methods[0] (h2o).", "too small"),
+        ("methods=[{policy: full, budget: 0.5}]", "methods[0] (full).budget: ", "never settles"),
+        ("methods=[h2o, {policy: buzz, stride: 1, match: h2o}]", "methods[1] (buzz).match: ", "never settles"),
+        ("methods=[buzz, {policy: h2o, match: buzz, budget: 0.5}]", "methods[1] (h2o).match: ", "beside budget"),
+        ("methods=[buzz, {policy: h2o, match: streaming}]", "methods[1] (h2o).match: 'streaming' names no", "buzz"),
+        ("methods=[{policy: h2o, match: h2o}]", "methods[0] (h2o).match: 'h2o' names no other", ""),
+        (
+            "methods=[buzz, {policy: h2o, match: buzz}, {policy: local, match: h2o-match-buzz}]",
+            "methods[2] (local).match: 'h2o-match-buzz' names no",
+            "one of buzz is",
+        ),
+        (
+            "methods=[{policy: buzz, stride: 3}, {policy: buzz, stride: 4}, {policy: h2o, match: buzz}]",
+            "methods[2] (h2o).match: 'buzz' names more than one",
+            "buzz-stride3, buzz-stride4",
+        ),
+        # overrides themselves
+        ("seed", "seed: is no override", "key=value"),
+        ("=3", "=3: is no override", "key=value"),
+        ("task..limit=3", "task..limit=3: is no override", "key.sub=value"),
+        ("methods.0.window=3", "methods.0.window: methods is ['full'] (a list)", "methods=[...]"),
+        ("seed.x=3", "seed.x: ", "seed"),
+    ],
+)
+def test_mistakes(base: Path, override: str, start: str, said: str) -> None:
+    base.write_text(BASE.replace("name: test,", "name: test, seed: 1,"))
+    line = error(base, override)
+    assert line.startswith(start), line
+    assert said in line, line
+
+
+@pytest.mark.parametrize("key", ["name", "model", "task", "methods"])
+def test_missing_keys(base: Path, key: str) -> None:
+    raw = yaml.safe_load(BASE)
+    del raw[key]
+    base.write_text(yaml.safe_dump(raw))
+    assert error(base).startswith(f"{key}: is missing, ")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"name: x\nmodel: {id: a\n", " line "),
+        (b"name: x\nmodel: a: b\n", " line 2: is not valid YAML"),
+        (b"name: x\nseed: 1\nseed: 2\n", " line 3: is not valid YAML (key 'seed' is given twice)"),
+        (b"name: !!python/object:os.system x\n", " line 1: is not valid YAML"),
+        (b"name: 2024-13-45\n", "is not valid YAML"),
+        (b"name: \x00\n", "is not valid YAML"),
+        (b"name: \xff\n", "is not UTF-8"),
+        (b"[" * 20_000, "is not valid YAML"),
+        (b"- name\n", "is ['name'] (a list), a mapping with the keys name, model"),
+        (b"", "is null, a mapping with the keys"),
+        (b"{1: 2}", "unknown key"),
+    ],
+)
+def test_broken_files(base: Path, content: bytes, said: str) -> None:
+    base.write_bytes(content)
+    line = error(base)
+    assert said in line
+    assert "unknown" in line or line.startswith(str(base))
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    assert error(tmp_path / "gone.yaml").startswith(f"{tmp_path / 'gone.yaml'}: cannot be read (No such file")
+    assert error(tmp_path).startswith(f"{tmp_path}: cannot be read")

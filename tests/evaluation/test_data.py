@@ -1,0 +1,248 @@
+"""Reading files, packages and the hub: what comes out, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import sys
+import types
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buzz.evaluation import data
+from buzz.evaluation.data import HubSource, fingerprint, read_hub_rows, read_rows, read_text, resolve_path
+from buzz.evaluation.errors import ConfigError
+
+FIELDS = {"document": str, "summary": str}
+GOOD = {"document": "Bees dance.", "summary": "Dance."}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def fails(call: Callable[[], Any], *said: str, where: str = "task.data") -> str:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    line = str(caught.value)
+    assert line.startswith(f"{where}: ")
+    assert "\n" not in line
+    for part in said:
+        assert part in line
+    return line
+
+
+def rows_fail(path: Path, *said: str, fields: Mapping[str, type] = FIELDS) -> str:
+    return fails(lambda: list(read_rows(path, fields)), *said)
+
+
+# --- rows
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+def test_rows_plain_and_gzip(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    text = json.dumps({"id": "a", **GOOD}) + "\n\n" + json.dumps({"id": 7, **GOOD}) + "\n" + json.dumps(GOOD)
+    raw = b"\xef\xbb\xbf" + text.encode()
+    path.write_bytes(gzip.compress(raw) if ending.endswith("gz") else raw)
+    rows = list(read_rows(path, FIELDS))
+    assert [row["id"] for row in rows] == ["a", "7", "row-4"]  # a blank line is skipped, but counts as a line
+    assert rows[2] == {"id": "row-4", **GOOD}
+    assert len(list(read_rows(path, FIELDS, limit=2))) == 2
+
+
+def test_rows_after_the_limit_are_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", GOOD, GOOD, "broken")
+    assert len(list(read_rows(path, FIELDS, limit=2))) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"document": "d"}, ["has no field 'summary'", "document"]),
+        ({}, ["has no field 'document'"]),
+        ({**GOOD, "summary": ""}, ["'summary' is empty"]),
+        ({**GOOD, "summary": " \n"}, ["'summary' is empty"]),
+        ({**GOOD, "summary": None}, ["'summary' is of type NoneType"]),
+        ({**GOOD, "summary": ["s"]}, ["'summary' is of type list", "non-empty text is wanted"]),
+        ({**GOOD, "summary": "\ud800"}, ["'summary'", "surrogate"]),
+        ({**GOOD, "id": ""}, ["id ''"]),
+        ({**GOOD, "id": True}, ["id True"]),
+        ([1], ["is a list"]),
+        ("null", ["is a NoneType"]),
+        ("{'document': 1}", ["is not JSON"]),
+        (json.dumps(GOOD)[:-9], ["is not JSON", "cut off"]),
+        (json.dumps(GOOD)[:-1], ["is not JSON", "cut off"]),
+        ("[" * 100_000, ["JSON"]),
+        ("1" * 5000, ["JSON"]),
+    ],
+)
+def test_bad_row_is_named(tmp_path: Path, bad: Any, said: list[str]) -> None:
+    path = write(tmp_path / "a.jsonl", GOOD, bad)
+    rows_fail(path, f"{path} row 2: ", *said)
+
+
+def test_other_types_of_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"n": 1, "l": ["x"]}, {"n": True, "l": ["x"]})
+    assert next(read_rows(path, {"n": int, "l": list}))["n"] == 1
+    rows_fail(path, "row 2: field 'n' is of type bool", fields={"n": int, "l": list})
+    rows_fail(write(path, {"l": []}), "row 1: field 'l' is empty", fields={"l": list})
+
+
+def test_duplicate_ids_name_both_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"id": "x", **GOOD}, GOOD, {"id": "x", **GOOD})
+    rows_fail(path, "row 3: id 'x'", "row 1")
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_empty_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    rows_fail(path, f"{path} is empty")
+
+
+def test_bad_utf8_names_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b'\n{"document": "\xff"}\n')
+    rows_fail(path, f"{path} row 2: byte 15 is not UTF-8 (0xff)")
+
+
+@given(st.data())
+def test_a_cut_gzip_file_gives_its_whole_rows_and_then_an_error(
+    tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject
+) -> None:
+    lines = [json.dumps({"document": hashlib.sha256(bytes([i])).hexdigest() * 3, "summary": "s"}) for i in range(50)]
+    whole = gzip.compress("\n".join(lines).encode())
+    path = tmp_path_factory.getbasetemp() / "cut.jsonl.gz"
+    path.write_bytes(whole[: draw.draw(st.integers(1, len(whole) - 1))])
+    read: list[Any] = []
+    with pytest.raises(ConfigError) as caught:
+        read.extend(read_rows(path, FIELDS))  # extend keeps what came before the error
+    assert f"{path} row {len(read) + 1}: the gzip data is cut off" in str(caught.value)
+
+
+def test_a_flipped_bit_and_a_file_that_is_not_gzip(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    raw = bytearray(gzip.compress((json.dumps(GOOD) + "\n").encode() * 3))
+    raw[-6] ^= 1  # in the checksum
+    path.write_bytes(raw)
+    rows_fail(path, "the gzip data is")
+    path.write_text(json.dumps(GOOD))
+    rows_fail(path, "row 1: the gzip data is")
+
+
+def test_other_endings_and_unreadable(tmp_path: Path) -> None:
+    rows_fail(write(tmp_path / "a.csv", GOOD), ".jsonl or .jsonl.gz is wanted")
+    rows_fail(write(tmp_path / "a.txt", GOOD), ".jsonl or .jsonl.gz is wanted")
+    rows_fail(tmp_path / "gone.jsonl", "gone.jsonl cannot be read")
+
+
+def test_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress("One\nzwei – drei\n".encode()))
+    assert read_text(path) == "One\nzwei – drei\n"
+    path.write_bytes(gzip.compress(b" \n"))
+    fails(lambda: read_text(path), "is empty")
+    path.write_bytes(gzip.compress(b"ok\n\xc3"))
+    fails(lambda: read_text(path), "row 2: byte 1 is not UTF-8")
+    fails(lambda: read_text(write(tmp_path / "a.jsonl", GOOD)), ".txt or .txt.gz is wanted")
+
+
+# --- paths
+
+
+def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.jsonl", GOOD)
+    assert resolve_path(str(path), "k") == path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_path("~/a.jsonl", "k") == path
+    monkeypatch.chdir(tmp_path)
+    assert resolve_path("a.jsonl", "k").exists()
+    fails(lambda: resolve_path("b.jsonl", "k.x"), "b.jsonl does not exist", str(tmp_path), where="k.x")
+    fails(lambda: resolve_path(tmp_path, "k.x"), "is a folder", where="k.x")
+
+
+def test_files_in_packages_are_found_without_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "heavy_package_of_the_test"
+    (package / "sub").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    write(package / "sub" / "a.jsonl", GOOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert resolve_path(f"package:{package.name}/sub/a.jsonl", "k") == package / "sub" / "a.jsonl"
+    assert package.name not in sys.modules
+    fails(lambda: resolve_path(f"package:{package.name}/b", "k"), "does not exist", where="k")
+    fails(lambda: resolve_path("package:no_such_pkg/a", "k"), "'no_such_pkg' is not installed", where="k")
+    for spec in ("package:", "package:json", "package:json.decoder/a", "package:/a", "package:json/"):
+        fails(partial(resolve_path, spec, "k"), "package:PKG/path/inside", where="k")
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"buzz")
+    assert fingerprint(path) == {"path": str(path), "bytes": 4, "sha256": hashlib.sha256(b"buzz").hexdigest()}
+
+
+# --- the hub
+
+
+SOURCE = HubSource("owner/set", "config", "ref")
+
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, rows: Any, offline: bool = False) -> dict[str, Any]:
+    """`datasets.load_dataset` replaced by one that records its call and gives `rows`."""
+    called: dict[str, Any] = {}
+
+    def load_dataset(path: str, name: str | None, **options: Any) -> Any:
+        called.update(path=path, name=name, **options)
+        return rows
+
+    config = types.SimpleNamespace(HF_HUB_OFFLINE=offline)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, config=config))
+    monkeypatch.setattr(data, "_probe", lambda source: called.update(probed=True))
+    return called
+
+
+def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = fake_hub(monkeypatch, [{"id": str(i), **GOOD} for i in range(5)])
+    rows = list(read_hub_rows(SOURCE, "validation", FIELDS, limit=3))
+    assert [row["id"] for row in rows] == ["0", "1", "2"]
+    assert called == dict(
+        path="owner/set", name="config", split="validation", revision="ref", streaming=True, probed=True
+    )
+
+
+def test_hub_offline_reads_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = fake_hub(monkeypatch, [GOOD], offline=True)
+    assert list(read_hub_rows(SOURCE, "test", FIELDS)) == [{"id": "row-1", **GOOD}]
+    assert called["streaming"] is False
+    assert "probed" not in called
+
+
+def test_hub_bad_row_and_failing_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hub(monkeypatch, [GOOD, {"document": "d"}])
+    fails(lambda: list(read_hub_rows(SOURCE, "test", FIELDS)), "owner/set (test) row 2: has no field 'summary'")
+
+    def broken() -> Any:
+        yield GOOD
+        raise ConnectionError("gone\nsecond line")
+
+    fake_hub(monkeypatch, broken())
+    fails(lambda: list(read_hub_rows(SOURCE, "test", FIELDS)), "ConnectionError: gone", "task.data takes a local")
+
+
+def test_hub_out_of_reach_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hub(monkeypatch, [GOOD])
+
+    def unreachable(source: HubSource) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(data, "_probe", unreachable)
+    fails(lambda: list(read_hub_rows(SOURCE, "test", FIELDS)), "owner/set (test)", "task.data takes a local .jsonl")

@@ -1,0 +1,152 @@
+"""The run folder: resuming, refusing, locking."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from buzz.evaluation.config import load_config
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.store import RunFolder, write_atomically
+
+PRINTS = {"model": "m", "data": {"sha256": "d"}}
+
+
+@pytest.fixture
+def config(write_config):
+    return load_config(write_config())
+
+
+def lines(config) -> Path:
+    return Path(config.output) / "samples" / "full.jsonl"
+
+
+def test_samples_come_back_in_order(config):
+    with RunFolder(config, PRINTS) as folder:
+        assert folder.samples("full") == {}
+        folder.append("full", [{"id": "b", "output": "zwei\nZeilen é "}, {"id": "a"}])
+        folder.append("full", [{"id": "c"}])
+        assert list(folder.samples("full")) == ["b", "a", "c"]
+        assert folder.samples("full")["b"]["output"] == "zwei\nZeilen é "
+    assert len(lines(config).read_bytes().splitlines()) == 3
+
+
+@pytest.mark.parametrize("rest", [b'{"id": "c", "out', b'{"id": "c"}', b"\0" * 40 + b"\n", b"\xff\n"])
+def test_a_cut_last_line_is_removed(config, rest):
+    with RunFolder(config, PRINTS) as folder:
+        folder.append("full", [{"id": "a"}, {"id": "b"}])
+        with open(lines(config), "ab") as file:
+            file.write(rest)
+        assert list(folder.samples("full")) == ["a", "b"]
+        folder.append("full", [{"id": "c"}])
+        assert list(folder.samples("full")) == ["a", "b", "c"]
+
+
+def test_a_broken_line_in_the_middle_is_refused(config):
+    with RunFolder(config, PRINTS) as folder:
+        lines(config).write_text('{"id": "a"}\n{"id"\n{"id": "c"}\n')
+        with pytest.raises(ConfigError, match=r"row 2 is not a sample"):
+            folder.samples("full")
+
+
+def test_another_config_is_refused_with_both_values(config, write_config):
+    RunFolder(config, PRINTS).close()
+    before = (Path(config.output) / "config.yaml").read_text()
+    other = load_config(write_config(), ["batch_size=2", "task.limit=3"])
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(other, PRINTS)
+    text = str(caught.value)
+    assert text.startswith("output: ")
+    assert "batch_size is 4 there and 2 now" in text
+    assert "task.limit is 200 there and 3 now" in text
+    assert "choose another output or delete the folder" in text
+    assert (Path(config.output) / "config.yaml").read_text() == before
+
+
+def test_another_method_list_is_refused(config, write_config):
+    RunFolder(config, PRINTS).close()
+    with pytest.raises(ConfigError, match=r"methods\[0\].*'full' there and 'local' now"):
+        RunFolder(load_config(write_config(), ["methods=[local]"]), PRINTS)
+
+
+def test_name_tracking_and_spelling_of_the_folder_may_differ(config, write_config):
+    RunFolder(config, PRINTS).close()
+    output = Path(config.output)
+    free = ["name=else", "wandb.project=else", f"output={output.parent}/./{output.name}"]
+    RunFolder(load_config(write_config(), free), PRINTS).close()
+
+
+@pytest.mark.parametrize(("which", "value"), [("model", "other"), ("data", {"sha256": "e"})])
+def test_changed_weights_or_rows_are_refused(config, which, value):
+    with RunFolder(config, PRINTS) as folder:
+        folder.write_environment({"layers": 2})
+    RunFolder(config, PRINTS).close()
+    with pytest.raises(ConfigError, match=f"another {which}"):
+        RunFolder(config, {**PRINTS, which: value})
+
+
+def test_environment_keeps_its_start_and_notes_resumption(config):
+    with RunFolder(config, PRINTS) as folder:
+        folder.write_environment({"layers": 2})
+        first = json.loads((folder.path / "environment.json").read_text())
+        folder.write_environment({"layers": 2})
+        second = json.loads((folder.path / "environment.json").read_text())
+    assert second["started"] == first["started"]
+    assert second["model"] == {"layers": 2}
+    assert [set(entry) for entry in second["resumed"]] == [{"started"}]
+    assert {"python", "torch", "transformers", "buzz"} <= set(first["versions"])
+
+
+def test_only_one_holder(config):
+    with (
+        RunFolder(config, PRINTS),
+        pytest.raises(ConfigError, match=rf"another process \(pid {os.getpid()}\)"),
+    ):
+        RunFolder(config, PRINTS)
+    RunFolder(config, PRINTS).close()
+
+
+def test_the_lock_of_a_killed_process_is_free(config, tmp_path):
+    RunFolder(config, PRINTS).close()
+    code = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "f.truncate(0); f.write('4711'); f.flush(); print('locked', flush=True); time.sleep(60)"
+    )
+    path = Path(config.output) / ".lock"
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match="pid 4711"):
+            RunFolder(config, PRINTS)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    RunFolder(config, PRINTS).close()
+
+
+def test_what_is_not_a_run_is_left_alone(config, write_config, tmp_path):
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "chapter1.tex").write_text("x")
+    with pytest.raises(ConfigError, match="holds other files"):
+        RunFolder(load_config(write_config(), [f"output={foreign}"]), PRINTS)
+    assert [path.name for path in foreign.iterdir()] == ["chapter1.tex"]
+    with pytest.raises(ConfigError, match="is a file"):
+        RunFolder(load_config(write_config(), [f"output={foreign / 'chapter1.tex'}"]), PRINTS)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        RunFolder(load_config(write_config(), [f"output={foreign / 'chapter1.tex' / 'out'}"]), PRINTS)
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_atomically(path, "old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,107 @@
+"""With a budget above the length, every policy equals the unpatched model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import buzz
+from tests.conftest import MODELS, left_pad, tokens
+
+STEPS = 50
+POSITIONS = ["cache", "original"]
+
+
+@torch.no_grad()
+def unpatched_run(model, ids):
+    """Logits of the prompt [B, L, V] and of 50 greedy steps [B, V] each, and the tokens that were fed."""
+    cache = DynamicCache(config=model.config)
+    prompt = model(ids, past_key_values=cache).logits
+    steps, fed, last = [], [], prompt[:, -1]
+    for _ in range(STEPS):
+        fed.append(last.argmax(-1, keepdim=True))
+        last = model(fed[-1], past_key_values=cache).logits[:, -1]
+        steps.append(last)
+    return prompt, steps, fed
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("name", list(buzz.POLICIES))
+@pytest.mark.parametrize("kind", list(MODELS))
+@torch.no_grad()
+def test_logits_equal_the_unpatched_model(kind, name, positions):
+    model = MODELS[kind]()
+    rows = [tokens(1, n, seed=n)[0] for n in (37, 11, 24)]
+    alone = [unpatched_run(model, row[None]) for row in rows]
+    policy = buzz.make_policy(name)
+    with buzz.patch_model(model):
+        for row, (prompt, steps, fed) in zip(rows, alone, strict=True):
+            cache = buzz.BeehiveCache(policy, model.config, positions=positions)
+            torch.testing.assert_close(model(row[None], past_key_values=cache).logits, prompt, atol=1e-5, rtol=0)
+            for token, expected in zip(fed, steps, strict=True):
+                logits = model(token, past_key_values=cache).logits[:, -1]
+                torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+        # The same rows as one left-padded batch: each equals its own batch-1 run.
+        ids, mask = left_pad(rows)
+        cache = buzz.BeehiveCache(policy, model.config, positions=positions)
+        logits = model(ids, attention_mask=mask, past_key_values=cache).logits
+        assert cache.lengths == [37, 11, 24]
+        for i, (row, (prompt, _, _)) in enumerate(zip(rows, alone, strict=True)):
+            torch.testing.assert_close(logits[i, -len(row) :], prompt[0], atol=1e-5, rtol=0)
+        for step in range(STEPS):
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            token = torch.cat([fed[step] for _, _, fed in alone])
+            logits = model(token, attention_mask=mask, past_key_values=cache).logits[:, -1]
+            expected = torch.cat([steps[step] for _, steps, _ in alone])
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("name", list(buzz.POLICIES))
+def test_greedy_generate_gives_the_same_ids(model, name, positions):
+    rows = [tokens(1, n, seed=n)[0] for n in (30, 9)]
+    ids, mask = left_pad(rows)
+    expected = model.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False)
+    with buzz.patch_model(model):
+        cache = buzz.BeehiveCache(buzz.make_policy(name), model.config, positions=positions)
+        got = model.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False, past_key_values=cache)
+    assert got.tolist() == expected.tolist()
+
+
+@torch.no_grad()
+def test_bfloat16_stays_close(model):
+    model = model.bfloat16()
+    ids = tokens(2, 30)
+    expected = model(ids).logits
+    with buzz.patch_model(model):
+        for name in ("full", "buzz"):
+            cache = buzz.BeehiveCache(buzz.make_policy(name), model.config)
+            logits = model(ids, past_key_values=cache).logits
+            assert cache.layers[0].keys.dtype == torch.bfloat16
+            torch.testing.assert_close(logits, expected, atol=0.03 * expected.abs().max().item(), rtol=0)
+
+
+@torch.no_grad()
+def test_pads_anywhere_in_a_row_are_ignored(model):
+    """Right padding, and pads at the start of a second turn: only tokens enter the cache."""
+    first, second = tokens(2, 20, seed=1), tokens(2, 12, seed=2)
+    with buzz.patch_model(model):
+        policy = buzz.make_policy("buzz", window=8, threshold=12)
+        alone = []
+        for row, (m, n) in enumerate(((20, 12), (13, 7))):
+            cache = buzz.BeehiveCache(policy, model.config)
+            a = model(first[row : row + 1, :m], past_key_values=cache).logits[0]
+            b = model(second[row : row + 1, -n:], past_key_values=cache).logits[0]
+            alone.append((a, b, cache.lengths[0]))
+        cache = buzz.BeehiveCache(policy, model.config)
+        mask = torch.ones(2, 20).long()
+        mask[1, 13:] = 0
+        a = model(first, attention_mask=mask, past_key_values=cache).logits
+        later = torch.ones(2, 12).long()
+        later[1, :5] = 0
+        b = model(second, attention_mask=torch.cat([mask, later], dim=1), past_key_values=cache).logits
+    assert cache.lengths == [length for _, _, length in alone]
+    torch.testing.assert_close(a[1, :13], alone[1][0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(b[0], alone[0][1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(b[1, 5:], alone[1][1], atol=1e-5, rtol=0)

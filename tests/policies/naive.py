@@ -1,0 +1,66 @@
+"""The rules of every policy, written as plainly as possible: one head, Python lists, no tensors, no shortcuts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class NaiveHead:
+    """One head of one row: what it holds, what it received, and the rule it evicts by."""
+
+    name: str
+    params: dict
+    slots: list[int] = field(default_factory=list)  # any labels
+    scores: list[float] = field(default_factory=list)
+    sampled: int = 0
+
+    def call(self, labels: list[int], received: list[float]) -> None:
+        """Append labels, add what each slot received in the call, evict once if the policy says so."""
+        self.slots += labels
+        self.scores += [0.0] * len(labels)
+        if self.name == "buzz_fast":
+            self.scores = list(received)
+        else:
+            self.scores = [old + new for old, new in zip(self.scores, received, strict=True)]
+        keep, self.sampled = self.kept()
+        self.slots = [self.slots[i] for i in keep]
+        self.scores = [self.scores[i] for i in keep]
+
+    def kept(self) -> tuple[list[int], int]:
+        """Indices that stay, and the new number of sampled slots."""
+        n, p = len(self.slots), self.params
+        everything = list(range(n))
+        if self.name == "full":
+            return everything, 0
+        if self.name == "h2o":
+            if n <= p["heavy"] + p["window"]:
+                return everything, 0
+            before = everything[: n - p["window"]]
+            ranked = sorted(before, key=lambda i: (-self.scores[i], i))
+            return sorted(ranked[: p["heavy"]]) + everything[n - p["window"] :], 0
+        sink, window = p["sink"], p["window"]
+        if self.name in ("streaming", "local"):
+            if n <= sink + window:
+                return everything, 0
+            if self.name == "local":
+                return everything[n - sink - window :], 0
+            return everything[:sink] + everything[n - window :], 0
+        other = n - sink - window
+        if not (n > sink + window and other > p["threshold"]):
+            return everything, self.sampled
+        c = (p["stride"] + 1) // 2
+        new_sample = []
+        for place in range(self.sampled):
+            if place % c == 0:
+                new_sample.append(sink + place)
+        fresh = everything[sink + self.sampled : n - window]
+        for start in range(0, len(fresh), p["stride"]):
+            segment = fresh[start : start + p["stride"]]
+            best = segment[0]
+            if self.name != "buzz_no_max":
+                for i in segment[1:]:
+                    if self.scores[i] > self.scores[best]:
+                        best = i
+            new_sample.append(best)
+        return everything[:sink] + new_sample + everything[n - window :], len(new_sample)

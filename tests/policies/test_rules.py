@@ -1,0 +1,120 @@
+"""plan and select against the naive reference, over thousands of drawn states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from buzz.policies import POLICIES, make_policy
+from tests.policies.naive import NaiveHead
+from tests.policies.strategies import NAMES, settings_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
+
+
+def test_every_policy_is_covered():
+    assert set(NAMES) == set(POLICIES)
+
+
+@settings(max_examples=3000, deadline=None)
+@given(settings_of(), st.data())
+def test_plan_and_select_equal_the_reference(setting, data):
+    name, params = setting
+    policy = make_policy(name, **params)
+    length = data.draw(st.integers(1, 60), label="length")
+    room = max(0, length - params.get("sink", 0) - params.get("window", 0))
+    sampled = data.draw(st.integers(0, room), label="sampled") if name.startswith("buzz") else 0
+    rows, heads = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
+    seed = data.draw(st.integers(0, 2**16))
+    # Few distinct values, so that ties are common.
+    scores = torch.randint(0, 4, (rows, heads, length), generator=torch.Generator().manual_seed(seed)).float()
+
+    plan = policy.plan(length, sampled)
+    for row in range(rows):
+        for head in range(heads):
+            naive = NaiveHead(name, params, list(range(length)), scores[row, head].tolist(), sampled)
+            kept, new_sampled = naive.kept()
+            if plan is None:
+                assert kept == list(range(length))
+                assert new_sampled == sampled
+                continue
+            slots = policy.select(scores, length, sampled)
+            assert slots.dtype == torch.int64
+            assert slots.shape in [(rows, heads, plan.kept), (1, 1, plan.kept)]
+            assert slots.expand(rows, heads, -1)[row, head].tolist() == kept
+            assert (plan.kept, plan.sampled) == (len(kept), new_sampled)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "full"])
+def test_policies_without_scores_select_without_them(name):
+    policy = make_policy(name)
+    length = 4000
+    if policy.score_spec is None:
+        assert policy.select(None, length).shape == (1, 1, policy.plan(length).kept)
+    else:
+        with pytest.raises(ValueError, match="needs scores"):
+            policy.select(None, length)
+
+
+@settings(max_examples=300, deadline=None)
+@given(settings_of(), st.integers(1, 80), st.integers(0, 60))
+def test_trace_is_what_the_reference_holds(setting, prompt, steps):
+    name, params = setting
+    head = NaiveHead(name, params)
+    lengths = []
+    for count in [prompt] + [1] * steps:
+        head.call(list(range(count)), [1.0] * (len(head.slots) + count))
+        lengths.append(len(head.slots))
+    assert make_policy(name, **params).trace(prompt, steps) == lengths
+
+
+@settings(max_examples=200, deadline=None)
+@given(settings_of([n for n in NAMES if n != "full"]), st.integers(0, 80))
+def test_peak_bounds_every_later_call(setting, prompt):
+    name, params = setting
+    policy = make_policy(name, **params)
+    length, sampled = policy.advance(prompt)
+    peak = policy.peak(length, sampled)
+    during = [n + 1 for n in policy.trace(prompt, 400)[:-1]]
+    if policy.bounded:
+        assert max(during) == peak
+    else:
+        assert peak is None
+
+
+def test_defaults_swing_as_the_paper_says():
+    policy = make_policy("buzz")
+    stream = policy.trace(0, 20_000)[5000:]
+    assert (min(stream), max(stream)) in [(257, 564), (258, 564)]
+    assert abs(sum(stream) / len(stream) - 411) < 1
+    assert policy.steady().peak == 564
+    assert policy.steady().mean == pytest.approx(sum(stream) / len(stream), abs=1)
+
+
+def test_a_long_prompt_is_thinned_one_eviction_a_call():
+    # other 3836 -> 768 kept of the fresh slots; then every third of the sample and the slot that left the window.
+    assert make_policy("buzz").trace(4000, 3) == [932, 421, 422, 423]
+
+
+def test_equality_does_not_evict():
+    policy = make_policy("buzz", sink=2, window=3, stride=3, threshold=4)
+    assert policy.plan(2 + 3 + 4) is None
+    assert policy.plan(2 + 3 + 5) == (2 + 2 + 3, 2)
+
+
+def test_first_slot_of_the_sample_is_never_dropped():
+    policy = make_policy("buzz", sink=1, window=2, stride=5, threshold=3)
+    length, sampled = policy.advance(30)
+    scores = torch.rand(1, 1, 30)
+    first = policy.select(scores, 30)[0, 0, 1].item()
+    slots = list(range(30))
+    held = [slots[i] for i in policy.select(scores, 30)[0, 0].tolist()]
+    for t in range(30, 90):
+        held.append(t)
+        if policy.plan(len(held), sampled):
+            keep = policy.select(torch.rand(1, 1, len(held)), len(held), sampled)[0, 0].tolist()
+            length, sampled = policy.advance(len(held), sampled)
+            held = [held[i] for i in keep]
+        assert held[1] == first

@@ -1,0 +1,243 @@
+"""BeehiveCache on its own: what it holds after any mix of calls, its memory, and the interface of a transformers cache."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, OPTConfig
+
+import buzz
+from buzz.policies import make_policy
+from tests.policies.naive import NaiveHead
+from tests.policies.strategies import settings_of
+
+HEADS, DIM, LAYERS = 2, 4, 3
+CONFIG = LlamaConfig(num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=HEADS, hidden_size=8)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
+
+
+def labelled(cache, counts, first_labels, layer):
+    """Keys [B, H, L, D] whose entries name their token, rows left-aligned and padded with -1."""
+    width = max(1, *counts)
+    keys = torch.full((len(counts), HEADS, width, DIM), -1.0)
+    for row, (count, label) in enumerate(zip(counts, first_labels, strict=True)):
+        keys[row, :, :count] = torch.arange(label, label + count)[:, None] + 1000.0 * layer
+    return keys
+
+
+def call(cache, counts, columns, heads, labels, generator):
+    """One call in all layers, driven by hand, with integer scores; the naive heads get the same."""
+    mask = torch.tensor([[0] * (columns - count) + [1] * count for count in counts])
+    opened = cache.begin(len(counts), columns, mask)
+    assert opened.counts == counts
+    for layer in range(LAYERS):
+        keys = labelled(cache, counts, labels, layer)
+        slots = cache.append(keys, keys + 0.5, layer)
+        ends = [start + count for start, count in zip(slots.starts, counts, strict=True)]
+        scores = torch.randint(0, 3, (len(counts), HEADS, slots.keys.shape[2]), generator=generator).float()
+        scores *= (torch.arange(scores.shape[2]) < torch.tensor(ends)[:, None])[:, None]
+        for row, count in enumerate(counts):
+            if count:
+                for head in range(HEADS):
+                    new = list(range(labels[row], labels[row] + count))
+                    heads[layer][row][head].call(new, scores[row, head, : ends[row]].tolist())
+            else:
+                scores[row] = 0
+        cache.observe(scores if slots.spec is not None else None, layer)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    settings_of(),
+    st.integers(1, 3),
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2**16)), min_size=1, max_size=4),
+    st.integers(0, 40),
+    st.integers(0, 2**16),
+)
+def test_rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed):
+    """Ragged prompts and chunks, then decoding: every row of every layer and head holds what the reference holds."""
+    name, params = setting
+    cache = buzz.BeehiveCache(make_policy(name, **params), CONFIG)
+    heads = [[[NaiveHead(name, params) for _ in range(HEADS)] for _ in range(rows)] for _ in range(LAYERS)]
+    generator = torch.Generator().manual_seed(seed)
+    labels = [0] * rows
+    calls = []
+    for columns, draw in chunks:
+        counts = torch.randint(0, columns + 1, (rows,), generator=torch.Generator().manual_seed(draw)).tolist()
+        calls.append((columns, counts))
+    calls += [(1, [1] * rows)] * steps
+    for columns, counts in calls:
+        call(cache, counts, columns, heads, labels, generator)
+        labels = [label + count for label, count in zip(labels, counts, strict=True)]
+        for layer in range(LAYERS):
+            store = cache.layers[layer]
+            for row in range(rows):
+                length = len(heads[layer][row][0].slots)
+                assert cache.layer_lengths(layer)[row] == length
+                for head in range(HEADS):
+                    expected = torch.tensor(heads[layer][row][head].slots) + 1000.0 * layer
+                    assert torch.equal(store.keys[row, head, :length, 0], expected)
+                    assert torch.equal(store.values[row, head, :length, DIM - 1], expected + 0.5)
+                if store.scores is not None:
+                    tail = store.scores[row, :, length:]
+                    assert tail.numel() == 0 or tail.abs().max() == 0
+    assert cache.get_seq_length() == sum(columns for columns, _ in calls)
+
+
+@pytest.mark.parametrize("name", list(buzz.POLICIES))
+def test_lengths_are_those_of_the_trace(name):
+    policy = make_policy(name)
+    cache = buzz.BeehiveCache(policy, CONFIG)
+    feed(cache, 1000)
+    for _ in range(400):
+        feed(cache, 1)
+    expected = policy.trace(1000, 400)
+    assert [lengths[0] for lengths in cache.history] == expected
+    stats = cache.stats()
+    assert stats["mean_tokens"] == [pytest.approx(sum(expected[1:]) / 400)]
+    assert stats["peak_tokens"] == [max(expected[1:])]
+    assert stats["calls"] == 401
+    assert (stats["evictions"][0] > 0) == (name != "full")
+    assert stats["nbytes"] == cache.nbytes
+
+
+def feed(cache, columns, rows=1, mask=None):
+    """A call with random keys and scores."""
+    for layer in range(LAYERS):
+        if layer == 0:
+            cache.begin(rows, columns, mask)
+        slots = cache.append(torch.randn(rows, HEADS, columns, DIM), torch.randn(rows, HEADS, columns, DIM), layer)
+        shape = (rows, HEADS, slots.keys.shape[2])
+        cache.observe(None if slots.spec is None else torch.rand(shape), layer)
+
+
+def test_memory_is_freed_and_stays_flat():
+    full, cache = (buzz.BeehiveCache(make_policy(name), CONFIG) for name in ("full", "buzz"))
+    feed(full, 4000)
+    feed(cache, 4000)
+    bytes_per_token = LAYERS * HEADS * DIM * 2 * 4
+    assert full.nbytes >= 4000 * bytes_per_token
+    small = buzz.BeehiveCache(make_policy("buzz_no_max"), CONFIG)  # no score buffer: bytes are keys and values alone
+    feed(small, 4000)
+    assert small.nbytes < 4000 * bytes_per_token / 3
+    before = {id(cache): cache.nbytes, id(small): small.nbytes}
+    for c in (cache, small):
+        seen = set()
+        for _ in range(1500):
+            feed(c, 1)
+            seen.add(c.nbytes)
+        assert seen == {before[id(c)]}
+
+
+def test_a_very_long_prompt_gives_its_memory_back_after_the_first_steps():
+    cache = buzz.BeehiveCache(make_policy("buzz"), CONFIG)
+    feed(cache, 40_000)
+    after_prompt = cache.nbytes
+    for _ in range(4):
+        feed(cache, 1)
+    assert cache.layers[0].capacity <= 2 * 565
+    assert cache.nbytes < after_prompt / 7
+
+
+def test_buffers_are_written_in_place():
+    cache = buzz.BeehiveCache(make_policy("buzz", window=10, threshold=20), CONFIG)
+    feed(cache, 60)
+    addresses = [(layer.keys.data_ptr(), layer.scores.data_ptr()) for layer in cache.layers]
+    for _ in range(100):
+        feed(cache, 1)
+    assert [(layer.keys.data_ptr(), layer.scores.data_ptr()) for layer in cache.layers] == addresses
+
+
+def test_capacity_is_a_least():
+    cache = buzz.BeehiveCache(make_policy("streaming", window=4), CONFIG, capacity=100)
+    feed(cache, 50)
+    assert cache.layers[0].capacity == 100
+    with pytest.raises(ValueError, match="capacity must be at least 1"):
+        buzz.BeehiveCache(make_policy("streaming"), CONFIG, capacity=0)
+
+
+def test_layers_may_have_different_policies():
+    policies = [make_policy("streaming", window=w) for w in (4, 8, 8)]
+    cache = buzz.BeehiveCache(policies, CONFIG)
+    feed(cache, 50, rows=2)
+    feed(cache, 1, rows=2)
+    assert [cache.layer_lengths(i) for i in range(3)] == [[8, 8], [12, 12], [12, 12]]
+    assert cache.lengths == [8, 8]
+    assert cache.stats()["mean_tokens"] == [pytest.approx(32 / 3)] * 2
+    assert [layer.capacity for layer in cache.layers] == [9, 13, 13]
+    with pytest.raises(ValueError, match="3 layers, got 2 policies"):
+        buzz.BeehiveCache(policies[:2], CONFIG)
+    with pytest.raises(TypeError, match="make_policy"):
+        buzz.BeehiveCache("buzz", CONFIG)
+
+
+def test_positions_default_to_what_the_model_can_do():
+    policy = make_policy("buzz")
+    assert buzz.BeehiveCache(policy, CONFIG).positions == "cache"
+    assert buzz.BeehiveCache(policy, OPTConfig(num_hidden_layers=1)).positions == "original"
+    assert buzz.BeehiveCache(policy, CONFIG, positions="original").positions == "original"
+    with pytest.raises(ValueError, match="positions must be one of cache, original"):
+        buzz.BeehiveCache(policy, CONFIG, positions="slot")
+
+
+def test_rows_can_be_reordered_repeated_and_selected():
+    cache = buzz.BeehiveCache(make_policy("h2o", heavy=6, window=3), CONFIG)
+    feed(cache, 20, rows=3, mask=torch.tensor([[0] * (20 - n) + [1] * n for n in (5, 20, 8)]))
+    assert cache.lengths == [5, 9, 8]
+    before = [layer.keys.clone() for layer in cache.layers]
+    cache.reorder_cache(torch.tensor([2, 0, 0]))
+    assert cache.lengths == [8, 5, 5]
+    assert all(torch.equal(a.keys, b[[2, 0, 0]]) for a, b in zip(cache.layers, before, strict=True))
+    cache.batch_repeat_interleave(2)
+    assert cache.lengths == [8, 8, 5, 5, 5, 5]
+    assert cache.layers[1].scores.shape[0] == 6
+    cache.batch_select_indices(torch.tensor([True, False, True, False, False, False]))
+    assert cache.lengths == [8, 5]
+    feed(cache, 1, rows=2)
+    assert cache.lengths == [9, 6]
+
+
+def test_reset_gives_everything_back():
+    cache = buzz.BeehiveCache(make_policy("buzz"), CONFIG)
+    feed(cache, 700, rows=2)
+    cache.reset()
+    assert (cache.nbytes, cache.get_seq_length(), cache.lengths, cache.history) == (0, 0, [], [])
+    feed(cache, 10, rows=3)
+    assert cache.lengths == [10, 10, 10]
+
+
+def test_a_cache_can_be_copied_and_stored():
+    cache = buzz.BeehiveCache(make_policy("buzz", window=8, threshold=9), CONFIG)
+    feed(cache, 50)
+    for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        feed(twin, 1)
+        assert twin.get_seq_length() == 51
+        assert twin.layers[0].get_seq_length() == 51
+    assert cache.get_seq_length() == 50
+
+
+def test_misuse_is_one_clear_line():
+    cache = buzz.BeehiveCache(make_policy("buzz"), CONFIG)
+    with pytest.raises(RuntimeError, match="patch_model"):
+        cache.update(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4), 0)
+    with pytest.raises(NotImplementedError, match="what an eviction dropped is gone"):
+        cache.crop(-1)
+    with pytest.raises(RuntimeError, match="without append"):
+        cache.observe(None, 0)
+    feed(cache, 5, rows=2)
+    with pytest.raises(ValueError, match="holds 2 rows, the call has 3"):
+        cache.begin(3, 1)
+    with pytest.raises(ValueError, match="attention mask"):
+        cache.begin(2, 4, torch.ones(2, 3))
+    cache.begin(2, 1)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        cache.begin(2, 1)
+    assert not cache.is_compileable
+    assert cache.get_max_length() == -1
+    assert cache.get_mask_sizes(3, 0) == (8, 0)
