@@ -168,10 +168,21 @@ class BeehiveCache(Cache):
             self._decode_calls.append(len(self.history))
         self.history.append(self._mean_lengths())
 
-    def query_slots(self, layer: int, device: torch.device) -> torch.Tensor:
-        """Slot of each query of the open call: int64 [1 or B, width] (past a row's end: any slot of the call)."""
+    def query_slots(self, layer: int, device: torch.device) -> slice | torch.Tensor:
+        """Index into a table by slot that gives the rows of the open call's queries.
+
+        A slice where all rows agree, else int64 [B, 1, width]; past a row's end, any slot of the call.
+        """
         assert self._call is not None
-        return self._call.steps[self._owner[layer]].positions(self._call.width, device)
+        step = self._call.steps[self._owner[layer]]
+        if step.uniform:
+            return slice(step.starts[0], step.starts[0] + self._call.width)
+        return step.positions(self._call.width, device)[:, None]
+
+    def slot_ids(self, device: torch.device) -> torch.Tensor:
+        """Slot of each query of the open call in the first layer: int64 [1 or B, width]."""
+        assert self._call is not None
+        return self._call.steps[self._owner[0]].positions(self._call.width, device)
 
     def query_positions(self, device: torch.device) -> torch.Tensor:
         """Position in the text of each query of the open call, pads not counted: int64 [1 or B, width]."""

@@ -10,7 +10,6 @@ from transformers.cache_utils import CacheLayerMixin
 
 from buzz.schedule import Step
 
-
 UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
 
 
@@ -21,6 +20,9 @@ class BeehiveLayer(CacheLayerMixin):
     or None where the policy accumulates none.
     """
 
+    keys: Any  # a tensor once `is_initialized`
+    values: Any
+    scores: Any
     is_compileable = False
     is_croppable = False
 
@@ -31,8 +33,7 @@ class BeehiveLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Give all memory back."""
-        self.keys = self.values = None
-        self.scores: torch.Tensor | None = None
+        self.keys = self.values = self.scores = None
         self._call_scores: torch.Tensor | None = None
         self._borrowed = False  # keys and values are the model's own tensors of a first prompt
         self.is_initialized = False
@@ -45,8 +46,11 @@ class BeehiveLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Allocated bytes."""
-        tensors = (self.keys, self.values, self.scores)
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+        return sum(t.numel() * t.element_size() for t in self._tensors if t is not None)
+
+    @property
+    def _tensors(self) -> tuple[Any, Any, Any]:
+        return self.keys, self.values, self.scores
 
     def append(self, k: torch.Tensor, v: torch.Tensor, step: Step, least: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in a call's keys and values; give back all that its queries may see, [B, H, longest row, D].
@@ -62,9 +66,9 @@ class BeehiveLayer(CacheLayerMixin):
             self.keys, self.values, self._borrowed = k, v, True
         else:
             if end > self.capacity or not self.is_initialized:
-                old, used = (self.keys, self.values, self.scores), max(step.starts)
+                old, used = self._tensors, max(step.starts)
                 self._allocate(k, max(end, step.capacity, least), step)
-                for new, before in zip((self.keys, self.values, self.scores), old, strict=True):
+                for new, before in zip(self._tensors, old, strict=True):
                     if before is not None:
                         new[:, :, :used] = before[:, :, :used]
             self._write(k, v, step)
@@ -80,7 +84,6 @@ class BeehiveLayer(CacheLayerMixin):
         elif self._borrowed:
             self.scores = scores
         else:
-            assert self.scores is not None
             self.scores[:, :, : scores.shape[2]] += scores
 
     def settle(self, step: Step, least: int) -> None:
@@ -88,11 +91,11 @@ class BeehiveLayer(CacheLayerMixin):
         kept = max(length for length, _ in step.after)
         wasteful = step.evictions and self.capacity > 2 * max(kept, least)
         if self._borrowed or (wasteful and self.capacity > 2 * max(step.capacity, least)):
-            old = (self.keys, self.values, self.scores)
+            old = self._tensors
             self._allocate(old[0], max(step.capacity, kept, least), step)
             self._move(old, step, in_place=False)
         elif step.evictions:
-            self._move((self.keys, self.values, self.scores), step, in_place=True)
+            self._move(self._tensors, step, in_place=True)
         self._call_scores = None
 
     # What CacheLayerMixin asks for; storage goes through append, observe and settle instead.
@@ -115,9 +118,9 @@ class BeehiveLayer(CacheLayerMixin):
     def take(self, rows: torch.Tensor) -> None:
         """Make row i what row rows[i] was; the number of rows may change."""
         if self.is_initialized:
-            tensors = (self.keys, self.values, self.scores)
             rows = rows.to(self.keys.device)
-            self.keys, self.values, self.scores = (None if t is None else t.index_select(0, rows) for t in tensors)
+            taken = (None if t is None else t.index_select(0, rows) for t in self._tensors)
+            self.keys, self.values, self.scores = taken
 
     def _allocate(self, like: torch.Tensor, capacity: int, step: Step) -> None:
         """New, empty buffers of `capacity` slots."""
@@ -135,18 +138,20 @@ class BeehiveLayer(CacheLayerMixin):
         if step.uniform:
             place = slice(step.starts[0], step.ends[0])
             n = step.counts[0]
-            self.keys[:, :, place], self.values[:, :, place] = k[:, :, :n], v[:, :, :n]
+            self.keys[:, :, place] = k[:, :, :n]
+            self.values[:, :, place] = v[:, :, :n]
         elif k.shape[2] == 1 and min(step.counts) == 1:
-            rows, place = torch.arange(k.shape[0], device=k.device), step.positions(1, k.device)[:, 0]
-            self.keys[rows, :, place], self.values[rows, :, place] = k[:, :, 0], v[:, :, 0]
+            rows, slots = torch.arange(k.shape[0], device=k.device), step.positions(1, k.device)[:, 0]
+            self.keys[rows, :, slots] = k[:, :, 0]
+            self.values[rows, :, slots] = v[:, :, 0]
         else:
             for row, (start, end) in enumerate(zip(step.starts, step.ends, strict=True)):
                 self.keys[row, :, start:end] = k[row, :, : end - start]
                 self.values[row, :, start:end] = v[row, :, : end - start]
 
-    def _move(self, old: Sequence[torch.Tensor | None], step: Step, in_place: bool) -> None:
-        """Bring the slots that stay from old tensors to the front of the buffers."""
-        new = (self.keys, self.values, self.scores)
+    def _move(self, old: Sequence[Any], step: Step, in_place: bool) -> None:
+        """Bring the slots that stay from the old keys, values and scores to the front of the buffers."""
+        new = self._tensors
         scores = old[2] if self._call_scores is None else self._call_scores
         stays = set(range(len(step.ends)))
         for eviction in step.evictions:

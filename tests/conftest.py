@@ -9,9 +9,12 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 VOCAB = 97
+
+# Tiny tensors gain nothing from threads, and on a busy machine the threads wait for each other.
+torch.set_num_threads(1)
 
 
 def tiny_llama(kv_heads: int = 2, seed: int = 0, **changes) -> LlamaForCausalLM:

@@ -1,4 +1,4 @@
-"""BeehiveCache on its own: what it holds after any mix of calls, its memory, and the interface of a transformers cache."""
+"""BeehiveCache on its own: what it holds after any mix of calls, its memory, and the transformers interface."""
 
 from __future__ import annotations
 

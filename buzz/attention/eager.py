@@ -1,4 +1,4 @@
-"""The plain reference: float32 attention in query chunks, with what each key received. All else is tested against it."""
+"""The plain reference that all else is tested against: float32 attention in query chunks."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def grouped(q: torch.Tensor, kv_heads: int) -> torch.Tensor:
 
 
 def hide_future(logits: torch.Tensor, starts: Sequence[int], first: int) -> torch.Tensor:
-    """Set to -inf, in place, the logits [B, Hkv, G, n, S] of slots that the queries first .. first + n - 1 do not see."""
+    """Set to -inf, in place, what the queries first .. first + n - 1 do not see of logits [B, Hkv, G, n, S]."""
     n, slots = logits.shape[-2:]
     common = min(starts) + first + 1  # slots before this one are seen by every query of the chunk
     if common < slots:
-        logits[..., common:].masked_fill_(~causal(starts, first, n, common, slots, logits.device)[:, None, None], -torch.inf)
+        logits[..., common:].masked_fill_(
+            ~causal(starts, first, n, common, slots, logits.device)[:, None, None], -torch.inf
+        )
     return logits
 
 
-def causal(
-    starts: Sequence[int], first: int, n: int, begin: int, end: int, device: torch.device
-) -> torch.Tensor:
+def causal(starts: Sequence[int], first: int, n: int, begin: int, end: int, device: torch.device) -> torch.Tensor:
     """Which of the slots begin .. end - 1 the queries first .. first + n - 1 see: bool [B or 1, n, end - begin]."""
     uniform = min(starts) == max(starts)
     last = torch.tensor(starts[:1] if uniform else list(starts), device=device)[:, None] + torch.arange(

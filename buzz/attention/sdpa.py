@@ -13,9 +13,7 @@ from buzz.attention.eager import causal
 _CHUNK_ELEMENTS = 1 << 24
 
 
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Sequence[int], scale: float
-) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Sequence[int], scale: float) -> torch.Tensor:
     """Output [B, Hq, Lq, D] of one call; see `buzz.attention.attend` for the arguments."""
     B, Hq, Lq, _ = q.shape
     Hkv, C = k.shape[1:3]

@@ -8,7 +8,8 @@ from typing import Any
 from buzz.evaluation.errors import ConfigError
 from buzz.policies import Policy
 
-_TRIES = 8  # adjustments of a budget; each halves the error at least as a rule
+_TRIES = 16  # adjustments of a budget
+_STEP = 1.25  # factor between budgets until the target lies between two
 _CLOSE = 0.5  # tokens: near enough
 
 
@@ -48,30 +49,27 @@ def policy_for(method: Any, prompt_tokens: int, target: dict[str, Any] | None) -
 
 
 def _match(base: Policy, held: dict[str, Any], prompt_tokens: int, decode_calls: int, target: float) -> Policy:
-    """Of the policies along a walk over budgets, the one whose mean over these very calls is nearest the target.
+    """The policy whose mean over these very calls is nearest the target, by bisection over budgets.
 
-    A budget is a steady mean; a short answer sees a part of the policy's cycle only, and the prompt's own length may
-    be below the budget. So the budget moves by what the last one missed.
+    A budget is a steady mean, while a short answer sees a part of the policy's cycle only. The mean over these calls
+    may also jump from one budget to the next (BUZZ evicts once a call); then the better side of the jump is taken.
     """
-    best, least, budget = None, float("inf"), target
+    best: Policy | None = None
+    least, low, high, budget = float("inf"), 0.0, float("inf"), float(max(1, round(target)))
     problem = ValueError(f"{base.name}: cannot match {target:g} tokens")
-    tried = set()
     for _ in range(_TRIES):
-        tokens = max(1, round(budget))
-        if tokens in tried:
-            break
-        tried.add(tokens)
         try:
-            policy = base.from_budget(tokens, **held)
-        except ValueError as error:  # below what this policy can do: the least that it can is nearest
-            problem, budget = error, 1.25 * tokens + 1
-            continue
-        miss = target - mean_cached(policy, prompt_tokens, max(0, decode_calls))
-        if abs(miss) < least:
-            best, least = policy, abs(miss)
-        if least <= _CLOSE:
+            policy = base.from_budget(budget, **held)
+        except ValueError as error:  # below what this policy can do
+            problem, low = error, budget
+        else:
+            mean = mean_cached(policy, prompt_tokens, max(0, decode_calls))
+            if abs(mean - target) < least:
+                best, least = policy, abs(mean - target)
+            low, high = (budget, high) if mean < target else (low, budget)
+        if least <= _CLOSE or high - low <= _CLOSE:
             break
-        budget = tokens + miss
+        budget = _STEP * low if high == float("inf") else high / _STEP if low == 0 else (low + high) / 2
     if best is None:
         raise problem
     return best

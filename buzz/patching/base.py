@@ -104,9 +104,8 @@ def _enter(family: Family, backbone: Any, args: tuple[Any, ...], kwargs: dict[st
 def _leave(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """After a backbone's forward: put every column back where the caller had it."""
     cache = kwargs.get("past_key_values")
-    if not isinstance(cache, BeehiveCache) or cache.last_call is None or cache.last_call.order is None:
+    if not isinstance(cache, BeehiveCache) or (call := cache.last_call) is None or call.order is None:
         return output
-    call = cache.last_call
     back = call.order.argsort(dim=1).clamp(max=call.width - 1)  # pads get the column of some token
     if isinstance(output, tuple):
         return (_pick_columns(output[0], back), *output[1:])

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
 
 from buzz.cache import BeehiveCache
 from buzz.patching.base import Family, attend_cached
-from buzz.patching.rotary import RotaryTable, rotate
+from buzz.patching.rotary import RotaryTable, rotate, signed
 
 
 def _forward(
@@ -25,11 +25,11 @@ def _forward(
         n = slots.keys.shape[2]
         cos, sin = table.get(n, q)
         at = cache.query_slots(layer, q.device)
-        q = rotate(q, cos[at][:, None], sin[at][:, None])
+        q = rotate(q, cos[at], sin[at])
         keys = rotate(slots.keys, cos[:n], sin[:n])
     else:
-        half = module.head_dim // 2
-        cos, sin = (t[:, None, :, :half] for t in kwargs["position_embeddings"])  # [1 or B, 1, L, D / 2]
+        cos, sin = (t[:, None] for t in kwargs["position_embeddings"])  # [1 or B, 1, L, D]
+        sin = signed(sin)
         q = rotate(q, cos, sin)
         slots = cache.append(rotate(k, cos, sin), v, layer)
         keys = slots.keys
@@ -40,7 +40,7 @@ def _position_ids(
     backbone: LlamaModel, cache: BeehiveCache, given: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor:
     if cache.positions == "cache":
-        return cache.query_slots(0, device)  # nobody reads the angles; small positions keep dynamic ropes quiet
+        return cache.slot_ids(device)  # nobody reads the angles; small positions keep dynamic ropes quiet
     return cache.query_positions(device) if given is None else given
 
 

@@ -25,7 +25,7 @@ def _position_ids(
 ) -> torch.Tensor:
     """`positions: cache` gives the next token the cache length, which keeps an endless stream inside the table."""
     if cache.positions == "cache":
-        positions, last = cache.query_slots(0, device), cache.last_slot
+        positions, last = cache.slot_ids(device), cache.last_slot
     else:
         positions, last = cache.query_positions(device), cache.last_position
         positions = positions if given is None else given

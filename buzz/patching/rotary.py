@@ -11,14 +11,19 @@ _ROUND = 1024
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate x [B, H, L, D] by angles whose cosine and sine are [..., L, D / 2]; x is left as it is."""
+    """Rotate x [B, H, L, D]; cos and sin are [..., L, D] as `RotaryTable` and `signed` give them.
+
+    Products are rounded before they are added, as transformers does it, so that equal angles give equal bits.
+    """
     half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    # Products are rounded before they are added, as transformers does it, so that equal angles give equal bits.
-    torch.mul(a, cos, out=out[..., :half]).sub_(b * sin)
-    torch.mul(b, cos, out=out[..., half:]).add_(a * sin)
-    return out
+    swapped = torch.cat([x[..., half:], x[..., :half]], dim=-1)
+    return swapped.mul_(sin).add_(x * cos)
+
+
+def signed(sin: torch.Tensor) -> torch.Tensor:
+    """The sines [..., D] with the first half negated: the sign that the swapped halves of `rotate` need."""
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
 
 
 class RotaryTable:
@@ -31,7 +36,7 @@ class RotaryTable:
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def get(self, n: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos, sin [at least n, D / 2] in the dtype and on the device of `like`."""
+        """cos and signed sin [at least n, D] in the dtype and on the device of `like`."""
         key = (like.device, like.dtype)
         if key in self._tables and len(self._tables[key][0]) >= n:
             return self._tables[key]
@@ -39,7 +44,8 @@ class RotaryTable:
         with torch.inference_mode(False), torch.no_grad():  # normal tensors: they outlive an inference-mode call
             positions = torch.arange(size, device=like.device)[None]
             table = self._rotary(torch.empty(0, dtype=like.dtype, device=like.device), position_ids=positions)
-            cos, sin = (t[0, :, : t.shape[-1] // 2].to(like.device).contiguous() for t in table)
+            cos, sin = (t[0].to(like.device) for t in table)
+            sin = signed(sin)
         if self._keep:
             self._tables[key] = (cos, sin)
         return cos, sin

@@ -109,7 +109,7 @@ class Policy:
         return (length, sampled) if plan is None else (plan.kept, plan.sampled)
 
     def trace(self, prompt: int, steps: int) -> list[int]:
-        """Cache length after a call with `prompt` tokens and after each of `steps` one-token calls (steps + 1 numbers)."""
+        """Cache length after a call with `prompt` tokens and after each of `steps` one-token calls: 1 + steps numbers."""
         state = self.advance(prompt)
         lengths = [state[0]]
         for _ in range(steps):
@@ -135,7 +135,8 @@ class Policy:
         """Mean and peak length after a call once an endless stream has settled; None: it never does."""
         if not self.bounded:
             return None
-        lengths, start = [], {}
+        lengths: list[int] = []
+        start: dict[tuple[int, int], int] = {}
         for state, _, after in self._stream(0, 0):
             start.setdefault(state, len(lengths))
             lengths.append(after[0])

@@ -25,7 +25,7 @@ class BuzzPolicy(Policy):
 
     Args:
         sink: slots at the start that always stay, in tokens.
-        window: most recent slots that always stay, in tokens. At least 1 (the authors' code silently never evicts at 0).
+        window: most recent slots that always stay, in tokens. At least 1: the authors' code silently never evicts at 0.
         stride: tokens per segment.
         threshold: most slots between sink and window that are left alone, in tokens.
     """
@@ -105,7 +105,9 @@ class BuzzPolicy(Policy):
         while _mean(scaled(high)) < tokens:
             low, high = high, 2 * high
             if high > 1e7:
-                raise ValueError(f"{self.name}: {' and '.join(sorted(free))} cannot reach a budget of {tokens:g} tokens")
+                raise ValueError(
+                    f"{self.name}: {' and '.join(sorted(free))} cannot reach a budget of {tokens:g} tokens"
+                )
         while max(getattr(self, name) for name in free) * (high - low) > 0.5:
             middle = (low + high) / 2
             low, high = (middle, high) if _mean(scaled(middle)) < tokens else (low, middle)

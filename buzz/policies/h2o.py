@@ -57,5 +57,7 @@ class H2OPolicy(Policy):
                 window = max(1, round(total * self.window / (self.heavy + self.window)))
             heavy = total - window
         if heavy < 1 or window < 1:
-            raise ValueError(f"h2o: a budget of {tokens:g} tokens is too small: heavy would be {heavy}, window {window}")
+            raise ValueError(
+                f"h2o: a budget of {tokens:g} tokens is too small: heavy would be {heavy}, window {window}"
+            )
         return dataclasses.replace(self, heavy=heavy, window=window)

@@ -41,7 +41,9 @@ class StreamingPolicy(Policy):
             return self
         window = round(tokens) - self.sink
         if window < 1:
-            raise ValueError(f"{self.name}: a budget of {tokens:g} tokens leaves no window beside {self.sink} sink tokens")
+            raise ValueError(
+                f"{self.name}: a budget of {tokens:g} tokens leaves no window beside {self.sink} sink tokens"
+            )
         return dataclasses.replace(self, window=window)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +60,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-WORDS = [
-    "river",
-    "stone",
-    "council",
-    "market",
-    "tunnel",
-    "drought",
-    "lake",
-    "bed",
-    "summit",
-    "vote",
-    "price",
-    "winter",
-    "bridge",
-    "train",
-    "harbour",
-]
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: a second thread costs more than it brings, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+TEXT = "river stone council market tunnel drought lake bed summit vote price winter bridge train harbour"
+WORDS = TEXT.split()
 
 
 def articles(n: int) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""After evictions: logits and kept slots equal those of a model that stores raw keys and attends in float64, head by head."""
+"""After evictions: logits and lengths equal those of a model that stores raw keys and attends in float64."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ class NaiveAttention:
             for i in range(n):
                 visible = slots[: before + i + 1]
                 at = list(range(len(visible))) if self.positions == "cache" else visible
-                keys = torch.stack([self.rotated(self.raw[h][label][0], p) for label, p in zip(visible, at)])
+                keys = torch.stack(
+                    [self.rotated(self.raw[h][label][0], p) for label, p in zip(visible, at, strict=False)]
+                )
                 values = torch.stack([self.raw[h][label][1] for label in visible])
                 group = self.q_heads // self.kv_heads
                 for g in range(h * group, (h + 1) * group):
@@ -78,6 +80,10 @@ class NaiveAttention:
         return getattr(m, "o_proj", getattr(m, "out_proj", None))(output.flatten(1))[None]
 
 
+def _stand_in(attention):
+    return lambda self, hidden_states, **_: (attention(hidden_states), None)
+
+
 def naive_model(model, name, params, positions):
     """A float64 copy of the model whose attention is naive; returns it with its attentions."""
     twin = copy.deepcopy(model).double()
@@ -85,7 +91,7 @@ def naive_model(model, name, params, positions):
     attentions = []
     for layer in backbone.layers:
         attention = NaiveAttention(layer.self_attn, name, params, positions, getattr(backbone, "rotary_emb", None))
-        layer.self_attn.forward = MethodType(lambda self, hidden_states, *, a=attention, **_: (a(hidden_states), None), layer.self_attn)  # fmt: skip
+        layer.self_attn.forward = MethodType(_stand_in(attention), layer.self_attn)
         attentions.append(attention)
     return twin, attentions
 

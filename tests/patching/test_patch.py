@@ -53,8 +53,8 @@ def test_without_a_beehive_cache_nothing_changes(model):
         cache = DynamicCache(config=model.config)
         first = model(ids, attention_mask=mask, past_key_values=cache, output_hidden_states=True)
         mask2 = torch.nn.functional.pad(mask, (0, 1), value=1)
-        return [first.logits, *first.hidden_states, model(ids[:, :1], attention_mask=mask2, past_key_values=cache).logits,
-                model(ids).logits]  # fmt: skip
+        second = model(ids[:, :1], attention_mask=mask2, past_key_values=cache)
+        return [first.logits, *first.hidden_states, second.logits, model(ids).logits]
 
     expected = outputs()
     with buzz.patch_model(model):
@@ -84,7 +84,10 @@ def test_unsupported_models_are_named_with_what_is_supported():
     assert supported_families() == ["llama", "opt"]
     small = {"vocab_size": 10, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
              "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
-    for model in (GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16)), MistralForCausalLM(MistralConfig(**small))):
+    for model in (
+        GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16)),
+        MistralForCausalLM(MistralConfig(**small)),
+    ):
         with pytest.raises(buzz.UnsupportedModelError, match=f"'{model.config.model_type}'.*supported are llama, opt"):
             buzz.patch_model(model)
 

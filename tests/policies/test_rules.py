@@ -106,7 +106,7 @@ def test_equality_does_not_evict():
 
 def test_first_slot_of_the_sample_is_never_dropped():
     policy = make_policy("buzz", sink=1, window=2, stride=5, threshold=3)
-    length, sampled = policy.advance(30)
+    _, sampled = policy.advance(30)
     scores = torch.rand(1, 1, 30)
     first = policy.select(scores, 30)[0, 0, 1].item()
     slots = list(range(30))
@@ -115,6 +115,6 @@ def test_first_slot_of_the_sample_is_never_dropped():
         held.append(t)
         if policy.plan(len(held), sampled):
             keep = policy.select(torch.rand(1, 1, len(held)), len(held), sampled)[0, 0].tolist()
-            length, sampled = policy.advance(len(held), sampled)
+            _, sampled = policy.advance(len(held), sampled)
             held = [held[i] for i in keep]
         assert held[1] == first
