@@ -64,6 +64,8 @@ def run(config: RunConfig) -> dict[str, Any]:
         ConfigError: the config, its data, its model or its folder cannot be used.
         Interrupted: SIGINT or SIGTERM came; the batch in flight was finished and written.
     """
+    if config.wandb.mode != "disabled":
+        raise ConfigError("wandb.mode", "tracking with Weights & Biases is not built yet", "disabled is wanted")
     task = make_task(config.task)
     samples = task.load()
     source = check_model(config.model)
@@ -248,15 +250,15 @@ class _Progress:
 
         self._name, self._tokens, self._cached, self._samples = name, 0, 0.0, 0
         self._started = time.perf_counter()
-        hidden = not sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=name, unit="sample", disable=hidden, dynamic_ncols=True)
+        self._hidden = not sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, desc=name, unit="sample", dynamic_ncols=True, disable=self._hidden)
 
     def __enter__(self) -> _Progress:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._bar.close()
-        if self._bar.disable and kind is None and self._samples:
+        if self._hidden and kind is None and self._samples:
             print(f"{self._name}: {self._samples} samples, {self._figures()}", file=sys.stderr)
 
     def add(self, records: Sequence[dict[str, Any]]) -> None:

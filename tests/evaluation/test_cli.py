@@ -89,6 +89,10 @@ def test_folder_of_something_else(fails, tmp_path):
     assert fails(f"output={foreign}").startswith("error: output: ")
 
 
+def test_tracking_is_not_ignored_in_silence(fails):
+    assert fails("wandb.mode=online").startswith("error: wandb.mode: ")
+
+
 def test_a_bad_config_leaves_no_folder(fails, tmp_path):
     fails("model.id=nobody/nothing-here")
     assert not (tmp_path / "out").exists()
