@@ -88,7 +88,7 @@ def equal_length(model: PreTrainedModel, ids: torch.Tensor, steps: int) -> list[
     room = ids.shape[1] + steps
     policies = {
         "patched, no scores": buzz.make_policy("streaming", window=room),
-        "patched, scores": buzz.make_policy("h2o", heavy=room),
+        "patched, scores": buzz.make_policy("h2o", heavy=room, window=1),
     }
     timed = [_Timed(FULL, DynamicCache(config=model.config))]
     timed += [_Timed(name, buzz.BeehiveCache(p, model.config, capacity=room)) for name, p in policies.items()]
@@ -138,6 +138,8 @@ def run(model: ModelConfig, prompt: int, steps: int, lengths: Sequence[int], out
     ids = tokenizer("\n\n".join(json.loads(line)["document"] for line in lines), return_tensors="pt").input_ids
     ids = ids.repeat(1, -(-max(prompt, *lengths) // ids.shape[1])).to(loaded.device)  # [1, at least the longest]
     facts = environment()
+    with torch.inference_mode():
+        loaded(ids[:, : max(lengths)], logits_to_keep=1)  # first calls pack weights and start threads
     print(
         f"{info['parameters'] / 1e6:.0f}M parameters, {info['dtype']}, {facts['device_name']}, {facts['threads']} threads, "
         f"torch {facts['versions']['torch']}, transformers {facts['versions']['transformers']}"
