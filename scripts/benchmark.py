@@ -29,11 +29,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=128, help="decode steps (default 128)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 411, 564], metavar="TOKENS",
                         help="cache lengths at which steps are compared (default 256 411 564)")  # fmt: skip
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], metavar="ROWS",
+                        help="rows of the long run, one prompt repeated (default 1 4)")  # fmt: skip
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     a = parser.parse_args()
     gguf = a.gguf or (None if a.id else SMOLLM2)
     try:
-        run(ModelConfig(id=a.id, gguf=gguf, dtype=a.dtype, device=a.device), a.prompt, a.steps, a.lengths, a.output)
+        model = ModelConfig(id=a.id, gguf=gguf, dtype=a.dtype, device=a.device)
+        run(model, a.prompt, a.steps, a.lengths, a.batches, a.output)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -33,7 +32,7 @@ class Row:
     mib: float  # keys, values and scores at the end
     prefill_s: float
     step_ms: float
-    tokens_per_s: float
+    tokens_per_s: float  # all rows together
 
 
 class _Timed:
@@ -57,7 +56,8 @@ class _Timed:
         size = getattr(self.cache, "nbytes", None) or sum(t.numel() * t.element_size() for t in layers)
         total = sum(self.steps)
         step = 1e3 * statistics.median(self.steps)
-        return Row(self.name, statistics.mean(self.lengths), size / 2**20, self.prefill_s, step, len(self.steps) / total)
+        rate = len(self.steps) * layers[0].shape[0] / total
+        return Row(self.name, statistics.mean(self.lengths), size / 2**20, self.prefill_s, step, rate)
 
 
 def _seconds(model: PreTrainedModel, ids: torch.Tensor, cache: Cache) -> float:
@@ -69,17 +69,27 @@ def _seconds(model: PreTrainedModel, ids: torch.Tensor, cache: Cache) -> float:
 
 
 @torch.inference_mode()
-def long_prompt(model: PreTrainedModel, ids: torch.Tensor, steps: int, policies: Sequence[str]) -> list[Row]:
-    """The unpatched model's DynamicCache against policies at their defaults, after the same prompt ids [1, L]."""
-    full = _Timed(FULL, DynamicCache(config=model.config))
-    full.prefill(model, ids)
-    timed = [full]
+def long_prompt(
+    model: PreTrainedModel, ids: torch.Tensor, steps: int, policies: Sequence[str], batches: Sequence[int]
+) -> Iterator[tuple[int, list[Row]]]:
+    """The unpatched model's DynamicCache against policies at their defaults, after the same prompt ids [1, L].
+
+    Yields (batch, rows); a larger batch goes on from the caches of the smaller one, their rows repeated.
+    """
+    timed = [_Timed(FULL, DynamicCache(config=model.config))]
+    timed[0].prefill(model, ids)
     with buzz.patch_model(model):
         for name in policies:
             timed.append(_Timed(name, buzz.BeehiveCache(buzz.make_policy(name), model.config)))
             timed[-1].prefill(model, ids)
-    _interleave(model, ids[:, :1], timed, steps)
-    return [t.row() for t in timed]
+    rows = 1
+    for batch in sorted(batches):
+        for t in timed:
+            t.cache.batch_repeat_interleave(batch // rows)
+            t.steps, t.lengths = [], []
+        rows *= batch // rows
+        _interleave(model, ids[:, :1].repeat(rows, 1), timed, steps)
+        yield rows, [t.row() for t in timed]
 
 
 @torch.inference_mode()
@@ -125,12 +135,19 @@ def text_table(title: str, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def run(model: ModelConfig, prompt: int, steps: int, lengths: Sequence[int], output: Path | None) -> None:
+def run(
+    model: ModelConfig,
+    prompt: int,
+    steps: int,
+    lengths: Sequence[int],
+    batches: Sequence[int],
+    output: Path | None,
+) -> None:
     """Measure, print the tables, and write them as JSON.
 
     Args:
         prompt: tokens of the long prompt. steps: decode steps of every cache. lengths: prompt tokens of the runs at
-            equal cache length.
+            equal cache length. batches: rows of the runs after the long prompt, each a multiple of the one before.
     """
     with quiet_transformers():
         loaded, tokenizer, info = load_model(model)
@@ -141,17 +158,16 @@ def run(model: ModelConfig, prompt: int, steps: int, lengths: Sequence[int], out
     with torch.inference_mode():
         loaded(ids[:, : max(lengths)], logits_to_keep=1)  # first calls pack weights and start threads
     print(
-        f"{info['parameters'] / 1e6:.0f}M parameters, {info['dtype']}, {facts['device_name']}, {facts['threads']} threads, "
-        f"torch {facts['versions']['torch']}, transformers {facts['versions']['transformers']}"
+        f"{info['parameters'] / 1e6:.0f}M parameters, {info['dtype']}, {facts['device_name']}, "
+        f"{facts['threads']} threads, torch {facts['versions']['torch']}, transformers {facts['versions']['transformers']}"
     )
     results = {}
     for length in lengths:
         results[f"{length} cached tokens, then {steps} steps"] = equal_length(loaded, ids[:, :length], steps)
         print("\n" + text_table(*list(results.items())[-1]), flush=True)
-    results[f"{prompt} prompt tokens, then {steps} steps"] = long_prompt(
-        loaded, ids[:, :prompt], steps, ["buzz", "buzz_no_max"]
-    )
-    print("\n" + text_table(*list(results.items())[-1]))
+    for batch, rows in long_prompt(loaded, ids[:, :prompt], steps, ["buzz", "buzz_no_max"], batches):
+        results[f"{prompt} prompt tokens, then {steps} steps, batch {batch}"] = rows
+        print("\n" + text_table(*list(results.items())[-1]), flush=True)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         tables = {title: [asdict(row) for row in rows] for title, rows in results.items()}

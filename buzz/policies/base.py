@@ -109,7 +109,7 @@ class Policy:
         return (length, sampled) if plan is None else (plan.kept, plan.sampled)
 
     def trace(self, prompt: int, steps: int) -> list[int]:
-        """Cache length after a call with `prompt` tokens and after each of `steps` one-token calls: 1 + steps numbers."""
+        """Cache length after a call with `prompt` tokens, then after each of `steps` one-token calls (1 + steps)."""
         state = self.advance(prompt)
         lengths = [state[0]]
         for _ in range(steps):
