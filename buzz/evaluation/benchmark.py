@@ -159,7 +159,8 @@ def run(
         loaded(ids[:, : max(lengths)], logits_to_keep=1)  # first calls pack weights and start threads
     print(
         f"{info['parameters'] / 1e6:.0f}M parameters, {info['dtype']}, {facts['device_name']}, "
-        f"{facts['threads']} threads, torch {facts['versions']['torch']}, transformers {facts['versions']['transformers']}"
+        f"{facts['threads']} threads, torch {facts['versions']['torch']}, "
+        f"transformers {facts['versions']['transformers']}"
     )
     results = {}
     for length in lengths:
