@@ -158,7 +158,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def to_yaml(config: RunConfig) -> str:
     """`to_dict` as YAML text."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    # Escaped, not allow_unicode: PyYAML writes some line separators (U+0085) raw and reads them back as blanks.
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 # --- reading and merging ---------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_round_trip(
     raw["task"] |= {"prompt": prompt, "limit": limit, "data": data}
     raw["output"] = output
     path = tmp_path_factory.getbasetemp() / "round.yaml"
-    path.write_text(yaml.safe_dump(raw, allow_unicode=True), "utf-8")
+    path.write_text(yaml.safe_dump(raw), "utf-8")
     config = load_config(path)
     assert (config.task.prompt, config.task.data, config.output) == (prompt, data, output)
     again = reread(config, path)
