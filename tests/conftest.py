@@ -10,7 +10,7 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 # No deadlines: a busy machine is no bug. On CI the same examples every time; elsewhere fresh ones.
 settings.register_profile("buzz", deadline=None, derandomize=bool(os.environ.get("CI")))
