@@ -151,6 +151,7 @@ def run(
     """
     with quiet_transformers():
         loaded, tokenizer, info = load_model(model)
+    info["root"] = Path(info["root"]).name  # where it lies on this machine is nobody's business
     lines = resolve_path(_TEXT, "text").read_text(encoding="utf-8").splitlines()
     ids = tokenizer("\n\n".join(json.loads(line)["document"] for line in lines), return_tensors="pt").input_ids
     ids = ids.repeat(1, -(-max(prompt, *lengths) // ids.shape[1])).to(loaded.device)  # [1, at least the longest]

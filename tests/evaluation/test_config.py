@@ -72,7 +72,7 @@ def test_overrides_beat_the_file_and_later_ones_earlier_ones(base: Path) -> None
             "methods=[streaming, {policy: buzz, window: 64}]",
             "task.prompt={document}: TL;DR",  # neither a scalar nor a list: plain text
             "generation.max_new_tokens=5",
-            "output=/tmp/x=y",
+            "output=elsewhere/x=y",
             "model.chat_template=true",
         ],
     )
@@ -80,7 +80,7 @@ def test_overrides_beat_the_file_and_later_ones_earlier_ones(base: Path) -> None
     assert [method.name for method in config.methods] == ["streaming", "buzz-window64"]
     assert config.task.prompt == "{document}: TL;DR"
     assert config.generation.max_new_tokens == 5
-    assert config.output == "/tmp/x=y"
+    assert config.output == "elsewhere/x=y"
     assert config.model.chat_template is True
 
 
