@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.attention import attend, eager
+from buzz.attention import attend
 from buzz.policies import ScoreSpec
 
 
@@ -121,7 +121,3 @@ def test_shapes_that_do_not_fit_are_named():
         attend(q, k, k, starts=[0], scale=1.0, spec=None)
     with pytest.raises(ValueError, match="ends past the 5 slots"):
         attend(q, k, k, starts=[0, 3], scale=1.0, spec=None)
-
-
-def test_memory_of_a_chunk_is_bounded():
-    assert eager._CHUNK_ELEMENTS * 4 == 32 << 20
