@@ -31,7 +31,7 @@ from buzz.evaluation.schema import (
     refuse_unknown,
     said,
 )
-from buzz.evaluation.tasks import make_task
+from buzz.evaluation.tasks import make_task, options_of
 from buzz.policies import POLICIES, make_policy
 
 # Names become file and folder names; one of dots alone would be a folder that exists.
@@ -56,13 +56,19 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Which task on which data. `data`: a local file; None: the task's hub data set (then `split` counts)."""
+    """Which task on which data.
+
+    Args:
+        data: a local file; None: the task's hub data set (then `split` counts).
+        options: keys of the task's own (its `Options`), in the YAML beside the others; all of them, defaults included.
+    """
 
     name: str
     data: str | None = field(default=None, metadata=matching(r"(?s).*\S.*", "a file is wanted"))
     split: str = field(default="validation", metadata=matching(r"\S(.*\S)?", "the name of a split is wanted"))
     limit: int | None = field(default=200, metadata=at_least(1))
     prompt: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ class MethodConfig:
         positions: None: the model family's default.
         logn_base: log-n scaling of attention logits; None: off.
         budget: mean cache length wanted: a share of the prompt (float, up to 1.0) or tokens (int).
-        match: name of the method whose mean cache length this one gets. At most one of budget and match is set.
+        reduction: wanted mean cache length of the full cache over that of this method, sample by sample.
+        match: name of the method whose mean cache length this one gets. At most one of the three is set.
     """
 
     name: str = field(metadata=_NAME)
@@ -86,6 +93,7 @@ class MethodConfig:
     positions: Literal["cache", "original"] | None = None
     logn_base: float | None = field(default=None, metadata=check(lambda v: v > 1, "a number above 1 is wanted"))
     budget: int | float | None = field(default=None, metadata=_BUDGET)
+    reduction: float | None = field(default=None, metadata=check(lambda v: v > 1, "a number above 1 is wanted"))
     match: str | None = None
 
     def make_policy(self) -> Any:
@@ -95,30 +103,43 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Greedy decoding, as in the authors' protocol. `max_new_tokens`: at most this many tokens per answer."""
+    """Greedy decoding, as in the authors' protocol.
+
+    Args:
+        max_new_tokens: at most this many tokens per answer.
+        fidelity: also measure, if the run has a method with the policy `full`, how near each method stays to it.
+    """
 
     max_new_tokens: int = field(default=100, metadata=at_least(1))
+    fidelity: bool = True
 
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Tracking with Weights & Biases; off unless asked for."""
+    """Tracking with Weights & Biases; off unless asked for. `group`: runs that one dashboard shows together."""
 
     mode: Literal["disabled", "offline", "online"] = "disabled"
     project: str = field(default="buzz", metadata=matching(r"\S(.*\S)?", "the name of a project is wanted"))
+    group: str | None = field(default=None, metadata=matching(r"\S(.*\S)?", "the name of a group is wanted"))
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run depends on. `output`: the run folder; `runs/<name>` if not given."""
+    """Everything a run depends on.
+
+    Args:
+        hive: the first so many samples have their evictions recorded, token by token, for the report's hive view.
+        output: the run folder; `runs/<name>` if not given.
+    """
 
     name: str = field(metadata=_NAME)
     model: ModelConfig
-    task: TaskConfig
+    task: TaskConfig = field(metadata=parsed_by(lambda raw, where: _task(raw, where)))
     methods: list[MethodConfig] = field(metadata=parsed_by(lambda raw, where: _methods(raw, where)))
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     batch_size: int = field(default=8, metadata=at_least(1))
     seed: int = field(default=0, metadata=at_least(0))
+    hive: int = field(default=1, metadata=at_least(0))
     output: str = ""
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -151,6 +172,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Everything resolved, defaults included, as plain data that `load_config` reads back to an equal config."""
     data = dataclasses.asdict(config)
+    data["task"].update(data["task"].pop("options"))
     for method in data["methods"]:
         method.update(method.pop("params"))
     return data
@@ -206,6 +228,21 @@ def _override_value(text: str) -> Any:
     except BROKEN_YAML:
         return text
     return text if isinstance(value, dict) else value
+
+
+# --- task ------------------------------------------------------------------------------------------------------------
+
+
+def _task(raw: Any, where: str) -> TaskConfig:
+    """The `task` section: the keys that all tasks have, and those of this task's `Options`."""
+    own = [key for key in keys_of(TaskConfig) if key != "options"]
+    options = options_of(raw["name"]) if isinstance(raw, dict) and isinstance(raw.get("name"), str) else None
+    if options is None:
+        return build(TaskConfig, raw, where)
+    refuse_unknown(raw, [*own, *keys_of(options)], where)
+    given = {key: value for key, value in raw.items() if key not in own}
+    common = build(TaskConfig, {key: value for key, value in raw.items() if key in own}, where)
+    return dataclasses.replace(common, options=dataclasses.asdict(build(options, given, where)))
 
 
 # --- methods ---------------------------------------------------------------------------------------------------------
@@ -267,20 +304,21 @@ def _default_name(policy: str, values: Mapping[str, Any]) -> str:
 
 def _with_defaults(method: MethodConfig, params: list[str], where: str) -> MethodConfig:
     """The method with all of its policy's parameters, once the policy has accepted them."""
-    if method.budget is not None and method.match is not None:
-        raise ConfigError(f"{where}.match", "is given beside budget", "at most one of the two can be")
-    sized = next((key for key in ("budget", "match") if getattr(method, key) is not None), None)
+    given = [key for key in ("budget", "reduction", "match") if getattr(method, key) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{where}.{given[1]}", f"is given beside {given[0]}", "at most one of the two can be")
+    sized = given[0] if given else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the policy warns when it is built for use
             policy = method.make_policy()
-            if sized and not policy.bounded:
+            if sized and not policy.sizable:
                 what = f"{method.policy} with these parameters never settles at a cache length"
                 raise ConfigError(f"{where}.{sized}", what, "a policy that keeps evicting is wanted")
             if isinstance(method.budget, int):
                 type(policy).from_budget(method.budget, **method.params)
     except (TypeError, ValueError) as error:
-        raise _policy_error(error, where, [*params, "logn_base", "budget"]) from error
+        raise _policy_error(error, where, [*params, "logn_base", "budget", "reduction"]) from error
     if sized:
         return method
     return dataclasses.replace(method, params={name: getattr(policy, name) for name in params})

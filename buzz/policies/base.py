@@ -122,6 +122,11 @@ class Policy:
         """Whether a stream of one-token calls stays under some length."""
         return True
 
+    @property
+    def sizable(self) -> bool:
+        """Whether `from_budget` can give the policy another mean cache length."""
+        return self.bounded
+
     def peak(self, length: int, sampled: int = 0) -> int | None:
         """Most slots held during any call if one-token calls follow from this state for ever; None: no bound."""
         if not self.bounded:

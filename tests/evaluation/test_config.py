@@ -53,13 +53,22 @@ def test_defaults(base: Path) -> None:
         "model": {"id": "some/model", "gguf": None, "dtype": "auto", "device": "auto", "chat_template": False},
         "task": {"name": "xsum", "data": None, "split": "validation", "limit": 200, "prompt": None},
         "methods": [
-            {"name": "full", "policy": "full", "positions": None, "logn_base": None, "budget": None, "match": None}
+            {
+                "name": "full",
+                "policy": "full",
+                "positions": None,
+                "logn_base": None,
+                "budget": None,
+                "reduction": None,
+                "match": None,
+            }
         ],
-        "generation": {"max_new_tokens": 100},
+        "generation": {"max_new_tokens": 100, "fidelity": True},
         "batch_size": 8,
         "seed": 0,
+        "hive": 1,
         "output": "runs/test",
-        "wandb": {"mode": "disabled", "project": "buzz"},
+        "wandb": {"mode": "disabled", "project": "buzz", "group": None},
     }
 
 

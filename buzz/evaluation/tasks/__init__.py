@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.tasks.base import Sample, Task
@@ -14,6 +14,11 @@ if TYPE_CHECKING:  # config imports this package to check task names
 
 # A new task is one class and one entry here.
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Xsum, CnnDailyMail)}
+
+
+def options_of(name: str) -> Any:
+    """The dataclass of a task's own config keys; None for an unknown task."""
+    return TASKS[name].Options if name in TASKS else None
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -29,4 +34,4 @@ def make_task(config: TaskConfig) -> Task:
     return TASKS[config.name](config)
 
 
-__all__ = ["TASKS", "Sample", "Task", "make_task"]
+__all__ = ["TASKS", "Sample", "Task", "make_task", "options_of"]

@@ -6,13 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from string import Formatter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from buzz.evaluation.data import HubSource, Row, fingerprint, read_hub_rows, read_rows, resolve_path
 from buzz.evaluation.errors import ConfigError
 
 if TYPE_CHECKING:
     from buzz.evaluation.config import TaskConfig
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A task without config keys of its own."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Task(ABC):
     """Data source, prompt and metrics of one benchmark.
 
     A task sets the class attributes and `reference` and `score`; one that is not asked row by row (a stream, say)
-    overrides `load`.
+    overrides `load`. Config keys of its own are the fields of a frozen dataclass `Options`.
 
     Args:
         config: the run's `task` section.
@@ -44,6 +49,10 @@ class Task(ABC):
     Raises:
         ConfigError: `task.prompt` is no template over the row's fields.
     """
+
+    Options: ClassVar[type] = NoOptions
+    # "generation": answers are generated and scored. "perplexity": a sample's prompt is a text, read token by token.
+    kind: ClassVar[Literal["generation", "perplexity"]] = "generation"
 
     name: ClassVar[str]
     fields: ClassVar[dict[str, type]]  # what every row must have
@@ -54,6 +63,7 @@ class Task(ABC):
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
+        self.options: Any = self.Options(**config.options)
         self._template = self.template if config.prompt is None else config.prompt
         self._parts = parse_template(self._template, ["id", *self.fields], "task.prompt")
 
@@ -75,6 +85,14 @@ class Task(ABC):
     def prompt(self, row: Row) -> str:
         """The template with the row's fields filled in; braces inside the fields are text."""
         return "".join(literal + (str(row[field]) if field else "") for literal, field in self._parts)
+
+    def likely(self, sample: Sample) -> str | None:
+        """An answer whose mean negative log-likelihood is measured as well (metric `answer_nll`); None: no answer."""
+        return None
+
+    def calls(self, tokens: int, max_new_tokens: int) -> tuple[int, int]:
+        """Tokens of a sample's first call, and how many one-token calls can follow, for a prompt of so many tokens."""
+        return tokens, max_new_tokens - 1
 
     @abstractmethod
     def reference(self, row: Row) -> Any:
