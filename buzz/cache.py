@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from buzz.policies import Policy, ScoreSpec
-from buzz.schedule import Schedule, Step
+from buzz.schedule import Eviction, PerRow, Schedule, Step
 from buzz.storage import UNPATCHED, BeehiveLayer
 
 POSITIONS = ("cache", "original")
@@ -54,11 +55,15 @@ class BeehiveCache(Cache):
     compacted layer by layer, so the full-length keys and values of one layer at most exist at a time.
 
     Args:
-        policy: an eviction policy, or one per layer.
+        policy: an eviction policy, one per layer, or one per batch row (`PerRow`).
         config: the model's configuration.
         positions: "cache": a key is rotated to its slot, so positions never exceed the cache length; "original":
             keys keep the position they had in the text. None: "cache" for rotary models, else "original".
         capacity: slots to allocate per row at least; None: as many as the policy will need.
+
+    Attributes:
+        on_evict: if set, called as `on_evict(layer, eviction, slots)` in every eviction, before anything moves: slots
+            int64 [rows of the eviction or 1, H or 1, kept] are those that stay.
 
     Raises:
         ValueError: as many policies as layers are needed; positions unknown. TypeError: not a policy.
@@ -66,15 +71,15 @@ class BeehiveCache(Cache):
 
     def __init__(
         self,
-        policy: Policy | Sequence[Policy],
+        policy: Policy | PerRow | Sequence[Policy],
         config: PreTrainedConfig,
         positions: str | None = None,
         capacity: int | None = None,
     ) -> None:
         config = config.get_text_config(decoder=True)
         n = config.num_hidden_layers
-        policies = [policy] * n if isinstance(policy, Policy) else list(policy)
-        if not all(isinstance(p, Policy) for p in policies):
+        policies = policy.per_layer(n) if isinstance(policy, Policy | PerRow) else list(policy)
+        if not all(isinstance(p, Policy | PerRow) for p in policies):
             raise TypeError("policy must be a buzz policy or one per layer; build one with buzz.make_policy")
         if len(policies) != n:
             raise ValueError(f"the model has {n} layers, got {len(policies)} policies")
@@ -84,13 +89,24 @@ class BeehiveCache(Cache):
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
         if capacity is not None and capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
-        self.policies = policies
+        self.on_evict: Callable[[int, Eviction, torch.Tensor], None] | None = None
         self.positions = positions
         self._least = capacity or 0
         # Layers with equal policies share one schedule, named by the first of these layers.
-        self._owner = [policies.index(p) for p in policies]
+        self._policies: list[Policy | PerRow] = list(policies)
+        self._owner = [self._policies.index(p) for p in policies]
         self._clear()
-        super().__init__(layers=[BeehiveLayer(self.get_seq_length) for _ in policies])
+        super().__init__(
+            layers=[BeehiveLayer(self.get_seq_length, partial(self._watcher, layer)) for layer in range(n)]
+        )
+
+    def _watcher(self, layer: int) -> Callable[[Eviction, torch.Tensor], None] | None:
+        return None if self.on_evict is None else partial(self.on_evict, layer)
+
+    def logn_base(self, layer: int) -> float | None:
+        """Base of the log-n scaling of one layer; None: off."""
+        policy = self._policies[layer]
+        return (policy.policies[0] if isinstance(policy, PerRow) else policy).logn_base
 
     def _clear(self) -> None:
         self._schedules: dict[int, Schedule] = {}
@@ -116,7 +132,7 @@ class BeehiveCache(Cache):
         if self._call is not None:
             raise RuntimeError("the call before was interrupted, so layers differ; reset() the cache and start again")
         if not self._schedules:
-            self._schedules = {owner: Schedule(self.policies[owner], rows) for owner in set(self._owner)}
+            self._schedules = {owner: Schedule(self._policies[owner], rows) for owner in set(self._owner)}
             self._tokens = [0] * rows
         if rows != len(self._tokens):
             raise ValueError(f"the cache holds {len(self._tokens)} rows, the call has {rows}")
@@ -292,3 +308,6 @@ class BeehiveCache(Cache):
         raise NotImplementedError(
             "a BeehiveCache cannot be cropped: what an eviction dropped is gone, so no earlier state can come back"
         )
+
+
+__all__ = ["BeehiveCache", "Call", "PerRow", "Slots"]

@@ -12,9 +12,38 @@ from buzz.policies import Plan, Policy, ScoreSpec
 
 
 @dataclass(frozen=True)
-class Eviction:
-    """One eviction of the rows that are in the same state: `rows` are batch indices, None means all of them."""
+class PerRow:
+    """One policy per batch row, all of one family, so that rows with budgets of their own share a batch.
 
+    Raises:
+        TypeError: not policies, or of several families. ValueError: none, or rows differ in logn_base.
+    """
+
+    policies: tuple[Policy, ...]
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        object.__setattr__(self, "policies", tuple(policies))
+        if not self.policies:
+            raise ValueError("PerRow needs a policy for every row, got none")
+        if not all(isinstance(policy, Policy) for policy in self.policies):
+            raise TypeError("PerRow takes buzz policies; build them with buzz.make_policy")
+        if len({type(policy) for policy in self.policies}) > 1:
+            names = ", ".join(sorted({policy.name for policy in self.policies}))
+            raise TypeError(f"the rows of a batch need policies of one family, got {names}")
+        if len({policy.logn_base for policy in self.policies}) > 1:
+            raise ValueError("the rows of a batch need the same logn_base")
+
+    def per_layer(self, layers: int) -> list[PerRow]:
+        """The policies of each of so many layers, the lowest first."""
+        rows = [policy.per_layer(layers) for policy in self.policies]
+        return [PerRow([row[layer] for row in rows]) for layer in range(layers)]
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """One eviction of the rows of one policy in one state: `rows` are batch indices, None means all of them."""
+
+    policy: Policy
     rows: list[int] | None
     length: int
     sampled: int
@@ -22,17 +51,43 @@ class Eviction:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one call means for the layers of one policy, known before any tensor is touched.
+class Ragged:
+    """The evictions of one call in several states, row by row; `rows` are batch indices, None means all of them."""
 
-    starts: cached slots of each row before the call. counts: tokens that each row appends.
+    rows: list[int] | None
+    policies: list[Policy]
+    lengths: list[int]
+    sampled: list[int]
+    kept: list[int]
+    _slots: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+
+    def select(self, scores: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+        """`Policy.select_rows` on the device; without scores all layers share one answer."""
+        family = type(self.policies[0])
+        if self.policies[0].score_spec is not None:
+            return family.select_rows(self.policies, scores, self.lengths, self.sampled).to(device)
+        if device not in self._slots:
+            self._slots[device] = family.select_rows(self.policies, None, self.lengths, self.sampled).to(device)
+        return self._slots[device]
+
+    def places(self, eviction: Eviction) -> list[int]:
+        """Where the rows of one of the evictions are."""
+        return [i for i, row in enumerate(self.rows or range(len(self.lengths))) if row in (eviction.rows or [])]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one call means for the layers of one schedule, known before any tensor is touched.
+
+    policies: of each row. starts: cached slots of each row before the call. counts: tokens that each row appends.
     """
 
-    policy: Policy
+    policies: list[Policy]
     starts: list[int]
     counts: list[int]
     sampled: list[int]
     _positions: dict[tuple[torch.device, int], torch.Tensor] = field(default_factory=dict)
+    _ragged: dict[int, Ragged] = field(default_factory=dict)
 
     @cached_property
     def ends(self) -> list[int]:
@@ -47,15 +102,36 @@ class Step:
     @cached_property
     def evictions(self) -> list[Eviction]:
         """The evictions due after the call, at most one a row. A row that appended nothing was not called."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for row, (state, count) in enumerate(zip(zip(self.ends, self.sampled, strict=True), self.counts, strict=True)):
-            if count:
+        groups: dict[tuple[Policy, int, int], list[int]] = {}
+        for row, state in enumerate(zip(self.policies, self.ends, self.sampled, strict=True)):
+            if self.counts[row]:
                 groups.setdefault(state, []).append(row)
         due = []
-        for (length, sampled), rows in groups.items():
-            if (plan := self.policy.plan(length, sampled)) is not None:
-                due.append(Eviction(None if len(rows) == len(self.ends) else rows, length, sampled, plan))
+        for (policy, length, sampled), rows in groups.items():
+            if (plan := policy.plan(length, sampled)) is not None:
+                due.append(Eviction(policy, None if len(rows) == len(self.ends) else rows, length, sampled, plan))
         return due
+
+    @cached_property
+    def staying(self) -> list[int]:
+        """Rows without an eviction."""
+        gone = {row for eviction in self.evictions for row in eviction.rows or range(len(self.ends))}
+        return [row for row in range(len(self.ends)) if row not in gone]
+
+    def ragged(self, due: Sequence[Eviction]) -> Ragged:
+        """Several evictions of this call as one, in the order of the rows."""
+        key = len(due)
+        if key not in self._ragged:
+            items = sorted(((row, e) for e in due for row in e.rows or []), key=lambda item: item[0])
+            rows = [row for row, _ in items]
+            self._ragged[key] = Ragged(
+                None if len(rows) == len(self.ends) else rows,
+                [e.policy for _, e in items],
+                [e.length for _, e in items],
+                [e.sampled for _, e in items],
+                [e.plan.kept for _, e in items],
+            )
+        return self._ragged[key]
 
     @cached_property
     def after(self) -> list[tuple[int, int]]:
@@ -69,14 +145,23 @@ class Step:
     @cached_property
     def spec(self) -> ScoreSpec | None:
         """The scores that this call must give: those of a single call are wanted only when an eviction reads them."""
-        spec = self.policy.score_spec
+        spec = self.score_spec
         return spec if spec is None or spec.accumulate or self.evictions else None
+
+    @cached_property
+    def score_spec(self) -> ScoreSpec | None:
+        """What the rows' policies want to see; `queries` is one number a row where they differ in it."""
+        specs = [policy.score_spec for policy in self.policies]
+        if specs[0] is None or len(set(specs)) == 1:
+            return specs[0]
+        return ScoreSpec(specs[0].accumulate, tuple(spec.queries for spec in specs))  # type: ignore[union-attr, misc]
 
     @cached_property
     def capacity(self) -> int:
         """Slots a buffer needs from here on: the policy's bound, or room to grow where there is none."""
         longest = max(length for length, _ in self.after)
-        peaks = [self.policy.peak(length, sampled) for length, sampled in set(self.after)]
+        states = {(policy, *state) for policy, state in zip(self.policies, self.after, strict=True)}
+        peaks = [policy.peak(length, sampled) for policy, length, sampled in states]
         bounded = [peak for peak in peaks if peak is not None]
         return max(bounded) if len(bounded) == len(peaks) else longest + max(128, longest // 8)
 
@@ -94,25 +179,32 @@ class Step:
 
 
 class Schedule:
-    """The states of all rows in the layers that share one policy."""
+    """The states of all rows in the layers that share their policies.
 
-    def __init__(self, policy: Policy, rows: int) -> None:
-        self.policy = policy
+    Raises:
+        ValueError: as many policies as rows are needed.
+    """
+
+    def __init__(self, policy: Policy | PerRow, rows: int) -> None:
+        self.policies = list(policy.policies) if isinstance(policy, PerRow) else [policy] * rows
+        if len(self.policies) != rows:
+            raise ValueError(f"the call has {rows} rows, got policies for {len(self.policies)}")
         self.states: list[tuple[int, int]] = [(0, 0)] * rows
         self.evictions = [0] * rows
 
     def open(self, counts: Sequence[int]) -> Step:
         """The step of a call that appends counts[b] tokens to row b."""
-        return Step(self.policy, [s[0] for s in self.states], list(counts), [s[1] for s in self.states])
+        return Step(self.policies, [s[0] for s in self.states], list(counts), [s[1] for s in self.states])
 
     def close(self, step: Step) -> None:
         """The call is over in every layer."""
         self.states = step.after
         for eviction in step.evictions:
             for row in range(len(self.states)) if eviction.rows is None else eviction.rows:
-                self.evictions[row] += 1
+                self.evictions[row] += eviction.plan.kept < eviction.length
 
     def take(self, rows: Sequence[int]) -> None:
         """Make row i what row rows[i] was."""
+        self.policies = [self.policies[row] for row in rows]
         self.states = [self.states[row] for row in rows]
         self.evictions = [self.evictions[row] for row in rows]

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from buzz.schedule import Step
+from buzz.schedule import Eviction, Step
 
 UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
 
@@ -26,9 +26,11 @@ class BeehiveLayer(CacheLayerMixin):
     is_compileable = False
     is_croppable = False
 
-    def __init__(self, seen: Callable[[], int]) -> None:
+    def __init__(
+        self, seen: Callable[[], int], watch: Callable[[], Callable[[Eviction, torch.Tensor], None] | None]
+    ) -> None:
         super().__init__()
-        self._seen = seen
+        self._seen, self._watch = seen, watch
         self.reset()
 
     def reset(self) -> None:
@@ -125,7 +127,7 @@ class BeehiveLayer(CacheLayerMixin):
     def _allocate(self, like: torch.Tensor, capacity: int, step: Step) -> None:
         """New, empty buffers of `capacity` slots."""
         B, H, _, D = like.shape
-        spec = step.policy.score_spec
+        spec = step.score_spec
         # Normal tensors even under inference mode, so that a later call outside of it may write to them. Zeros,
         # since what lies past a row's end takes part in matrix products, with weight 0.
         with torch.inference_mode(False):
@@ -151,29 +153,56 @@ class BeehiveLayer(CacheLayerMixin):
 
     def _move(self, old: Sequence[Any], step: Step, in_place: bool) -> None:
         """Bring the slots that stay from the old keys, values and scores to the front of the buffers."""
-        new = self._tensors
         scores = old[2] if self._call_scores is None else self._call_scores
-        stays = set(range(len(step.ends)))
-        for eviction in step.evictions:
-            rows, length, kept = eviction.rows, eviction.length, eviction.plan.kept
-            stays -= stays if rows is None else set(rows)
-            if kept == length and in_place:
-                continue
-            seen = None if scores is None else _rows(scores, rows)[:, :, :length]
-            slots = step.policy.select(seen, length, eviction.sampled).to(self.keys.device)
-            for target, source in zip(new, old, strict=True):
-                if target is None:
-                    continue
-                packed = _gather(_rows(source, rows)[:, :, :length], slots)
-                target[slice(None) if rows is None else rows, :, :kept] = packed
-                if target is self.scores and in_place:  # a slot's score starts at zero
-                    target[slice(None) if rows is None else rows, :, kept:length] = 0
+        due = [e for e in step.evictions if not in_place or e.plan.kept < e.length]
+        if len(due) == 1:
+            self._compact(old, scores, due[0], in_place)
+        elif due:
+            self._compact_ragged(old, scores, step, due, in_place)
         if in_place:
             return
-        for row in stays:
-            for target, source in zip(new, old, strict=True):
+        for row in step.staying:
+            for target, source in zip(self._tensors, old, strict=True):
                 if target is not None:
                     target[row, :, : step.ends[row]] = source[row, :, : step.ends[row]]
+
+    def _compact(self, old: Sequence[Any], scores: torch.Tensor | None, eviction: Eviction, in_place: bool) -> None:
+        """One eviction of rows in the same state."""
+        rows, length, kept = eviction.rows, eviction.length, eviction.plan.kept
+        seen = None if scores is None else _rows(scores, rows)[:, :, :length]
+        slots = eviction.policy.select(seen, length, eviction.sampled).to(self.keys.device)
+        if (watch := self._watch()) is not None:
+            watch(eviction, slots)
+        for target, source in zip(self._tensors, old, strict=True):
+            if target is None:
+                continue
+            packed = _gather(_rows(source, rows)[:, :, :length], slots)
+            target[slice(None) if rows is None else rows, :, :kept] = packed
+            if target is self.scores and in_place:  # a slot's score starts at zero
+                target[slice(None) if rows is None else rows, :, kept:length] = 0
+
+    def _compact_ragged(
+        self, old: Sequence[Any], scores: torch.Tensor | None, step: Step, due: Sequence[Eviction], in_place: bool
+    ) -> None:
+        """Evictions of rows in states of their own, together: as few kernels as for one."""
+        ragged = step.ragged(due)
+        length, kept = max(ragged.lengths), max(ragged.kept)
+        seen = None if scores is None else _rows(scores, ragged.rows)[:, :, :length]
+        slots = ragged.select(seen, self.keys.device)  # [R, H or 1, kept]
+        if (watch := self._watch()) is not None:
+            for eviction in due:
+                watch(eviction, slots[ragged.places(eviction)][:, :, : eviction.plan.kept])
+        rows = slice(None) if ragged.rows is None else ragged.rows
+        for target, source in zip(self._tensors, old, strict=True):
+            if target is None:
+                continue
+            packed = _gather(_rows(source, ragged.rows)[:, :, :length], slots)
+            if target is self.scores:  # a slot's score starts at zero
+                ends = torch.tensor(ragged.kept, device=packed.device)[:, None, None]
+                packed.masked_fill_(torch.arange(kept, device=packed.device) >= ends, 0)
+                if in_place:
+                    target[rows, :, kept:length] = 0
+            target[rows, :, :kept] = packed
 
 
 def _rows(tensor: torch.Tensor, rows: list[int] | None) -> torch.Tensor:
@@ -181,7 +210,8 @@ def _rows(tensor: torch.Tensor, rows: list[int] | None) -> torch.Tensor:
 
 
 def _gather(tensor: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """The slots [B, H, kept] (or [1, 1, kept]: the same everywhere) of [B, H, L] or [B, H, L, D]."""
+    """The slots [B, H or 1, kept] (or [1, 1, kept]: the same everywhere) of [B, H, L] or [B, H, L, D]."""
     if slots.shape[:2] == (1, 1):
         return tensor.index_select(2, slots[0, 0])
+    slots = slots.expand(*tensor.shape[:2], -1)
     return tensor.gather(2, slots if tensor.dim() == 3 else slots[..., None].expand(-1, -1, -1, tensor.shape[3]))

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, OPTConfig
 
 import buzz
 from buzz.policies import make_policy
-from tests.policies.naive import NaiveHead
+from tests.policies.naive import NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
 
 HEADS, DIM, LAYERS = 2, 4, 3
@@ -42,11 +42,12 @@ def call(cache, counts, columns, heads, labels, generator):
         ends = [start + count for start, count in zip(slots.starts, counts, strict=True)]
         scores = torch.randint(0, 3, (len(counts), HEADS, slots.keys.shape[2]), generator=generator).float()
         scores *= (torch.arange(scores.shape[2]) < torch.tensor(ends)[:, None])[:, None]
+        read = shared_scores(heads[layer][0][0].name, scores)
         for row, count in enumerate(counts):
             if count:
                 for head in range(HEADS):
                     new = list(range(labels[row], labels[row] + count))
-                    heads[layer][row][head].call(new, scores[row, head, : ends[row]].tolist())
+                    heads[layer][row][head].call(new, read[row, head, : ends[row]].tolist())
             else:
                 scores[row] = 0
         cache.observe(scores if slots.spec is not None else None, layer)

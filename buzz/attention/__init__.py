@@ -14,8 +14,8 @@ class Spec(Protocol):
     """The part of a policy's `ScoreSpec` that attention reads."""
 
     @property
-    def queries(self) -> int | None:
-        """How many of a row's last queries count; None: all."""
+    def queries(self) -> int | Sequence[int] | None:
+        """How many of a row's last queries count, for all rows or for each; None: all."""
 
 
 def attend(
@@ -60,8 +60,31 @@ def attend(
         raise ValueError(f"a row ends past the {k.shape[2]} slots of k and v")
     if spec is None:
         return sdpa.attend(q, k, v, starts=starts, scale=scale), None
-    output, scores = eager.attend(q, k, v, starts=starts, counts=counts, scale=scale, queries=spec.queries)
+    if spec.queries is not None:
+        last = [spec.queries] * B if isinstance(spec.queries, int) else list(spec.queries)
+        if any(count > n for count, n in zip(counts, last, strict=True)):
+            # The output needs no scores, and the scores only a few queries.
+            few, starts_few, counts_few = _last_queries(q, starts, counts, last)
+            _, scores = eager.attend(few, k, v, starts=starts_few, counts=counts_few, scale=scale)
+            return sdpa.attend(q, k, v, starts=starts, scale=scale), scores
+    output, scores = eager.attend(q, k, v, starts=starts, counts=counts, scale=scale)
     return output.to(q.dtype), scores
+
+
+def _last_queries(
+    q: torch.Tensor, starts: Sequence[int], counts: Sequence[int], last: Sequence[int]
+) -> tuple[torch.Tensor, list[int], list[int]]:
+    """The last last[b] valid queries of each row b, [B, Hq, max(last), D], with their starts and counts."""
+    first = [max(0, count - n) for count, n in zip(counts, last, strict=True)]
+    width = min(max(last), q.shape[2])
+    if min(first) == max(first):
+        picked = q[:, :, first[0] : first[0] + width]
+    else:
+        columns = torch.tensor(first, device=q.device)[:, None] + torch.arange(width, device=q.device)
+        columns = columns.clamp(max=q.shape[2] - 1)[:, None, :, None]  # past a row's end: any query
+        picked = q.gather(2, columns.expand(-1, q.shape[1], -1, q.shape[3]))
+    starts = [start + f for start, f in zip(starts, first, strict=True)]
+    return picked, starts, [count - f for count, f in zip(counts, first, strict=True)]
 
 
 def _integers(values: Sequence[int] | torch.Tensor) -> list[int]:

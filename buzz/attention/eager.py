@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-# Logits of one query chunk, in elements: 32 MiB in float32, which stays in or near the caches of a CPU.
-_CHUNK_ELEMENTS = 1 << 23
+# Logits of one query chunk, in elements: 32 MiB in float32, which stays in or near the caches of a CPU; 512 MiB on a
+# GPU, which wants few large kernels.
+_CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
 
 
 def attend(
@@ -19,19 +20,18 @@ def attend(
     starts: Sequence[int],
     counts: Sequence[int],
     scale: float,
-    queries: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and scores of one call; see `buzz.attention.attend` for the arguments.
+    """Output and scores of one call, all its valid queries counted; see `buzz.attention.attend` for the arguments.
 
-    `queries` is `ScoreSpec.queries`. Memory beyond the results is O(chunk * C). Softmax statistics and scores are
-    float32 (float64 for float64 inputs, scores excepted).
+    Memory beyond the results is O(chunk * C). Softmax statistics and scores are float32 (float64 for float64 inputs,
+    scores excepted).
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     B, Hq, Lq, _ = q.shape
     Hkv, C = k.shape[1:3]
     q = grouped(q.to(dtype) * scale, Hkv)  # [B, Hkv, G, Lq, D]
     kt, v = k.to(dtype).transpose(-1, -2), v.to(dtype)
-    chunk = max(16, _CHUNK_ELEMENTS // (B * Hq * C))
+    chunk = max(16, _CHUNK_ELEMENTS["cuda" if q.is_cuda else "cpu"] // (B * Hq * C))
     outputs, scores = [], q.new_zeros(B, Hkv, 0, dtype=torch.float32)
     for i in range(0, Lq, chunk):
         n = min(chunk, Lq - i)
@@ -40,7 +40,7 @@ def attend(
         logits = torch.matmul(rows, kt[..., :visible]).unflatten(2, (-1, n))  # [B, Hkv, G, n, visible]
         probs = torch.softmax(hide_future(logits, starts, i), dim=-1)
         outputs.append(torch.matmul(probs.flatten(2, 3), v[:, :, :visible]).unflatten(2, (-1, n)))
-        received = _received(probs, counts, queries, i)  # [B, Hkv, visible], wider with every chunk
+        received = _received(probs, counts, i)  # [B, Hkv, visible], wider with every chunk
         received[..., : scores.shape[-1]] += scores
         scores = received
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)  # [B, Hkv, G, Lq, D]
@@ -72,14 +72,12 @@ def causal(starts: Sequence[int], first: int, n: int, begin: int, end: int, devi
     return torch.arange(begin, end, device=device) <= last[..., None]
 
 
-def _received(probs: torch.Tensor, counts: Sequence[int], queries: int | None, first: int) -> torch.Tensor:
-    """Probability received per slot, float32 [B, Hkv, S], from the queries of this chunk that count."""
+def _received(probs: torch.Tensor, counts: Sequence[int], first: int) -> torch.Tensor:
+    """Probability received per slot, float32 [B, Hkv, S], from the valid queries of this chunk."""
     n = probs.shape[-2]
-    low = [0 if queries is None else count - queries for count in counts]
-    if max(low) > first or min(counts) < first + n:
+    if min(counts) < first + n:
         index = torch.arange(first, first + n, device=probs.device)
-        low_t, high_t = (torch.tensor(list(x), device=probs.device)[:, None] for x in (low, counts))
-        counted = (index >= low_t) & (index < high_t)  # [B, n]
+        valid = index < torch.tensor(list(counts), device=probs.device)[:, None]  # [B, n]
         # Filled, not multiplied: a query past its row's end may hold anything.
-        probs = probs.masked_fill(~counted[:, None, None, :, None], 0.0)
+        probs = probs.masked_fill(~valid[:, None, None, :, None], 0.0)
     return probs.sum(dim=(2, 3), dtype=torch.float32)

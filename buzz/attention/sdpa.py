@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from buzz.attention.eager import causal
+from buzz.attention.eager import causal, grouped
 
 # Mask elements of one query chunk, where a mask is needed at all: 16 MiB of bool.
 _CHUNK_ELEMENTS = 1 << 24
@@ -25,19 +26,23 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Sequenc
         q = q.view(B, Hkv, Hq // Hkv, -1)
         output = F.scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], attn_mask=mask, scale=scale)
         return output.reshape(B, Hq, 1, -1)
-    gqa = Hq != Hkv
     if max(starts) == 0:
-        k, v = k[:, :, :Lq], v[:, :, :Lq]
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
+        return _grouped(q, k[:, :, :Lq], v[:, :, :Lq], is_causal=True, scale=scale)
     chunk = max(16, _CHUNK_ELEMENTS // (C * (1 if uniform else B)))
     outputs = []
     for i in range(0, Lq, chunk):
         n = min(chunk, Lq - i)
         visible = min(C, max(starts) + i + n)
         mask = causal(starts, i, n, 0, visible, q.device)[:, None]  # [B or 1, 1, n, visible]
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q[:, :, i : i + n], k[:, :, :visible], v[:, :, :visible], attn_mask=mask, scale=scale, enable_gqa=gqa
-            )
-        )
+        outputs.append(_grouped(q[:, :, i : i + n], k[:, :, :visible], v[:, :, :visible], attn_mask=mask, scale=scale))
     return torch.cat(outputs, dim=2)
+
+
+def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> torch.Tensor:
+    """PyTorch's attention of q [B, Hq, L, D] over k and v [B, Hkv, S, D] by a kernel that holds no L x S matrix."""
+    group = q.shape[1] // k.shape[1]
+    if group == 1 or not q.is_cuda or q.dtype in (torch.float16, torch.bfloat16):
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=group > 1, **how)
+    # In float32 no fused CUDA kernel knows groups: one call for each query head of a group.
+    heads = [F.scaled_dot_product_attention(part, k, v, **how) for part in grouped(q, k.shape[1]).unbind(2)]
+    return torch.stack(heads, dim=2).flatten(1, 2)

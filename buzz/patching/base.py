@@ -64,7 +64,7 @@ def attend_cached(cache: BeehiveCache, layer: int, q: torch.Tensor, keys: torch.
 
     q [B, Hq, L, D] and keys [B, Hkv, S, D] are as the model multiplies them, rotated where it rotates.
     """
-    base = cache.policies[layer].logn_base
+    base = cache.logn_base(layer)
     if base is not None:  # one factor for all queries of a row: its number of keys in this call
         factors = [
             math.log(max(1, start + count)) / math.log(base)

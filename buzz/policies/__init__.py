@@ -12,7 +12,10 @@ from buzz.policies.base import Plan, Policy, ScoreSpec, Steady
 from buzz.policies.buzz import BuzzFastPolicy, BuzzNoMaxPolicy, BuzzPolicy
 from buzz.policies.full import FullPolicy
 from buzz.policies.h2o import H2OPolicy
+from buzz.policies.random import RandomPolicy
+from buzz.policies.snapkv import PyramidKVPolicy, SnapKVPolicy
 from buzz.policies.streaming import LocalPolicy, StreamingPolicy
+from buzz.policies.tova import TovaPolicy
 
 # The registry: a new policy is one file, one line here and one row in the documentation.
 POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
@@ -26,6 +29,10 @@ POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
             BuzzPolicy,
             BuzzFastPolicy,
             BuzzNoMaxPolicy,
+            SnapKVPolicy,
+            PyramidKVPolicy,
+            TovaPolicy,
+            RandomPolicy,
         )
     }
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 
 class Plan(NamedTuple):
@@ -21,11 +22,12 @@ class ScoreSpec(NamedTuple):
     """Which attention a policy wants to see.
 
     accumulate: scores add up over all calls since a slot was appended; False: the current call alone.
-    queries: how many of a call's last queries count; None: all of them.
+    queries: how many of a call's last queries count; None: all of them. (One number per batch row where the rows'
+    policies differ in it.)
     """
 
     accumulate: bool
-    queries: int | None
+    queries: int | tuple[int, ...] | None
 
 
 class Steady(NamedTuple):
@@ -50,8 +52,9 @@ class _BoundOrDefault:
 class Policy:
     """Which slots of a KV cache stay. Frozen, hashable, free of state: all state is `(length, sampled)`.
 
-    A cache of one head holds `length` slots, oldest first; `sampled` of them, right after the sink, were kept by
-    earlier evictions (only BUZZ reads it; others pass 0). Every head of a layer keeps the same number of slots.
+    A cache of one head holds `length` slots, oldest first; `sampled` is what the last eviction left in its plan: for
+    BUZZ how many slots, right after the sink, were kept by earlier evictions (most others pass 0). Every head of a
+    layer keeps the same number of slots.
 
     Args:
         logn_base: if given, attention logits are multiplied by ln(n) / ln(logn_base), n the number of keys in the
@@ -87,6 +90,10 @@ class Policy:
         """The attention that `select` reads, or None: then attention weights are never computed."""
         return None
 
+    def per_layer(self, layers: int) -> list[Policy]:
+        """The policy of each of so many layers, the lowest first; one for all unless the policy says otherwise."""
+        return [self] * layers
+
     def plan(self, length: int, sampled: int = 0) -> Plan | None:
         """The eviction due after a call that left `length` slots, or None. Integers only; never looks at scores."""
         raise NotImplementedError
@@ -102,6 +109,27 @@ class Policy:
             (on the device of `scores`, on the CPU without them).
         """
         raise NotImplementedError
+
+    @classmethod
+    def select_rows(
+        cls, policies: Sequence[Policy], scores: torch.Tensor | None, lengths: Sequence[int], sampled: Sequence[int]
+    ) -> torch.Tensor:
+        """`select` for rows with policies of this family and states of their own; all of them evict.
+
+        Args:
+            policies, lengths, sampled: of each of the R rows.
+            scores: float32 [R, H, L], L at least the longest row; may be None if `score_spec` is None.
+
+        Returns:
+            int64 [R, H or 1, K], K the most slots that a row keeps. Row r's slots are the first `plan(...).kept`,
+            ascending; what follows them is any slot.
+        """
+        rows = []
+        for row, (policy, length, sample) in enumerate(zip(policies, lengths, sampled, strict=True)):
+            seen = None if scores is None else scores[row : row + 1, :, :length]
+            rows.append(policy.select(seen, length, sample))
+        width = max(slots.shape[2] for slots in rows)
+        return torch.cat([F.pad(slots, (0, width - slots.shape[2])) for slots in rows])
 
     def advance(self, length: int, sampled: int = 0) -> tuple[int, int]:
         """`(length, sampled)` once the eviction due at that state, if any, has run."""
@@ -185,3 +213,20 @@ class Policy:
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         """`from_budget` for one family; parameters named in `fixed` must not change."""
         raise NotImplementedError
+
+
+def column(policies: Sequence[Policy], name: str, like: torch.Tensor) -> torch.Tensor:
+    """A parameter of each row's policy as int64 [R, 1, 1] beside scores `like`."""
+    return torch.tensor([getattr(policy, name) for policy in policies], device=like.device)[:, None, None]
+
+
+def kept_slots(keep: torch.Tensor, width: int) -> torch.Tensor:
+    """The first `width` true places of a mask [R, H, L], ascending, as int64 [R, H, width]; then any false ones."""
+    return (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :width]
+
+
+def highest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Mask of the counts [R, 1, 1] highest places of scores [R, H, L]; on equal scores the older slot."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    chosen = torch.arange(scores.shape[-1], device=scores.device) < counts
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, chosen.expand_as(order))

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from buzz.policies.base import Plan, Policy, ScoreSpec
+from buzz.policies.base import Plan, Policy, ScoreSpec, Steady
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,21 @@ class BuzzPolicy(Policy):
         padded = F.pad(fresh, (0, -(stop - start) % self.stride), value=float("-inf"))
         winner = padded.unflatten(-1, (-1, self.stride)).argmax(dim=-1)  # [B, H, segments], first one on a tie
         return winner + torch.arange(start, stop, self.stride, device=scores.device)
+
+    def steady(self) -> Steady | None:
+        """As for every policy, but from eviction to eviction instead of token by token: budgets ask for it often."""
+        if not self.bounded:
+            return None
+        base, samples, sampled = self.sink + self.window, list[int](), 0
+        while sampled not in samples:
+            samples.append(sampled)
+            other = max(self.threshold, sampled) + 1  # at the next eviction
+            sampled = self.plan(base + other, sampled).sampled  # type: ignore[union-attr]
+        cycle = samples[samples.index(sampled) :]
+        # After an eviction leaves `s` between sink and window, s, s + 1, ..., threshold lie there after a call.
+        calls = [max(1, self.threshold - s + 1) for s in cycle]
+        total = sum(n * s + n * (n - 1) // 2 for n, s in zip(calls, cycle, strict=True))
+        return Steady(base + total / sum(calls), base + max(self.threshold, *cycle))
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if not self.bounded:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy, ScoreSpec
+from buzz.policies.base import Plan, Policy, ScoreSpec, column, highest, kept_slots
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,19 @@ class H2OPolicy(Policy):
         heavy = order[..., : self.heavy].sort(dim=-1).values  # [B, H, heavy]
         window = torch.arange(length - self.window, length, device=scores.device)
         return torch.cat([heavy, window.expand(*heavy.shape[:2], -1)], dim=-1)
+
+    @classmethod
+    def select_rows(
+        cls, policies: Sequence[Policy], scores: torch.Tensor | None, lengths: Sequence[int], sampled: Sequence[int]
+    ) -> torch.Tensor:
+        if scores is None:
+            raise ValueError("h2o: select needs scores, float32 [R, H, length]")
+        heavy, window = column(policies, "heavy", scores), column(policies, "window", scores)
+        end = torch.tensor(lengths, device=scores.device)[:, None, None]
+        slots = torch.arange(scores.shape[-1], device=scores.device)
+        history = slots < end - window  # [R, 1, L]
+        keep = highest(scores.masked_fill(~history, -torch.inf), heavy) | (~history & (slots < end))
+        return kept_slots(keep, max(policy.advance(n)[0] for policy, n in zip(policies, lengths, strict=True)))
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         total = round(tokens)

@@ -24,7 +24,8 @@ def naive(q, k, v, starts, counts, scale, queries):
                 kv = h // (Hq // Hkv)
                 probs = torch.softmax(k[b, kv, :end] @ q[b, h, i] * scale, dim=0)
                 output[b, h, i] = probs @ v[b, kv, :end]
-                if queries is None or i >= counts[b] - queries:
+                last = queries[b] if isinstance(queries, tuple) else queries
+                if last is None or i >= counts[b] - last:
                     scores[b, kv, :end] += probs
     return output, scores
 
@@ -64,7 +65,8 @@ calls = given(
 @calls
 def test_output_and_scores(seed, rows, kv_heads, groups, ragged, fresh, width):
     q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)
-    for queries in (None, 1, 3):
+    each = tuple(1 + (seed + row) % 4 for row in range(rows))  # a number for every row
+    for queries in (None, 1, 3, each):
         spec = ScoreSpec(accumulate=True, queries=queries)
         output, scores = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
         expected, expected_scores = naive(q, k, v, starts, counts, 0.3, queries)
@@ -86,7 +88,7 @@ def test_output_without_scores(seed, rows, kv_heads, groups, ragged, fresh, widt
 def test_chunks_change_nothing(spec, monkeypatch):
     q, k, v, starts, counts = draw_call(3, 2, 2, 3, True, False, 90)
     whole = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
-    monkeypatch.setattr("buzz.attention.eager._CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("buzz.attention.eager._CHUNK_ELEMENTS", {"cpu": 1})
     monkeypatch.setattr("buzz.attention.sdpa._CHUNK_ELEMENTS", 1)
     parts = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
     check(parts[0], whole[0].double(), counts)
@@ -121,3 +123,22 @@ def test_shapes_that_do_not_fit_are_named():
         attend(q, k, k, starts=[0], scale=1.0, spec=None)
     with pytest.raises(ValueError, match="ends past the 5 slots"):
         attend(q, k, k, starts=[0, 3], scale=1.0, spec=None)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_gpu_gives_what_the_cpu_gives(groups, dtype, tolerance):
+    generator = torch.Generator().manual_seed(groups)
+    for starts, counts in (([0, 0], [70, 41]), ([12, 5], [33, 20]), ([40, 9], [1, 1])):
+        slots = max(s + c for s, c in zip(starts, counts, strict=True))
+        q, k, v = (torch.randn(2, h, n, 64, generator=generator).to(dtype) for h, n in
+                   ((2 * groups, max(counts)), (2, slots), (2, slots)))  # fmt: skip
+        for spec in (None, ScoreSpec(True, None), ScoreSpec(False, 5)):
+            how = {"starts": starts, "counts": counts, "scale": 0.125, "spec": spec}
+            output, scores = attend(q.cuda(), k.cuda(), v.cuda(), **how)
+            expected, expected_scores = attend(q.float(), k.float(), v.float(), **how)
+            check(output.cpu(), expected.double(), counts, tolerance)
+            if spec is not None:
+                torch.testing.assert_close(scores.cpu(), expected_scores, atol=10 * tolerance, rtol=tolerance)

@@ -11,7 +11,7 @@ import torch
 
 import buzz
 from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
-from tests.policies.naive import NaiveHead
+from tests.policies.naive import NaiveHead, queries_counted, shared_scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
 
@@ -26,6 +26,9 @@ SETTINGS = [
     ("buzz", {"sink": 2, "window": 6, "stride": 4, "threshold": 9, "logn_base": 16}),
     ("buzz_fast", {"sink": 2, "window": 6, "stride": 5, "threshold": 9}),
     ("buzz_no_max", {"sink": 2, "window": 6, "stride": 5, "threshold": 9}),
+    ("snapkv", {"capacity": 14, "window": 4, "kernel": 3}),
+    ("tova", {"capacity": 12}),
+    ("random", {"capacity": 15, "sink": 2, "window": 6, "seed": 3}),
 ]
 
 
@@ -34,6 +37,7 @@ class NaiveAttention:
 
     def __init__(self, module, name, params, positions, rotary):
         self.module, self.positions, self.rotary = module, positions, rotary
+        self.name, self.params = name, params
         self.base = params.get("logn_base")
         params = {key: value for key, value in params.items() if key != "logn_base"}
         self.q_heads = module.config.num_attention_heads
@@ -55,13 +59,14 @@ class NaiveAttention:
         n, scale = hidden.shape[1], m.head_dim**-0.5
         q, k, v = (p(hidden)[0].view(n, -1, m.head_dim) for p in (m.q_proj, m.k_proj, m.v_proj))
         output = torch.zeros(n, self.q_heads, m.head_dim).double()
+        labels = list(range(self.seen, self.seen + n))
+        first = n - queries_counted(self.name, self.params, n)
+        scores = torch.zeros(1, self.kv_heads, len(self.heads[0].slots) + n).double()
         for h, head in enumerate(self.heads):
             before = len(head.slots)
-            labels = list(range(self.seen, self.seen + n))
             for i, label in enumerate(labels):
                 self.raw[h][label] = (k[i, h], v[i, h])
             slots = head.slots + labels
-            received = torch.zeros(len(slots)).double()
             factor = math.log(len(slots)) / math.log(self.base) if self.base else 1.0
             for i in range(n):
                 visible = slots[: before + i + 1]
@@ -74,7 +79,9 @@ class NaiveAttention:
                 for g in range(h * group, (h + 1) * group):
                     probs = torch.softmax(keys @ self.rotated(q[i, g], at[-1]) * scale * factor, dim=0)
                     output[i, g] = probs @ values
-                    received[: len(visible)] += probs
+                    if i >= first:
+                        scores[0, h, : len(visible)] += probs
+        for head, received in zip(self.heads, shared_scores(self.name, scores)[0], strict=True):
             head.call(labels, received.tolist())
         self.seen += n
         return getattr(m, "o_proj", getattr(m, "out_proj", None))(output.flatten(1))[None]
@@ -133,6 +140,45 @@ def test_every_call_equals_the_naive_model(build, name, params, positions):
                 torch.testing.assert_close(logits[row].double(), wanted[call][0], atol=1e-4, rtol=0)
                 for layer in range(3):
                     assert cache.layer_lengths(layer)[row] == len(held[call][layer][0])
+
+
+@pytest.mark.parametrize("positions", ["cache", "original"])
+@pytest.mark.parametrize(
+    ("name", "by_row"),
+    [
+        (
+            "buzz",
+            [
+                {"sink": s, "window": w, "stride": c, "threshold": t}
+                for s, w, c, t in [(2, 6, 5, 9), (0, 9, 3, 4), (2, 6, 5, 12)]
+            ],
+        ),
+        ("h2o", [{"heavy": 7, "window": 6}, {"heavy": 3, "window": 9}, {"heavy": 12, "window": 4}]),
+        ("snapkv", [{"capacity": c, "window": w, "kernel": 3} for c, w in [(14, 4), (30, 6), (9, 2)]]),
+        ("tova", [{"capacity": 12}, {"capacity": 30}, {"capacity": 7}]),
+        ("random", [{"capacity": c, "sink": 2, "window": 6} for c in (15, 9, 20)]),
+    ],
+)
+@torch.no_grad()
+def test_rows_with_policies_of_their_own_equal_the_naive_model(positions, name, by_row):
+    model = tiny_llama()
+    rows = [tokens(1, n, seed=n)[0] for n in (41, 23, 35)]
+    fed = tokens(3, 35, seed=9)
+    expected = [
+        naive_logits(model, [row[None], *fed[i : i + 1].split(1, dim=1)], name, params, positions)
+        for i, (row, params) in enumerate(zip(rows, by_row, strict=True))
+    ]
+    ids, mask = left_pad(rows)
+    policies = buzz.PerRow([buzz.make_policy(name, **params) for params in by_row])
+    with buzz.patch_model(model):
+        cache = buzz.BeehiveCache(policies, model.config, positions=positions)
+        for call in range(36):
+            if call:
+                ids, mask = fed[:, call - 1 : call], torch.nn.functional.pad(mask, (0, 1), value=1)
+            logits = model(ids, attention_mask=mask, past_key_values=cache).logits[:, -1]
+            for row, (wanted, held) in enumerate(expected):
+                torch.testing.assert_close(logits[row].double(), wanted[call][0], atol=1e-4, rtol=0)
+                assert cache.lengths[row] == len(held[call][0][0])
 
 
 @pytest.mark.parametrize("positions", ["cache", "original"])

@@ -1,8 +1,10 @@
-"""The rules of every policy, written as plainly as possible: one head, Python lists, no tensors, no shortcuts."""
+"""The rules of every policy, written as plainly as possible: one head, Python lists, no shortcuts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+import torch
 
 
 @dataclass
@@ -19,7 +21,7 @@ class NaiveHead:
         """Append labels, add what each slot received in the call, evict once if the policy says so."""
         self.slots += labels
         self.scores += [0.0] * len(labels)
-        if self.name == "buzz_fast":
+        if self.name in ("buzz_fast", "snapkv", "tova"):
             self.scores = list(received)
         else:
             self.scores = [old + new for old, new in zip(self.scores, received, strict=True)]
@@ -39,7 +41,20 @@ class NaiveHead:
             before = everything[: n - p["window"]]
             ranked = sorted(before, key=lambda i: (-self.scores[i], i))
             return sorted(ranked[: p["heavy"]]) + everything[n - p["window"] :], 0
+        if self.name == "tova":
+            if n <= p["capacity"]:
+                return everything, 0
+            return sorted(sorted(everything, key=lambda i: (-self.scores[i], i))[: p["capacity"]]), 0
+        if self.name == "snapkv":
+            return self.kept_of_prompt(everything)
         sink, window = p["sink"], p["window"]
+        if self.name == "random":
+            if n <= p["capacity"]:
+                return everything, self.sampled
+            generator = torch.Generator().manual_seed(p.get("seed", 0) * 2**20 + self.sampled)
+            drawn = torch.randperm(n - sink - window, generator=generator).tolist()
+            kept = sorted(sink + i for i in drawn[: p["capacity"] - sink - window])
+            return everything[:sink] + kept + everything[n - window :], self.sampled + 1
         if self.name in ("streaming", "local"):
             if n <= sink + window:
                 return everything, 0
@@ -64,3 +79,29 @@ class NaiveHead:
                         best = i
             new_sample.append(best)
         return everything[:sink] + new_sample + everything[n - window :], len(new_sample)
+
+    def kept_of_prompt(self, everything: list[int]) -> tuple[list[int], int]:
+        """SnapKV: once, after the first call. `sampled` marks that it is over."""
+        n, p = len(everything), self.params
+        if self.sampled:
+            return everything, self.sampled
+        if n <= p["capacity"]:
+            return everything, n
+        before = n - p["window"]
+        half = p["kernel"] // 2
+        pooled = []
+        for i in range(before):
+            near = [self.scores[j] if 0 <= j < before else 0.0 for j in range(i - half, i + half + 1)]
+            pooled.append(sum(near) / p["kernel"])
+        ranked = sorted(range(before), key=lambda i: (-pooled[i], i))
+        return sorted(ranked[: p["capacity"] - p["window"]]) + everything[before:], p["capacity"]
+
+
+def queries_counted(name: str, params: dict, queries: int) -> int:
+    """How many of a call's last queries a policy looks at."""
+    return min(queries, {"tova": 1, "snapkv": params.get("window", 0)}.get(name, queries))
+
+
+def shared_scores(name: str, scores: torch.Tensor) -> torch.Tensor:
+    """Scores [B, H, L] as the heads of a layer read them: TOVA's heads agree, all others look for themselves."""
+    return scores.sum(dim=1, keepdim=True).expand_as(scores) if name == "tova" else scores

@@ -10,6 +10,7 @@ import pytest
 from buzz.policies import POLICIES, make_policy
 
 SIZED = [name for name in POLICIES if name != "full"]
+STREAMING = [name for name in SIZED if make_policy(name).bounded]
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,11 @@ SIZED = [name for name in POLICIES if name != "full"]
         ("buzz", {"window": True}, TypeError, "window must be an integer"),
         ("buzz", {"logn_base": 1}, ValueError, "logn_base must be above 1"),
         ("full", {"logn_base": "512"}, TypeError, "logn_base must be a number"),
+        ("snapkv", {"kernel": 4}, ValueError, "kernel must be odd"),
+        ("snapkv", {"capacity": 32}, ValueError, "capacity must be above window"),
+        ("pyramidkv", {"beta": 0}, ValueError, "beta must be at least 1"),
+        ("random", {"capacity": 35}, ValueError, "capacity must be at least sink"),
+        ("tova", {"capacity": 0}, ValueError, "capacity must be at least 1"),
         ("buzz", {"windw": 5}, TypeError, "did you mean 'window'"),
         ("bux", {}, ValueError, "choose one of full, local, streaming, h2o, buzz, buzz_fast, buzz_no_max"),
     ],
@@ -52,13 +58,19 @@ def test_ordinary_strides_do_not_warn():
         make_policy("buzz", stride=3)
 
 
-@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.parametrize("name", STREAMING)
 @pytest.mark.parametrize("tokens", [20, 57, 164, 300, 411, 1000])
 def test_budgets_are_met(name, tokens):
     policy = POLICIES[name].from_budget(tokens)
     assert policy.name == name
     stream = policy.trace(0, 12 * tokens)[6 * tokens :]
     assert sum(stream) / len(stream) == pytest.approx(tokens, rel=0.02, abs=0.6)
+
+
+@pytest.mark.parametrize("name", [name for name in SIZED if name not in STREAMING])
+@pytest.mark.parametrize("tokens", [20, 57, 300])
+def test_a_budget_of_a_prompt_compressor_is_what_a_prompt_leaves(name, tokens):
+    assert POLICIES[name].from_budget(tokens).trace(5000, 3) == [tokens, tokens + 1, tokens + 2, tokens + 3]
 
 
 @pytest.mark.parametrize("name", SIZED)
@@ -70,13 +82,18 @@ def test_budget_keeps_the_other_parameters(name):
         assert POLICIES[name].from_budget(300, window=50).window == 50
     if name == "h2o":
         assert POLICIES[name].from_budget(300, window=50) == make_policy("h2o", heavy=250, window=50)
+    if name in ("snapkv", "pyramidkv"):
+        with pytest.raises(ValueError, match="too small for window=50"):
+            POLICIES[name].from_budget(50, window=50)
 
 
 def test_full_has_nothing_to_fit():
     assert POLICIES["full"].from_budget(100) == make_policy("full")
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("streaming", 4), ("h2o", 1), ("buzz", 2), ("streaming", 0)])
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("streaming", 4), ("h2o", 1), ("buzz", 2), ("streaming", 0), ("random", 4), ("snapkv", 0)]
+)
 def test_impossible_budgets_say_so(name, tokens):
     with pytest.raises(ValueError, match="budget"):
         POLICIES[name].from_budget(tokens)

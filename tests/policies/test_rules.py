@@ -7,15 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.policies import POLICIES, make_policy
-from tests.policies.naive import NaiveHead
+from buzz.policies import POLICIES, Policy, make_policy
+from tests.policies.naive import NaiveHead, shared_scores
 from tests.policies.strategies import NAMES, settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
 
 
 def test_every_policy_is_covered():
-    assert set(NAMES) == set(POLICIES)
+    # Layers of pyramidkv are snapkv, see test_rivals.
+    assert {*NAMES, "pyramidkv"} == set(POLICIES)
 
 
 @settings(max_examples=3000, deadline=None)
@@ -25,7 +26,8 @@ def test_plan_and_select_equal_the_reference(setting, data):
     policy = make_policy(name, **params)
     length = data.draw(st.integers(1, 60), label="length")
     room = max(0, length - params.get("sink", 0) - params.get("window", 0))
-    sampled = data.draw(st.integers(0, room), label="sampled") if name.startswith("buzz") else 0
+    stateful = name.startswith("buzz") or name in ("random", "snapkv")
+    sampled = data.draw(st.integers(0, room), label="sampled") if stateful else 0
     rows, heads = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
     seed = data.draw(st.integers(0, 2**16))
     # Few distinct values, so that ties are common.
@@ -34,7 +36,9 @@ def test_plan_and_select_equal_the_reference(setting, data):
     plan = policy.plan(length, sampled)
     for row in range(rows):
         for head in range(heads):
-            naive = NaiveHead(name, params, list(range(length)), scores[row, head].tolist(), sampled)
+            naive = NaiveHead(
+                name, params, list(range(length)), shared_scores(name, scores)[row, head].tolist(), sampled
+            )
             kept, new_sampled = naive.kept()
             if plan is None:
                 assert kept == list(range(length))
@@ -45,6 +49,26 @@ def test_plan_and_select_equal_the_reference(setting, data):
             assert slots.shape in [(rows, heads, plan.kept), (1, 1, plan.kept)]
             assert slots.expand(rows, heads, -1)[row, head].tolist() == kept
             assert (plan.kept, plan.sampled) == (len(kept), new_sampled)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from([n for n in NAMES if n != "full"]), st.data())
+def test_rows_together_select_what_each_selects_alone(name, data):
+    states = []
+    for row in range(data.draw(st.integers(1, 4), label="rows")):
+        _, params = data.draw(settings_of([name]), label=f"row {row}")
+        policy, length, sampled = make_policy(name, **params), data.draw(st.integers(1, 60)), 0
+        while policy.plan(length, sampled) is None:
+            length += 1
+        states.append((policy, length, sampled))
+    policies, lengths, sampled = (list(column) for column in zip(*states, strict=True))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16)))
+    scores = torch.randint(0, 4, (len(states), 2, max(lengths) + 3), generator=generator).float()
+    together = type(policies[0]).select_rows(policies, scores, lengths, sampled)
+    assert together.dtype == torch.int64
+    for row, (policy, length, _) in enumerate(states):
+        alone = policy.select(scores[row : row + 1, :, :length], length, 0)
+        assert together[row].expand(2, -1)[:, : alone.shape[2]].tolist() == alone[0].expand(2, -1).tolist()
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "full"])
@@ -91,6 +115,13 @@ def test_defaults_swing_as_the_paper_says():
     assert abs(sum(stream) / len(stream) - 411) < 1
     assert policy.steady().peak == 564
     assert policy.steady().mean == pytest.approx(sum(stream) / len(stream), abs=1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(settings_of(["buzz"]))
+def test_the_steady_state_of_buzz_is_that_of_its_stream(setting):
+    policy = make_policy("buzz", **setting[1])
+    assert policy.steady() == pytest.approx(Policy.steady(policy))
 
 
 def test_a_long_prompt_is_thinned_one_eviction_a_call():

@@ -1,0 +1,75 @@
+"""Random eviction: what any rule must beat."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from buzz.policies.base import Plan, Policy, Steady
+
+_COUNT = 1 << 20  # evictions after which the same draws come again
+
+
+@dataclass(frozen=True)
+class RandomPolicy(Policy):
+    """Sink and window stay; of the history between them a random part, so that `capacity` slots are left.
+
+    The control experiment of the field, as in H2O (arXiv 2306.14048) and later papers. Every eviction draws anew, from
+    the seed and the number of evictions so far, which `sampled` counts; all heads and layers drop the same slots, and a
+    row in a batch is treated as it would be alone.
+
+    Args:
+        capacity: slots that stay, in tokens; at least sink + window.
+        sink: slots at the start that always stay, in tokens.
+        window: most recent slots that always stay, in tokens.
+        seed: of the draws.
+    """
+
+    capacity: int = 512
+    sink: int = 4
+    window: int = 32
+    seed: int = 0
+
+    name: ClassVar[str] = "random"
+    least: ClassVar[dict[str, int]] = {"capacity": 1, "sink": 0, "window": 1, "seed": 0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.capacity < self.sink + self.window:
+            raise ValueError(
+                f"random: capacity must be at least sink + window, got capacity {self.capacity}, "
+                f"sink {self.sink}, window {self.window}"
+            )
+
+    def plan(self, length: int, sampled: int = 0) -> Plan | None:
+        return Plan(self.capacity, (sampled + 1) % _COUNT) if length > self.capacity else None
+
+    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed * _COUNT + sampled)
+        history = length - self.sink - self.window
+        drawn = torch.randperm(history, generator=generator)[: self.capacity - self.sink - self.window]
+        slots = [torch.arange(self.sink), self.sink + drawn.sort().values, torch.arange(length - self.window, length)]
+        kept = torch.cat(slots)[None, None]  # [1, 1, capacity]
+        return kept if scores is None else kept.to(scores.device)
+
+    # The number of evictions is part of the state, so a stream's states do not come back soon; its lengths are plain.
+
+    def peak(self, length: int, sampled: int = 0) -> int | None:
+        return max(length, self.capacity) + 1
+
+    def steady(self) -> Steady | None:
+        return Steady(float(self.capacity), self.capacity)
+
+    def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
+        if "capacity" in fixed:
+            return self
+        capacity = round(tokens)
+        window = self.window if "window" in fixed else min(self.window, max(1, capacity // 2))
+        if capacity < self.sink + window:
+            raise ValueError(
+                f"random: a budget of {tokens:g} tokens is too small for sink={self.sink}, window={window}"
+            )
+        return dataclasses.replace(self, capacity=capacity, window=window)

@@ -1,0 +1,59 @@
+"""TOVA: the token that the newest query looks at least goes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from buzz.policies.base import Plan, Policy, ScoreSpec, column, highest, kept_slots
+
+
+@dataclass(frozen=True)
+class TovaPolicy(Policy):
+    """Token omission via attention (Oren et al., arXiv 2401.06104).
+
+    Once more than `capacity` slots are cached, those with the highest attention from the call's last query stay,
+    averaged over all heads of the layer, so that all heads keep the same slots. On equal scores the older slot stays.
+    No slot is protected, not even the newest.
+
+    Args:
+        capacity: slots that stay, in tokens.
+    """
+
+    capacity: int = 512
+
+    name: ClassVar[str] = "tova"
+    least: ClassVar[dict[str, int]] = {"capacity": 1}
+
+    @property
+    def score_spec(self) -> ScoreSpec | None:
+        return ScoreSpec(accumulate=False, queries=1)
+
+    def plan(self, length: int, sampled: int = 0) -> Plan | None:
+        return Plan(self.capacity, 0) if length > self.capacity else None
+
+    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
+        if scores is None:
+            raise ValueError("tova: select needs scores, float32 [B, H, length]")
+        layer = scores.sum(dim=1, keepdim=True)  # [B, 1, length]
+        order = layer.argsort(dim=-1, descending=True, stable=True)
+        return order[..., : self.capacity].sort(dim=-1).values.expand(-1, scores.shape[1], -1)
+
+    @classmethod
+    def select_rows(
+        cls, policies: Sequence[Policy], scores: torch.Tensor | None, lengths: Sequence[int], sampled: Sequence[int]
+    ) -> torch.Tensor:
+        if scores is None:
+            raise ValueError("tova: select needs scores, float32 [R, H, length]")
+        layer = scores.sum(dim=1, keepdim=True)  # [R, 1, L]
+        end = torch.tensor(lengths, device=scores.device)[:, None, None]
+        past = torch.arange(scores.shape[-1], device=scores.device) >= end
+        keep = highest(layer.masked_fill(past, -torch.inf), column(policies, "capacity", scores))
+        return kept_slots(keep, max(policy.advance(n)[0] for policy, n in zip(policies, lengths, strict=True)))
+
+    def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
+        return self if "capacity" in fixed else dataclasses.replace(self, capacity=round(tokens))

@@ -1,0 +1,72 @@
+"""What is special about the rivals: layers with shares of their own, and draws that differ from one to the next."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from buzz.policies import make_policy
+
+
+def test_the_pyramid_falls_on_a_line_and_keeps_its_mean():
+    policy = make_policy("pyramidkv", capacity=248 + 8, window=8, beta=20)
+    layers = policy.per_layer(30)
+    assert {layer.name for layer in layers} == {"snapkv"}
+    sizes = [layer.capacity - 8 for layer in layers]
+    assert sizes[0] == round(2 * 248 - 248 / 20)
+    assert sizes[-1] == round(248 / 20)
+    assert sum(sizes) / 30 == pytest.approx(248, abs=0.5)
+    steps = [a - b for a, b in itertools.pairwise(sizes)]
+    assert max(steps) - min(steps) <= 1
+    assert {layer.capacity for layer in make_policy("pyramidkv", beta=1).per_layer(7)} == {256}
+
+
+def test_a_tiny_pyramid_leaves_every_layer_something():
+    layers = make_policy("pyramidkv", capacity=9, window=8).per_layer(12)
+    assert min(layer.capacity for layer in layers) == 9
+
+
+def test_other_policies_are_the_same_in_every_layer():
+    policy = make_policy("h2o")
+    assert policy.per_layer(3) == [policy] * 3
+
+
+def test_random_draws_are_uniform_differ_and_repeat():
+    policy = make_policy("random", capacity=15, sink=2, window=3)
+    dropped = []
+    for evictions in range(2000):
+        kept = policy.select(None, 16, evictions)[0, 0].tolist()
+        assert kept == policy.select(None, 16, evictions)[0, 0].tolist()
+        (slot,) = set(range(16)) - set(kept)
+        dropped.append(slot)
+    counts = torch.bincount(torch.tensor(dropped), minlength=16)
+    assert counts[:2].sum() == 0
+    assert counts[13:].sum() == 0
+    assert counts[2:13].min() > 120  # 2000 / 11 = 182, standard deviation 13
+    other = make_policy("random", capacity=15, sink=2, window=3, seed=1)
+    assert any(other.select(None, 16, n).tolist() != policy.select(None, 16, n).tolist() for n in range(20))
+
+
+def test_the_state_of_random_counts_evictions():
+    policy = make_policy("random", capacity=50)
+    state = policy.advance(80)
+    assert state == (50, 1)
+    for n in range(2, 10):
+        state = policy.advance(51, state[1])
+        assert state == (50, n)
+    assert policy.steady() == (50.0, 50)
+
+
+def test_snapkv_never_evicts_after_its_first_call():
+    policy = make_policy("snapkv", capacity=40)
+    assert policy.trace(30, 30) == list(range(30, 61))  # a prompt that fits is left alone for good
+    assert policy.trace(100, 30) == list(range(40, 71))
+
+
+def test_snapkv_prefers_neighbours_of_hitters():
+    policy = make_policy("snapkv", capacity=5, window=2, kernel=3)
+    scores = torch.zeros(1, 1, 12)
+    scores[..., 6] = 1.0
+    assert policy.select(scores, 12)[0, 0].tolist() == [5, 6, 7, 10, 11]
