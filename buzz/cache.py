@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from buzz.policies import Policy, ScoreSpec
+from buzz.rows import Rows
 from buzz.schedule import Eviction, PerRow, Schedule, Step
 from buzz.storage import UNPATCHED, BeehiveLayer
 
@@ -27,8 +28,8 @@ class Slots(NamedTuple):
 
     keys: torch.Tensor
     values: torch.Tensor
-    starts: list[int]
-    counts: list[int]
+    starts: Rows
+    counts: Rows
     spec: ScoreSpec | None
 
 
@@ -204,7 +205,7 @@ class BeehiveCache(Cache):
         """Position in the text of each query of the open call, pads not counted: int64 [1 or B, width]."""
         assert self._call is not None
         same = len(set(self._tokens)) == 1
-        starts = torch.tensor(self._tokens[:1] if same else self._tokens, device=device)
+        starts = Rows(self._tokens[:1] if same else self._tokens).on(device)
         return starts[:, None] + torch.arange(self._call.width, device=device)
 
     @property

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import torch
 
-from buzz.policies import Plan, Policy, ScoreSpec
+from buzz.policies import Plan, Policy, RowPolicies, ScoreSpec
+from buzz.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Eviction:
     """One eviction of the rows of one policy in one state: `rows` are batch indices, None means all of them."""
 
     policy: Policy
-    rows: list[int] | None
+    rows: Rows | None
     length: int
     sampled: int
     plan: Plan
@@ -54,11 +55,11 @@ class Eviction:
 class Ragged:
     """The evictions of one call in several states, row by row; `rows` are batch indices, None means all of them."""
 
-    rows: list[int] | None
-    policies: list[Policy]
-    lengths: list[int]
-    sampled: list[int]
-    kept: list[int]
+    rows: Rows | None
+    policies: RowPolicies
+    lengths: Rows
+    sampled: Rows
+    kept: Rows
     _slots: dict[torch.device, torch.Tensor] = field(default_factory=dict)
 
     def select(self, scores: torch.Tensor | None, device: torch.device) -> torch.Tensor:
@@ -83,8 +84,8 @@ class Step:
     """
 
     policies: list[Policy]
-    starts: list[int]
-    counts: list[int]
+    starts: Rows
+    counts: Rows
     sampled: list[int]
     _positions: dict[tuple[torch.device, int], torch.Tensor] = field(default_factory=dict)
     _ragged: dict[int, Ragged] = field(default_factory=dict)
@@ -109,7 +110,7 @@ class Step:
         due = []
         for (policy, length, sampled), rows in groups.items():
             if (plan := policy.plan(length, sampled)) is not None:
-                due.append(Eviction(policy, None if len(rows) == len(self.ends) else rows, length, sampled, plan))
+                due.append(Eviction(policy, None if len(rows) == len(self.ends) else Rows(rows), length, sampled, plan))
         return due
 
     @cached_property
@@ -123,13 +124,13 @@ class Step:
         key = len(due)
         if key not in self._ragged:
             items = sorted(((row, e) for e in due for row in e.rows or []), key=lambda item: item[0])
-            rows = [row for row, _ in items]
+            rows = Rows(row for row, _ in items)
             self._ragged[key] = Ragged(
                 None if len(rows) == len(self.ends) else rows,
-                [e.policy for _, e in items],
-                [e.length for _, e in items],
-                [e.sampled for _, e in items],
-                [e.plan.kept for _, e in items],
+                RowPolicies(e.policy for _, e in items),
+                Rows(e.length for _, e in items),
+                Rows(e.sampled for _, e in items),
+                Rows(e.plan.kept for _, e in items),
             )
         return self._ragged[key]
 
@@ -172,7 +173,7 @@ class Step:
         """
         key = (device, columns)
         if key not in self._positions:
-            starts = torch.tensor(self.starts[:1] if self.uniform else self.starts, device=device)[:, None]
+            starts = self.starts.on(device)[: 1 if self.uniform else None, None]
             slots = starts + torch.arange(columns, device=device)
             self._positions[key] = slots.clamp(max=max(1, *self.ends) - 1)
         return self._positions[key]
@@ -194,7 +195,7 @@ class Schedule:
 
     def open(self, counts: Sequence[int]) -> Step:
         """The step of a call that appends counts[b] tokens to row b."""
-        return Step(self.policies, [s[0] for s in self.states], list(counts), [s[1] for s in self.states])
+        return Step(self.policies, Rows(s[0] for s in self.states), Rows(counts), [s[1] for s in self.states])
 
     def close(self, step: Step) -> None:
         """The call is over in every layer."""

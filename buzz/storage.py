@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from buzz.rows import Rows
 from buzz.schedule import Eviction, Step
 
 UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
@@ -177,9 +178,9 @@ class BeehiveLayer(CacheLayerMixin):
             if target is None:
                 continue
             packed = _gather(_rows(source, rows)[:, :, :length], slots)
-            target[slice(None) if rows is None else rows, :, :kept] = packed
+            target[_index(rows, target), :, :kept] = packed
             if target is self.scores and in_place:  # a slot's score starts at zero
-                target[slice(None) if rows is None else rows, :, kept:length] = 0
+                target[_index(rows, target), :, kept:length] = 0
 
     def _compact_ragged(
         self, old: Sequence[Any], scores: torch.Tensor | None, step: Step, due: Sequence[Eviction], in_place: bool
@@ -192,21 +193,25 @@ class BeehiveLayer(CacheLayerMixin):
         if (watch := self._watch()) is not None:
             for eviction in due:
                 watch(eviction, slots[ragged.places(eviction)][:, :, : eviction.plan.kept])
-        rows = slice(None) if ragged.rows is None else ragged.rows
         for target, source in zip(self._tensors, old, strict=True):
             if target is None:
                 continue
             packed = _gather(_rows(source, ragged.rows)[:, :, :length], slots)
             if target is self.scores:  # a slot's score starts at zero
-                ends = torch.tensor(ragged.kept, device=packed.device)[:, None, None]
+                ends = ragged.kept.on(packed.device)[:, None, None]
                 packed.masked_fill_(torch.arange(kept, device=packed.device) >= ends, 0)
                 if in_place:
-                    target[rows, :, kept:length] = 0
-            target[rows, :, :kept] = packed
+                    target[_index(ragged.rows, target), :, kept:length] = 0
+            target[_index(ragged.rows, target), :, :kept] = packed
 
 
-def _rows(tensor: torch.Tensor, rows: list[int] | None) -> torch.Tensor:
-    return tensor if rows is None else tensor[rows]
+def _rows(tensor: torch.Tensor, rows: Rows | None) -> torch.Tensor:
+    return tensor if rows is None else tensor.index_select(0, rows.on(tensor.device))
+
+
+def _index(rows: Rows | None, tensor: torch.Tensor) -> slice | torch.Tensor:
+    """Rows as an index into a tensor; not a list, which would be copied to the device each time."""
+    return slice(None) if rows is None else rows.on(tensor.device)
 
 
 def _gather(tensor: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

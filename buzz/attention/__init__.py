@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from buzz.attention import eager, sdpa
+from buzz.rows import Rows
 
 
 class Spec(Protocol):
@@ -53,7 +54,7 @@ def attend(
     if k.shape != v.shape or k.shape[0] != B or Hq % k.shape[1]:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together")
     starts = _integers(starts)
-    counts = [Lq] * B if counts is None else _integers(counts)
+    counts = Rows([Lq] * B) if counts is None else _integers(counts)
     if len(starts) != B or len(counts) != B:
         raise ValueError(f"starts and counts need one number per row, {B}, got {len(starts)} and {len(counts)}")
     if max(s + c for s, c in zip(starts, counts, strict=True)) > k.shape[2]:
@@ -71,24 +72,24 @@ def attend(
     return output.to(q.dtype), scores
 
 
-def _last_queries(
-    q: torch.Tensor, starts: Sequence[int], counts: Sequence[int], last: Sequence[int]
-) -> tuple[torch.Tensor, list[int], list[int]]:
+def _last_queries(q: torch.Tensor, starts: Rows, counts: Rows, last: Sequence[int]) -> tuple[torch.Tensor, Rows, Rows]:
     """The last last[b] valid queries of each row b, [B, Hq, max(last), D], with their starts and counts."""
-    first = [max(0, count - n) for count, n in zip(counts, last, strict=True)]
+    first = Rows(max(0, count - n) for count, n in zip(counts, last, strict=True))
     width = min(max(last), q.shape[2])
     if min(first) == max(first):
         picked = q[:, :, first[0] : first[0] + width]
     else:
-        columns = torch.tensor(first, device=q.device)[:, None] + torch.arange(width, device=q.device)
+        columns = first.on(q.device)[:, None] + torch.arange(width, device=q.device)
         columns = columns.clamp(max=q.shape[2] - 1)[:, None, :, None]  # past a row's end: any query
         picked = q.gather(2, columns.expand(-1, q.shape[1], -1, q.shape[3]))
-    starts = [start + f for start, f in zip(starts, first, strict=True)]
-    return picked, starts, [count - f for count, f in zip(counts, first, strict=True)]
+    starts = Rows(start + f for start, f in zip(starts, first, strict=True))
+    return picked, starts, Rows(count - f for count, f in zip(counts, first, strict=True))
 
 
-def _integers(values: Sequence[int] | torch.Tensor) -> list[int]:
-    return values.tolist() if isinstance(values, torch.Tensor) else list(values)
+def _integers(values: Sequence[int] | torch.Tensor) -> Rows:
+    if isinstance(values, Rows):
+        return values
+    return Rows(values.tolist() if isinstance(values, torch.Tensor) else values)
 
 
 __all__ = ["attend"]

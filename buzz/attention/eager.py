@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
+
+from buzz.rows import Rows
 
 # Logits of one query chunk, in elements: 32 MiB in float32, which stays in or near the caches of a CPU; 512 MiB on a
 # GPU, which wants few large kernels.
@@ -17,8 +17,8 @@ def attend(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    starts: Sequence[int],
-    counts: Sequence[int],
+    starts: Rows,
+    counts: Rows,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and scores of one call, all its valid queries counted; see `buzz.attention.attend` for the arguments.
@@ -52,7 +52,7 @@ def grouped(q: torch.Tensor, kv_heads: int) -> torch.Tensor:
     return q.unflatten(1, (kv_heads, -1))
 
 
-def hide_future(logits: torch.Tensor, starts: Sequence[int], first: int) -> torch.Tensor:
+def hide_future(logits: torch.Tensor, starts: Rows, first: int) -> torch.Tensor:
     """Set to -inf, in place, what the queries first .. first + n - 1 do not see of logits [B, Hkv, G, n, S]."""
     n, slots = logits.shape[-2:]
     common = min(starts) + first + 1  # slots before this one are seen by every query of the chunk
@@ -63,21 +63,19 @@ def hide_future(logits: torch.Tensor, starts: Sequence[int], first: int) -> torc
     return logits
 
 
-def causal(starts: Sequence[int], first: int, n: int, begin: int, end: int, device: torch.device) -> torch.Tensor:
+def causal(starts: Rows, first: int, n: int, begin: int, end: int, device: torch.device) -> torch.Tensor:
     """Which of the slots begin .. end - 1 the queries first .. first + n - 1 see: bool [B or 1, n, end - begin]."""
-    uniform = min(starts) == max(starts)
-    last = torch.tensor(starts[:1] if uniform else list(starts), device=device)[:, None] + torch.arange(
-        first, first + n, device=device
-    )
+    last = starts.on(device)[:, None] + torch.arange(first, first + n, device=device)  # [B, n]
+    last = last[:1] if min(starts) == max(starts) else last
     return torch.arange(begin, end, device=device) <= last[..., None]
 
 
-def _received(probs: torch.Tensor, counts: Sequence[int], first: int) -> torch.Tensor:
+def _received(probs: torch.Tensor, counts: Rows, first: int) -> torch.Tensor:
     """Probability received per slot, float32 [B, Hkv, S], from the valid queries of this chunk."""
     n = probs.shape[-2]
     if min(counts) < first + n:
         index = torch.arange(first, first + n, device=probs.device)
-        valid = index < torch.tensor(list(counts), device=probs.device)[:, None]  # [B, n]
+        valid = index < counts.on(probs.device)[:, None]  # [B, n]
         # Filled, not multiplied: a query past its row's end may hold anything.
         probs = probs.masked_fill(~valid[:, None, None, :, None], 0.0)
     return probs.sum(dim=(2, 3), dtype=torch.float32)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from buzz.attention.eager import causal, grouped
+from buzz.rows import Rows
 
 # Mask elements of one query chunk, where a mask is needed at all: 16 MiB of bool.
 _CHUNK_ELEMENTS = 1 << 24
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Sequence[int], scale: float) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, scale: float) -> torch.Tensor:
     """Output [B, Hq, Lq, D] of one call; see `buzz.attention.attend` for the arguments."""
     B, Hq, Lq, _ = q.shape
     Hkv, C = k.shape[1:3]

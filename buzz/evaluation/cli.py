@@ -6,21 +6,27 @@ import argparse
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from buzz.evaluation.distributed import PeerLostError, join, leave, speaks
 from buzz.evaluation.errors import ConfigError
+
+if TYPE_CHECKING:
+    from buzz.evaluation.config import RunConfig
+    from buzz.evaluation.grid import Sweep
 
 _DESCRIPTION = """\
 Run an evaluation: a model summarises or answers under several KV-cache policies. Prints a table and fills the run
-folder (`output` in the config) with samples, summary.json, report.md and quality.png. Started again with the same
-config, a run goes on where it stopped.
+folder (`output` in the config) with samples, summary.json and a report. Started again with the same config, a run goes
+on where it stopped, with any number of processes. A config with a section `sweep` describes a grid of runs.
 """
 _EPILOG = """\
 examples:
   python scripts/run_eval.py --config configs/quickstart.yaml
   python scripts/run_eval.py --config configs/xsum.yaml task.data=xsum.jsonl.gz task.limit=8 output=runs/try
   python scripts/run_eval.py --config configs/xsum.yaml model.id=/models/llama methods='[full, buzz, streaming]'
+  accelerate launch --multi_gpu --num_processes 8 --main_process_port 0 scripts/run_eval.py --config configs/xsum.yaml
 
 exit status: 0 done, 1 a method ran out of memory, 2 bad config or usage, 130 / 143 interrupted (resumes when run again)
 """
@@ -41,10 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _short_warnings():
             return _main(arguments)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 2
+    except PeerLostError:
+        _tell("error: another process of the run has stopped; the same command resumes the run")
+        return 1
     except KeyboardInterrupt:  # before the run holds signals back, or the second one
-        print("interrupted; the same command starts again where the run folder stops", file=sys.stderr)
+        _tell("interrupted; the same command starts again where the run folder stops")
         return 130
 
 
@@ -54,22 +63,52 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replaces one value of the config")
     options = parser.parse_intermixed_args(arguments)
 
-    # Here, so that --help and usage errors need none of it.
+    # Here, so that --help and usage errors need none of it; the runner, which needs torch, only once a config is right.
     from buzz.evaluation.config import load_config
-
-    config = load_config(options.config, options.overrides)
-
-    from buzz.evaluation.runner import Interrupted, run
-    from buzz.evaluation.table import text_table
+    from buzz.evaluation.grid import is_sweep, load_sweep
+    from buzz.evaluation.signals import Interrupted
 
     try:
-        summary = run(config)
+        if is_sweep(options.config, options.overrides):
+            return _sweep(load_sweep(options.config, options.overrides))
+        return _run(load_config(options.config, options.overrides))
     except Interrupted as stop:
-        print(f"interrupted; the same command resumes the run in {stop.output}", file=sys.stderr)
+        _tell(f"interrupted; the same command resumes the run in {stop.output}")
         return 128 + stop.number
-    print(text_table(summary))
-    print(f"\n{config.output}: summary.json, report.md, quality.png, samples/")
-    return 1 if any("failed" in entry for entry in summary["methods"].values()) else 0
+
+
+def _run(config: RunConfig) -> int:
+    from buzz.evaluation.runner import run
+    from buzz.evaluation.table import text_table
+
+    summary = run(config)
+    _print(text_table(summary), f"{config.output}: report.html, report.md, summary.json, samples/")
+    return _status([summary])
+
+
+def _sweep(sweep: Sweep) -> int:
+    from buzz.evaluation.sweep import run_sweep, sweep_table
+
+    summary = run_sweep(sweep)
+    _print(sweep_table(summary), f"{sweep.output}: summary.json, report.md, frontier.png, and a folder a run")
+    return _status(summary["runs"].values())
+
+
+def _print(table: str, where: str) -> None:
+    """The results, by the main process; then the processes part."""
+    if join().main:
+        print(f"{table}\n\n{where}")
+    leave()
+
+
+def _status(summaries: Iterable[Mapping[str, Any]]) -> int:
+    return 1 if any("failed" in entry for summary in summaries for entry in summary["methods"].values()) else 0
+
+
+def _tell(line: str) -> None:
+    """One line on stderr; of several processes, one of each host says it."""
+    if speaks():
+        print(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -77,7 +116,7 @@ def _short_warnings() -> Iterator[None]:
     """Inside the block a warning is one line, and what libraries say about their own future is left out."""
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        _tell(f"warning: {' '.join(str(message).split())}")
 
     with warnings.catch_warnings():
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):

@@ -1,4 +1,4 @@
-"""Reading data: local .jsonl and .txt files (plain or gzip), files inside packages, and data sets of the hub.
+"""Reading data: local .jsonl and .txt files (plain or gzip), files inside packages, and data from the hub.
 
 Whatever is wrong with a file or a row is a ConfigError of one line that names the file and the row.
 """
@@ -9,30 +9,18 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
 from buzz.evaluation.errors import ConfigError
-
-Row = dict[str, Any]
+from buzz.evaluation.hub import FileSource, HubSource, fetch, guarded, hub_errors, stream
+from buzz.evaluation.rows import Fields, Maybe, Problem, Row, checked_rows
 
 PACKAGE_PREFIX = "package:"
-HUB_TIMEOUT = 10.0  # seconds
-_WORDS = {str: "non-empty text", list: "a non-empty list", dict: "a non-empty mapping", int: "an integer"}
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """A data set of the Hugging Face hub. `name`: its configuration; `revision`: a branch, tag, ref or commit."""
-
-    path: str
-    name: str | None = None
-    revision: str | None = None
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -96,7 +84,11 @@ def read_text(path: str | Path, where: str = "task.data") -> str:
 
 
 def read_rows(
-    path: str | Path, fields: Mapping[str, type], limit: int | None = None, where: str = "task.data"
+    path: str | Path,
+    fields: Fields,
+    limit: int | None = None,
+    where: str = "task.data",
+    problem: Problem | None = None,
 ) -> Iterator[Row]:
     """Rows of a .jsonl or .jsonl.gz file, streamed: at most `limit` rows are read. Blank lines are skipped.
 
@@ -104,17 +96,43 @@ def read_rows(
 
     Args:
         path: the file, one JSON object a line, UTF-8.
-        fields: what every row must have, name -> type. A str, list or dict must not be empty.
+        fields: what every row must have, name -> kind (see `buzz.evaluation.rows`).
         limit: rows to stop after; None: all.
         where: the config key that named the file, for errors.
+        problem: a check beyond `fields`.
 
     Raises:
         ConfigError: another ending, unreadable, no row at all, a broken file or row, a missing, empty or mistyped
             field, an id that an earlier row has. Raised when the row is reached.
     """
-    numbered = ((n, raw) for n, raw in _lines(path, (".jsonl", ".jsonl.gz"), where) if raw.strip())
-    parsed = ((n, _parse(raw, f"{path} row {n}", where)) for n, raw in islice(numbered, limit))
-    yield from _checked(parsed, str(path), fields, where)
+    parsed = _parsed(_lines(path, (".jsonl", ".jsonl.gz"), where), str(path), limit, where)
+    yield from checked_rows(parsed, str(path), fields, where, problem)
+
+
+def read_hub_rows(
+    source: HubSource | FileSource,
+    split: str,
+    fields: Fields,
+    limit: int | None = None,
+    where: str = "task.data",
+    problem: Problem | None = None,
+) -> Iterator[Row]:
+    """Rows of a hub data set or of a file on the network, like `read_rows`; n counts the rows from 1.
+
+    Raises:
+        ConfigError: the hub, the data set or the split cannot be had (says that `where` takes a local file), or a
+            row that `read_rows` would refuse.
+    """
+    label, allowed = source.label(split), f"{where} takes a local .jsonl or .jsonl.gz file"
+    if isinstance(source, FileSource):
+        with hub_errors(label, allowed, where):
+            file = _open(fetch(source), source.file.endswith(".gz"), source.member)
+        numbered = _parsed(_numbered(file, label, where), label, limit, where)
+    else:
+        with hub_errors(label, allowed, where):
+            rows = stream(source, split)
+        numbered = enumerate(islice(guarded(rows, label, allowed, where), limit), 1)
+    yield from checked_rows(numbered, label, fields, where, problem)
 
 
 def _lines(path: str | Path, endings: tuple[str, ...], where: str) -> Iterator[tuple[int, bytes]]:
@@ -122,17 +140,43 @@ def _lines(path: str | Path, endings: tuple[str, ...], where: str) -> Iterator[t
     name = str(path)
     if not name.endswith(endings):
         raise ConfigError(where, f"{name} is no file this task reads", f"{' or '.join(endings)} is wanted")
+    try:
+        file = _open(name, name.endswith(".gz"))
+    except OSError as error:
+        raise _unreadable(name, error, where) from error
+    yield from _numbered(file, name, where)
+
+
+def _open(path: str, packed: bool, member: str | None = None) -> IO[bytes]:
+    """A file's bytes; `packed`: it is gzip; `member`: the file of this name in the zip archive at `path`."""
+    if member is not None:
+        with zipfile.ZipFile(path) as archive:  # what is open inside outlives it
+            return archive.open(member)
+    return cast(IO[bytes], gzip.open(path, "rb") if packed else open(path, "rb"))
+
+
+def _numbered(file: IO[bytes], name: str, where: str) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
-        with cast(IO[bytes], gzip.open(name, "rb") if name.endswith(".gz") else open(name, "rb")) as file:
+        with file:
             for number, raw in enumerate(file, 1):
                 yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw  # a byte order mark is no text
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        what = f"{name} row {number + 1}: the gzip data is cut off or broken ({error})"
-        raise ConfigError(where, what, "a whole .gz file is wanted") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        kind, ending = ("zip", ".zip") if isinstance(file, zipfile.ZipExtFile) else ("gzip", ".gz")
+        what = f"{name} row {number + 1}: the {kind} data is cut off or broken ({error})"
+        raise ConfigError(where, what, f"a whole {ending} file is wanted") from error
     except OSError as error:
-        what = f"{name} cannot be read ({error.strerror or error})"
-        raise ConfigError(where, what, "a readable file is wanted") from error
+        raise _unreadable(name, error, where) from error
+
+
+def _unreadable(name: str, error: OSError, where: str) -> ConfigError:
+    return ConfigError(where, f"{name} cannot be read ({error.strerror or error})", "a readable file is wanted")
+
+
+def _parsed(lines: Iterator[tuple[int, bytes]], name: str, limit: int | None, where: str) -> Iterator[tuple[int, Any]]:
+    """Numbered JSON values of the lines that are not blank."""
+    filled = ((number, raw) for number, raw in lines if raw.strip())
+    return ((number, _parse(raw, f"{name} row {number}", where)) for number, raw in islice(filled, limit))
 
 
 def _decode(raw: bytes, place: str, where: str) -> str:
@@ -156,113 +200,15 @@ def _parse(raw: bytes, place: str, where: str) -> Any:
         raise ConfigError(where, what, "one JSON object a line is wanted") from error
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def _checked(rows: Iterable[tuple[int, Any]], source: str, fields: Mapping[str, type], where: str) -> Iterator[Row]:
-    """Numbered rows -> rows with a unique id and all fields; at least one."""
-    seen: dict[str, int] = {}
-    for number, row in rows:
-        place = f"{source} row {number}"
-        if not isinstance(row, dict):
-            raise ConfigError(where, f"{place}: is a {type(row).__name__}", "one JSON object a line is wanted")
-        for field, kind in fields.items():
-            _check_field(row, field, kind, place, where)
-        name = _row_id(row, number, place, where)
-        if name in seen:
-            raise ConfigError(where, f"{place}: id {name!r} is also the id of row {seen[name]}", "ids must be unique")
-        seen[name] = number
-        yield {**row, "id": name}
-    if not seen:
-        raise ConfigError(where, f"{source} is empty", "at least one row is wanted")
-
-
-def _check_field(row: Row, field: str, kind: type, place: str, where: str) -> None:
-    wanted = f"{_WORDS.get(kind, kind.__name__)} is wanted"
-    if field not in row:
-        has = ", ".join(map(str, row)) or "none"
-        raise ConfigError(where, f"{place}: has no field {field!r}", f"{wanted} there (the row's fields: {has})")
-    value = row[field]
-    if type(value) is not kind:  # exact: a bool is no int
-        raise ConfigError(where, f"{place}: field {field!r} is of type {type(value).__name__}", wanted)
-    if kind in (str, list, dict) and not (value.strip() if isinstance(value, str) else value):
-        raise ConfigError(where, f"{place}: field {field!r} is empty", wanted)
-    if isinstance(value, str) and not _encodable(value):
-        what = f"{place}: field {field!r} holds half a surrogate pair, which no tokenizer can read"
-        raise ConfigError(where, what, "valid Unicode is wanted")
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _row_id(row: Row, number: int, place: str, where: str) -> str:
-    value = row.get("id")
-    if value is None:
-        return f"row-{number}"
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise ConfigError(where, f"{place}: id {value!r} is no id", "non-empty text or an integer is wanted")
-    _check_field({"id": str(value)}, "id", str, place, where)
-    return str(value)
-
-
-# --- the hub ---------------------------------------------------------------------------------------------------------
-
-
-def read_hub_rows(
-    source: HubSource, split: str, fields: Mapping[str, type], limit: int | None = None, where: str = "task.data"
-) -> Iterator[Row]:
-    """Rows of a hub data set, like `read_rows`; n counts the split's rows from 1.
-
-    Rows are streamed, so that the first 200 of a split do not cost the download of all splits. In the hub's offline
-    mode (HF_HUB_OFFLINE=1) the local cache of `datasets` is read instead.
-
-    Raises:
-        ConfigError: the hub, the data set or the split cannot be had (says that `where` takes a local file), or a
-            row that `read_rows` would refuse.
-    """
-    label = f"{source.path} ({split})"
-    allowed = f"{where} takes a local .jsonl or .jsonl.gz file"
-    with _hub_errors(label, allowed, where):
-        import datasets  # here, because it takes seconds and local files do without
-
-        offline = bool(datasets.config.HF_HUB_OFFLINE)
-        if not offline:
-            _probe(source)
-        rows = datasets.load_dataset(
-            source.path, source.name, split=split, revision=source.revision, streaming=not offline
-        )
-    numbered = enumerate(islice(_guarded(rows, label, allowed, where), limit), 1)
-    yield from _checked(numbered, label, fields, where)
-
-
-def _probe(source: HubSource) -> None:
-    """Fail at once where the hub cannot be reached: `load_dataset` would retry for the better part of a minute."""
-    from huggingface_hub import HfApi
-
-    HfApi().dataset_info(source.path, revision=source.revision, timeout=HUB_TIMEOUT)
-
-
-@contextmanager
-def _hub_errors(label: str, allowed: str, where: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # httpx, huggingface_hub, datasets and pyarrow share no base class
-        reason = str(error).strip().partition("\n")[0][:200]
-        what = f"{label} cannot be loaded from the hub ({type(error).__name__}: {reason})"
-        raise ConfigError(where, what, allowed) from error
-
-
-def _guarded(rows: Iterable[Any], label: str, allowed: str, where: str) -> Iterator[Any]:
-    with _hub_errors(label, allowed, where):
-        iterator = iter(rows)
-    while True:
-        with _hub_errors(label, allowed, where):
-            row = next(iterator, None)
-        if row is None:
-            return
-        yield row
+__all__ = [
+    "PACKAGE_PREFIX",
+    "FileSource",
+    "HubSource",
+    "Maybe",
+    "Row",
+    "fingerprint",
+    "read_hub_rows",
+    "read_rows",
+    "read_text",
+    "resolve_path",
+]

@@ -47,3 +47,8 @@ METRIC_INFO: Mapping[str, MetricInfo] = MappingProxyType(
 )
 
 FIDELITY_METRICS = ("fidelity_kl", "fidelity_top1", "fidelity_rougeL")
+
+
+def metric_info(name: str) -> MetricInfo:
+    """The facts about a metric; for one that is not listed, its bare name and no percent."""
+    return METRIC_INFO.get(name) or MetricInfo(name, percent=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from buzz.evaluation.data import PACKAGE_PREFIX, fingerprint, resolve_path
+from buzz.evaluation.distributed import ALONE, Group
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.gguf_file import read_metadata
 
@@ -179,8 +180,10 @@ def _fingerprint_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def resolve_device(name: str) -> Any:
+def resolve_device(name: str, group: Group = ALONE) -> Any:
     """The `torch.device` behind a device name; `auto` is cuda where there is one.
+
+    Of several processes each gets a GPU of its host in turn, unless the name says which; there may be fewer GPUs.
 
     Raises:
         ConfigError: no such device on this machine.
@@ -188,7 +191,9 @@ def resolve_device(name: str) -> Any:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and group.size > 1 and torch.cuda.is_available():
+        name = f"cuda:{group.local % torch.cuda.device_count()}"
     allowed = "auto, cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
     try:
         device = torch.device(name)

@@ -8,12 +8,33 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from buzz.evaluation.distributed import ALONE, Group
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.gguf_file import end_ids, parsed_once, read_metadata, repair_tokenizer
+from buzz.evaluation.memory import release_memory
 from buzz.evaluation.model_source import ModelSource, check_model, one_line, resolve_device
 
 
-def load_model(config: Any, source: ModelSource | None = None) -> tuple[Any, Any, dict[str, Any]]:
+class ModelLoader:
+    """Loads models and keeps the last one, so that runs of the same model load it once."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._loaded: Any = None
+
+    def load(self, config: Any, source: ModelSource, group: Group = ALONE) -> tuple[Any, Any, dict[str, Any]]:
+        """As `load_model`; the model of before is given up first if another is wanted."""
+        key = (config, source, group)
+        if key != self._key:
+            if self._loaded is not None:
+                self._key = self._loaded = None
+                release_memory()
+            self._loaded = load_model(config, source, group)
+            self._key = key
+        return self._loaded
+
+
+def load_model(config: Any, source: ModelSource | None = None, group: Group = ALONE) -> tuple[Any, Any, dict[str, Any]]:
     """Load a run's model and tokenizer.
 
     `dtype: auto` is float32 on a CPU; elsewhere the checkpoint's own, and bfloat16 for a GGUF file (its weights are
@@ -23,6 +44,7 @@ def load_model(config: Any, source: ModelSource | None = None) -> tuple[Any, Any
     Args:
         config: the `model` part of a run's config.
         source: what `check_model` returned; looked up if not given.
+        group: the processes of the run; the GPUs of a host are dealt to them in turn (see `resolve_device`).
 
     Returns:
         model (in eval mode, on its device), tokenizer, and what environment.json says about the model.
@@ -36,7 +58,7 @@ def load_model(config: Any, source: ModelSource | None = None) -> tuple[Any, Any
     try:
         with quiet_transformers(), _gguf_help(source):
             tokenizer = _load_tokenizer(config, source)
-            model = _load_weights(config, source)
+            model = _load_weights(config, source, group)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -60,11 +82,13 @@ def _load_tokenizer(config: Any, source: ModelSource) -> Any:
     return tokenizer
 
 
-def _load_weights(config: Any, source: ModelSource) -> Any:
+def _load_weights(config: Any, source: ModelSource, group: Group) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, group)
+    if group.size > 1 and device.type == "cuda":
+        torch.cuda.set_device(device)  # for kernels, which run on the current one
     dtype: Any = "auto"
     if config.dtype != "auto":
         dtype = getattr(torch, config.dtype)
@@ -139,4 +163,4 @@ def _gguf_help(source: ModelSource) -> Iterator[None]:
         yield
 
 
-__all__ = ["ModelSource", "check_model", "load_model", "quiet_transformers"]
+__all__ = ["ModelLoader", "ModelSource", "check_model", "load_model", "quiet_transformers"]

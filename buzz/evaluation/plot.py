@@ -1,60 +1,137 @@
-"""The picture of a run: quality against mean cache length."""
+"""Pictures of runs: quality against mean cache length."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from buzz.evaluation.table import metric_label
+from buzz.evaluation.metric_info import metric_info
 
 # Where a label may stand around its point, in points of 1/72 inch, the best place first.
 _AROUND = ((7, 7), (7, -7), (-7, 7), (-7, -7), (0, 11), (0, -11))
 _PLACES = [(x * r, y * r) for r in (1, 2, 3.5, 5, 7) for x, y in _AROUND]
-_BESIDE = 7.0  # points between methods of the same cache length, so that their intervals can be told apart
+# As shares of the longest mean cache: methods no further apart are drawn side by side, at these distances.
+_NEAR, _BESIDE = 0.012, 0.014
+_MARKERS = "osD^v"
+_PANEL = (7.5, 4.8)  # inches
+_SIZE = re.compile(r"-(budget|reduction)[0-9.e+]+")
 
 
 @dataclass(frozen=True)
 class _Point:
     name: str
+    family: str
     x: float  # mean cached tokens
-    y: float  # percent, as its interval
+    y: float  # as shown, so percent for shares; its interval too
     low: float
     high: float
     color: str
+    marker: str
+
+
+def family(name: str, policy: str | None = None) -> str:
+    """A method's name without its budget or reduction: methods of one family differ in size alone."""
+    return _SIZE.sub("", name) or policy or name
 
 
 def plot_quality(summary: Mapping[str, Any], headline: str, path: str | Path) -> bool:
-    """Draw a run's headline metric against mean cached tokens: a labelled point a method, with 95% intervals.
+    """Draw a metric of a run against mean cached tokens: a labelled point a method, with 95% intervals.
 
-    The full cache also gives a dashed line, the score to reach. Methods of (nearly) the same cache length are drawn
-    side by side, a few pixels off their place.
+    The full cache also gives a dashed line, the score to reach. Methods whose names differ in `budget` or `reduction`
+    alone are joined by a line and named in a legend. Methods of (nearly) the same cache length are drawn side by side,
+    a few pixels off their place.
 
     Args:
         summary: as in summary.json.
         headline: the metric on the y axis.
-        path: the PNG to write.
+        path: the file to write; its suffix (.png, .svg) is the format. Equal summaries give equal files.
 
     Returns:
-        False, and nothing is written, if no method has a sample.
+        False, and nothing is written, if no method has a sample, or (with a warning) if matplotlib is not installed.
     """
-    points = _points(summary["methods"], headline)
-    if not points:
+    return plot_frontier([summary], path, headline)
+
+
+def plot_frontier(summaries: Sequence[Mapping[str, Any]], path: str | Path, headline: str | None = None) -> bool:
+    """Draw several runs as `plot_quality` does one, a panel a run.
+
+    Args:
+        summaries: as in summary.json.
+        path: as for `plot_quality`.
+        headline: the metric on the y axes; None: each run's own headline.
+
+    Returns:
+        False, and nothing is written, as `plot_quality`.
+    """
+    panels = []
+    for summary in summaries:
+        metric = headline or summary["run"]["headline"]
+        points = _points(summary["methods"], metric)
+        if points:
+            panels.append((summary["run"], metric, points))
+    if not panels:
+        return False
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        warnings.warn(f"{path} is not drawn: matplotlib is not installed", stacklevel=2)
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
+    columns = 1 if len(panels) == 1 else 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot, so no backend is chosen for the whole process
-    axes = figure.add_subplot()
-    run = summary["run"]
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in axes[len(panels) :]:
+        unused.set_axis_off()
+    # The names inside an SVG are random, and it says when it was made, unless told otherwise.
+    suffix = Path(path).suffix[1:].lower() or "png"
+    metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "buzz"}):
+        warnings.simplefilter("ignore")  # a glyph that the font lacks is no reason for chatter
+        drawn = [_panel(panel, *parts) for panel, parts in zip(axes, panels, strict=False)]
+        for panel, points in zip(axes, drawn, strict=False):
+            if panel.get_legend() is None:
+                _label(figure, panel, points)
+        figure.savefig(path, format=suffix, metadata=metadata)
+    return True
+
+
+def _points(methods: Mapping[str, Any], metric: str) -> list[_Point]:
+    """The methods that have the metric; a color and marker a family."""
+    scale = 100 if metric_info(metric).percent else 1
+    points: list[_Point] = []
+    families: dict[str, int] = {}
+    for name, entry in methods.items():
+        if entry["n"] and metric in entry["metrics"]:
+            mean, (low, high) = entry["metrics"][metric]["mean"], entry["metrics"][metric]["ci95"]
+            group = family(name, entry.get("policy"))
+            number = families.setdefault(group, len(families))
+            color, marker = f"C{number % 10}", _MARKERS[number // 10 % len(_MARKERS)]
+            x = entry["cache"]["mean_tokens"]
+            points.append(_Point(name, group, x, scale * mean, scale * low, scale * high, color, marker))
+    return points
+
+
+def _panel(axes: Any, run: Mapping[str, Any], metric: str, points: list[_Point]) -> list[_Point]:
+    """Draw a run, but for the labels of its points; returns the points as they are drawn."""
+    info = metric_info(metric)
     axes.set_title(f"{run['model']} on {run['task']} (n = {run['samples']})", fontsize=11)
     axes.set_xlabel("mean cached tokens over the decode calls")
-    axes.set_ylabel(f"{metric_label(headline)} (%), 95% interval")
+    unit = " (%)" if info.percent else ""
+    axes.set_ylabel(f"{info.label}{unit}, {'higher' if info.higher_is_better else 'lower'} is better, 95% interval")
     axes.grid(alpha=0.25)
-    places = [_draw(axes, point, shift) for point, shift in zip(points, _side_by_side(points), strict=True)]
+    points = _side_by_side(points)
+    joined = _join(axes, points)
+    for point in points:
+        _draw(axes, point)
     for point in points:
         if point.name == run.get("full"):
             axes.axhline(point.y, color=point.color, linestyle="--", linewidth=1, zorder=0)
@@ -62,57 +139,55 @@ def plot_quality(summary: Mapping[str, Any], headline: str, path: str | Path) ->
     axes.set_xlim(left=0)
     if axes.get_ylim()[0] < 0 <= min(point.low for point in points):
         axes.set_ylim(bottom=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a glyph that the font lacks is no reason for chatter
-        _label(figure, axes, points, places)
-        figure.savefig(path, format="png")
-    return True
-
-
-def _points(methods: Mapping[str, Any], headline: str) -> list[_Point]:
-    points: list[_Point] = []
-    for name, entry in methods.items():
-        if entry["n"]:
-            metric = entry["metrics"][headline]
-            low, high = metric["ci95"]
-            color = f"C{len(points) % 10}"
-            point = _Point(name, entry["cache"]["mean_tokens"], 100 * metric["mean"], 100 * low, 100 * high, color)
-            points.append(point)
+    if joined:
+        axes.legend(fontsize=8, framealpha=0.8)
     return points
 
 
-def _side_by_side(points: list[_Point]) -> list[float]:
-    """How far each point is drawn off its x, in points of 1/72 inch: 0 where nothing else is near."""
-    near = 0.012 * max(point.x for point in points)
-    groups = [[other for other in points if abs(other.x - point.x) <= near] for point in points]
-    return [_BESIDE * (group.index(p) - (len(group) - 1) / 2) for p, group in zip(points, groups, strict=True)]
+def _side_by_side(points: list[_Point]) -> list[_Point]:
+    """The points, those that stand (nearly) above each other moved a little apart."""
+    widest = max(point.x for point in points)
+    groups = [[other for other in points if abs(other.x - point.x) <= _NEAR * widest] for point in points]
+    # In a dense crowd they stand closer, or they would end up among the next one's.
+    steps = [widest * min(_BESIDE, 4 * _BESIDE / len(group)) for group in groups]
+    return [
+        dataclasses.replace(point, x=point.x + step * (group.index(point) - (len(group) - 1) / 2))
+        for point, group, step in zip(points, groups, steps, strict=True)
+    ]
 
 
-def _draw(axes: Any, point: _Point, shift: float) -> Any:
-    """A point and its interval; returns the transform that says where it stands."""
-    from matplotlib.transforms import ScaledTranslation
-
-    place = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
+def _draw(axes: Any, point: _Point) -> None:
+    """A point and its interval."""
     # A mean lies within its interval but for rounding.
     errors = [[max(0.0, point.y - point.low)], [max(0.0, point.high - point.y)]]
-    style = {"fmt": "o", "capsize": 3, "markersize": 6, "elinewidth": 1.2}
-    axes.errorbar(point.x, point.y, yerr=errors, color=point.color, transform=place, **style)
-    # A transform of one's own does not count for the limits of the axes.
-    axes.update_datalim([(point.x, point.low), (point.x, point.high)])
-    return place
+    style = {"fmt": point.marker, "capsize": 3, "markersize": 6, "elinewidth": 1.2}
+    axes.errorbar(point.x, point.y, yerr=errors, color=point.color, **style)
 
 
-def _label(figure: Any, axes: Any, points: list[_Point], places: list[Any]) -> None:
+def _join(axes: Any, points: list[_Point]) -> bool:
+    """Join the points of each family in the order of their memory; False if no family has two."""
+    families: dict[str, list[_Point]] = {}
+    for point in points:
+        families.setdefault(point.family, []).append(point)
+    if all(len(members) == 1 for members in families.values()):
+        return False
+    for name, members in families.items():
+        ordered = sorted(members, key=lambda point: point.x)
+        at, scores = [point.x for point in ordered], [point.y for point in ordered]
+        style = {"color": ordered[0].color, "marker": ordered[0].marker, "linewidth": 1.2, "markersize": 4}
+        axes.plot(at, scores, label=name, zorder=1, **style)
+    return True
+
+
+def _label(figure: Any, axes: Any, points: list[_Point]) -> None:
     """Put each point's name where it covers no point, no other name, no edge and, if possible, no interval."""
     from matplotlib.patheffects import withStroke
 
     figure.draw_without_rendering()  # settles the layout, so that boxes can be measured
     renderer, frame = figure.canvas.get_renderer(), axes.get_window_extent()
     # Pixels: x, and y of the point and of both ends of its interval.
-    marks = [
-        (place.transform((p.x, p.y)), place.transform((p.x, p.low))[1], place.transform((p.x, p.high))[1])
-        for p, place in zip(points, places, strict=True)
-    ]
+    pixels = axes.transData.transform
+    marks = [(pixels((p.x, p.y)), pixels((p.x, p.low))[1], pixels((p.x, p.high))[1]) for p in points]
     taken: list[Any] = []
 
     def cost(box: Any) -> int:
@@ -121,10 +196,9 @@ def _label(figure: Any, axes: Any, points: list[_Point], places: list[Any]) -> N
         crossed = sum(box.x0 <= at[0] <= box.x1 and low <= box.y1 and box.y0 <= high for at, low, high in marks)
         return 10 * int(clashes + (not inside)) + int(crossed)
 
-    for point, place in zip(points, places, strict=True):
-        text = axes.annotate(
-            point.name, (point.x, point.y), xycoords=place, textcoords="offset points", color=point.color, fontsize=9
-        )
+    for point in points:
+        style = {"textcoords": "offset points", "color": point.color, "fontsize": 9}
+        text = axes.annotate(point.name, (point.x, point.y), **style)
         text.set_path_effects([withStroke(linewidth=3, foreground="white")])
         boxes = []
         for at in _PLACES:

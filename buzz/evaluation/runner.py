@@ -6,56 +6,45 @@ All that can be wrong with a config is found before the model's weights are read
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import buzz
-from buzz.evaluation.config import MethodConfig, RunConfig
+from buzz.evaluation.config import RunConfig
+from buzz.evaluation.distributed import Group, PeerLostError, join
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.generate import (
-    Job,
-    Prompt,
-    encode,
-    generate_batch,
-    is_out_of_memory,
-    prompt_hash,
-    release_memory,
-)
-from buzz.evaluation.matching import policy_for
-from buzz.evaluation.models import ModelSource, check_model, load_model, quiet_transformers
-from buzz.evaluation.plot import plot_quality
+from buzz.evaluation.execute import encode, prompt_hash
+from buzz.evaluation.loop import Loop, Records, has_fidelity, reference_method
+from buzz.evaluation.metric_info import FIDELITY_METRICS
+from buzz.evaluation.models import ModelLoader, ModelSource, check_model, quiet_transformers
+from buzz.evaluation.perplexity import check_length
+from buzz.evaluation.report import write_report
+from buzz.evaluation.signals import Interrupted, held_back
 from buzz.evaluation.store import RunFolder
 from buzz.evaluation.summary import summarise
-from buzz.evaluation.table import markdown_report
 from buzz.evaluation.tasks import Sample, Task, make_task
-from buzz.policies import Policy
+from buzz.evaluation.tracking import Tracker, track
 
-PLOT = "quality.png"
-Records = dict[str, dict[str, Any]]  # sample records by sample id
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """A signal ended a run between two batches; everything finished is in its folder."""
-
-    def __init__(self, number: int, output: str) -> None:
-        super().__init__(number, output)
-        self.number, self.output = number, output
+STOP = "stop"  # the flag by which one process ends the run of all
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: RunConfig, loader: ModelLoader | None = None) -> dict[str, Any]:
     """Run a config, or go on with it where its folder stops.
 
     The order: task data, model (without its weights), run folder, then the weights, then method after method. A run
     that is already complete loads no weights and writes its summary anew. A method that runs out of memory even with
     a batch of one is given up (`failed` in its summary), and the run goes on with the next.
+
+    Started by `accelerate launch` or torchrun, several processes share the batches; all of them must call this.
+
+    Args:
+        loader: keeps the model for the next run; None: loaded for this one.
 
     Returns:
         The summary, as in summary.json.
@@ -63,28 +52,31 @@ def run(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: the config, its data, its model or its folder cannot be used.
         Interrupted: SIGINT or SIGTERM came; the batch in flight was finished and written.
+        PeerLostError: another process of the run is gone.
     """
-    if config.wandb.mode != "disabled":
-        raise ConfigError("wandb.mode", "tracking with Weights & Biases is not built yet", "disabled is wanted")
+    group = join()
     task = make_task(config.task)
     samples = task.load()
     source = check_model(config.model)
-    longest = _longest_prompt(config, source)
+    check_length(config, task, source)
+    longest = _longest_prompt(config, task, source)
     fingerprints = {"model": source.fingerprint, "data": task.fingerprint()}
-    with _signals(config.output) as check, RunFolder(config, fingerprints) as folder:
-        state = _Run(config, task, samples, longest, folder, check)
-        if state.pending():
-            with quiet_transformers():
-                state.load_model(source)
-                check()
-                with buzz.patch_model(state.model):
-                    state.run_methods()
-        return _finish(config, task, state, source, folder)
+    with held_back(group.size > 1) as came, RunFolder(config, fingerprints, group) as folder:
+        one = _Run(config, group, task, samples, source, folder, came)
+        with one.ending_together(), quiet_transformers():
+            one.take_up()
+            loaded = one.load(loader or ModelLoader()) if one.pending() else None
+            with track(config, folder.path, folder.environment(), one.records) as tracker:
+                if loaded:
+                    one.work(*loaded, longest, tracker)
+                summary = group.by_main(one.finish)
+                tracker.summary(summary)
+        return summary
 
 
-def _longest_prompt(config: RunConfig, source: ModelSource) -> int | None:
-    """Prompt tokens that fit the model beside the answer."""
-    if source.max_positions is None:
+def _longest_prompt(config: RunConfig, task: Task, source: ModelSource) -> int | None:
+    """Prompt tokens that fit the model beside the answer; None: no limit, as for a text that is read as a stream."""
+    if source.max_positions is None or task.kind != "generation":
         return None
     longest = source.max_positions - config.generation.max_new_tokens
     if longest < 1:
@@ -96,21 +88,50 @@ def _longest_prompt(config: RunConfig, source: ModelSource) -> int | None:
 
 @dataclass
 class _Run:
-    """What a run has while it goes: its parts, the records so far, and the methods that failed."""
+    """The parts of a run, and what is known so far."""
 
     config: RunConfig
+    group: Group
     task: Task
     samples: list[Sample]
-    longest: int | None
+    source: ModelSource
     folder: RunFolder
-    check: Any  # raises Interrupted once a signal has come
-    model: Any = None
-    tokenizer: Any = None
+    came: Callable[[], int | None]  # the signal that has come
+    records: dict[str, Records] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    records: dict[str, Records] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.records = {method.name: self._known(method.name) for method in self.config.methods}
+    def check(self) -> None:
+        """Between batches: end the run once a signal has come, here or in another process, or another has failed."""
+        word = json.loads(self.folder.flagged(STOP) or "null") or self.came()
+        if isinstance(word, list):
+            raise ConfigError(*word)
+        if word:
+            raise Interrupted(word, self.config.output)
+
+    @contextlib.contextmanager
+    def ending_together(self) -> Iterator[None]:
+        """Whatever ends this process inside the block ends the others after their batch."""
+        try:
+            yield
+        except PeerLostError:
+            self.check()  # what ended the other one most likely has been told, or came here, too
+            raise
+        except Interrupted as stop:
+            self.folder.raise_flag(STOP, json.dumps(stop.number))
+            raise
+        except ConfigError as error:
+            self.folder.raise_flag(STOP, json.dumps([error.where, error.what, error.allowed]))
+            raise
+        except Exception:
+            self.folder.raise_flag(STOP, json.dumps(signal.SIGTERM))
+            raise
+
+    def take_up(self) -> None:
+        """Read what the folder holds, from however many processes."""
+        methods = [method.name for method in self.config.methods]
+        self.group.by_main(lambda: self.folder.merge(methods, [sample.id for sample in self.samples]))
+        self.records = {method: self._known(method) for method in methods}
+        self.group.gather(None)  # nobody writes before everybody has read
 
     def _known(self, method: str) -> Records:
         """A method's records in the folder; they must be of these very prompts."""
@@ -125,182 +146,87 @@ class _Run:
     def pending(self) -> bool:
         return any(len(records) < len(self.samples) for records in self.records.values())
 
-    def load_model(self, source: ModelSource) -> None:
+    def load(self, loader: ModelLoader) -> tuple[Any, Any, dict[str, Any]]:
+        """Model, tokenizer and what environment.json says about them."""
         import torch
 
-        if sys.stderr.isatty():
-            print(f"loading {source.path if source.gguf else source.root}", file=sys.stderr)
-        self.model, self.tokenizer, info = load_model(self.config.model, source)
-        self.folder.write_environment(info)
+        if self.group.main and sys.stderr.isatty():
+            print(f"loading {self.source.path if self.source.gguf else self.source.root}", file=sys.stderr)
+        loaded = loader.load(self.config.model, self.source, self.group)
+        if self.group.main:
+            self.folder.write_environment(loaded[2])
         torch.manual_seed(self.config.seed)
+        return loaded
 
-    def run_methods(self) -> None:
-        """Every method, those that others are matched with first."""
+    def work(self, model: Any, tokenizer: Any, info: dict[str, Any], longest: int | None, tracker: Tracker) -> None:
+        """Do what is missing."""
         chat = self.config.model.chat_template
-        prompts = [encode(self.tokenizer, sample, chat, self.longest) for sample in self.samples]
-        methods = self.config.methods
-        for method in methods:
-            if method.match is None:
-                self._jobs(method, prompts)  # a budget that cannot be met is told before anything is generated
-        for method in sorted(methods, key=lambda method: method.match is not None):
-            self._run_method(method, prompts)
-
-    def _run_method(self, method: MethodConfig, prompts: Sequence[Prompt]) -> None:
-        if method.match in self.failures:
-            self.failures[method.name] = f"{method.match}, which it is matched with, did not finish"
-            return
-        done = self.records[method.name]
-        batches = _batches(self._jobs(method, prompts), self.config.batch_size)
-        # Batches are cut before finished samples are taken out, so that a continued run has the same ones.
-        queue = deque(rest for batch in batches if (rest := [job for job in batch if job.prompt.sample.id not in done]))
-        if not queue:
-            return
-        with _Progress(method.name, len(prompts), len(done)) as progress:
-            try:
-                self._work_off(method, queue, progress)
-            except MemoryError:
-                self.failures[method.name] = "out of memory"
-
-    def _jobs(self, method: MethodConfig, prompts: Sequence[Prompt]) -> list[Job]:
-        policies: dict[Any, Policy] = {}  # samples alike have policies alike; fitting takes milliseconds each
-        jobs = []
-        for prompt in prompts:
-            target = self.records[method.match][prompt.sample.id] if method.match else None
-            key = (len(prompt.ids), target and (target["new_tokens"], target["cache"]["mean_tokens"]))
-            if key not in policies:
-                policies[key] = policy_for(method, len(prompt.ids), target)
-            jobs.append(Job(prompt, policies[key]))
-        return jobs
-
-    def _work_off(self, method: MethodConfig, queue: deque[list[Job]], progress: _Progress) -> None:
-        """Batch after batch; one that is too large for the memory is halved, and so are those after it.
-
-        Raises:
-            MemoryError: a single sample is too large.
-        """
-        most = self.config.batch_size
-        while queue:
-            self.check()
-            jobs = queue.popleft()
-            if len(jobs) > most:
-                queue.extendleft([jobs[most:], jobs[:most]])
-                continue
-            records = self._try(method, jobs)
-            if records is None:
-                release_memory()
-                if len(jobs) == 1:
-                    raise MemoryError
-                most = len(jobs) // 2
-                queue.appendleft(jobs)
-                continue
-            self.folder.append(method.name, records)
-            self.records[method.name].update((record["id"], record) for record in records)
-            progress.add(records)
-
-    def _try(self, method: MethodConfig, jobs: Sequence[Job]) -> list[dict[str, Any]] | None:
-        """The records of a batch, or None if memory ran out. (The error dies here, and its tensors with it.)"""
-        tokens = self.config.generation.max_new_tokens
+        prompts = [encode(tokenizer, self.task, sample, chat, longest) for sample in self.samples]
+        self.check()
+        loop = Loop(
+            config=self.config,
+            task=self.task,
+            model=model,
+            tokenizer=tokenizer,
+            layers=info["layers"],
+            prompts=prompts,
+            folder=self.folder,
+            group=self.group,
+            records=self.records,
+            check=self.check,
+            tracker=tracker,
+        )
         try:
-            return generate_batch(self.model, self.tokenizer, self.task, jobs, method.positions, tokens)
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or is_out_of_memory(error):
-                return None
-            raise
+            with buzz.patch_model(model):
+                loop.run()
+        finally:
+            self.failures = loop.failures
+            if self.group.main and loop.halvings:
+                self.folder.extend_environment("batch_halvings", loop.halvings)
 
+    def finish(self) -> dict[str, Any]:
+        """summary.json and the report; the others wait."""
+        self.folder.clear_flags()
+        order = [sample.id for sample in self.samples]
+        records = {name: [known[sample] for sample in order if sample in known] for name, known in self.records.items()}
+        metrics = [*self.task.metrics, *(FIDELITY_METRICS if self._compared() else ())]
+        summary = summarise(records, metrics, self.failures, self._facts(metrics), self.config.seed)
+        self.folder.write_summary(summary)
+        if any(records.values()):
+            write_report([self.folder.path], self.folder.path)
+        return summary
 
-def _batches(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """Jobs of equal policies together, the longest prompts first: little padding, and too little memory shows early."""
-    groups: dict[Policy, list[Job]] = {}
-    for job in sorted(jobs, key=lambda job: -len(job.prompt.ids)):  # stable, so ties keep the order of the data
-        groups.setdefault(job.policy, []).append(job)
-    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+    def _facts(self, metrics: list[str]) -> dict[str, Any]:
+        source, environment = self.source, self.folder.environment()
+        first = next(iter(self.records.values())).values()
+        facts = {
+            "name": self.config.name,
+            "model": Path(source.gguf).stem if source.gguf else Path(source.root).name,
+            "task": self.config.task.name,
+            "samples": len(self.samples),
+            "truncated": sum("truncated" in record for record in first),
+            "metrics": metrics,
+            "headline": self.task.headline,
+            "full": next((method.name for method in self.config.methods if method.policy == "full"), None),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "buzz": buzz.__version__,
+            "processes": self.group.size if self.group.size > 1 else None,
+            "batch_halvings": environment.get("batch_halvings"),
+            "notes": self._notes(),
+        }
+        optional = ("processes", "batch_halvings", "notes")
+        return {key: value for key, value in facts.items() if value or key not in optional}
 
+    def _compared(self) -> list[str]:
+        """The methods whose samples were compared with the reference."""
+        first = {name: next(iter(known.values()), None) for name, known in self.records.items()}
+        return [name for name, record in first.items() if record is not None and has_fidelity(record)]
 
-def _finish(config: RunConfig, task: Task, state: _Run, source: ModelSource, folder: RunFolder) -> dict[str, Any]:
-    """summary.json, report.md and the plot."""
-    order = [sample.id for sample in state.samples]
-    records = {
-        name: [state.records[name][sample] for sample in order if sample in state.records[name]]
-        for name in state.records
-    }
-    facts = {
-        "name": config.name,
-        "model": Path(source.gguf).stem if source.gguf else Path(source.root).name,
-        "task": config.task.name,
-        "samples": len(state.samples),
-        "truncated": sum("truncated" in record for record in next(iter(records.values()))),
-        "metrics": list(task.metrics),
-        "headline": task.headline,
-        "full": next((method.name for method in config.methods if method.policy == "full"), None),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "buzz": buzz.__version__,
-    }
-    summary = summarise(records, task.metrics, state.failures, facts, config.seed)
-    folder.write_summary(summary)
-    plotted = plot_quality(summary, task.headline, folder.path / PLOT)
-    folder.write_report(markdown_report(summary, PLOT if plotted else None))
-    return summary
-
-
-class _Progress:
-    """A bar for one method on a terminal; elsewhere one line once the method is done."""
-
-    def __init__(self, name: str, total: int, done: int) -> None:
-        from tqdm import tqdm
-
-        self._name, self._tokens, self._cached, self._samples = name, 0, 0.0, 0
-        self._started = time.perf_counter()
-        self._hidden = not sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=name, unit="sample", dynamic_ncols=True, disable=self._hidden)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._bar.close()
-        if self._hidden and kind is None and self._samples:
-            print(f"{self._name}: {self._samples} samples, {self._figures()}", file=sys.stderr)
-
-    def add(self, records: Sequence[dict[str, Any]]) -> None:
-        """Take in a finished batch."""
-        self._samples += len(records)
-        self._tokens += sum(record["new_tokens"] for record in records)
-        self._cached += sum(record["cache"]["mean_tokens"] for record in records)
-        self._bar.set_postfix_str(self._figures(), refresh=False)
-        self._bar.update(len(records))
-
-    def _figures(self) -> str:
-        rate = self._tokens / (time.perf_counter() - self._started)
-        return f"{rate:.1f} tokens/s, {self._cached / self._samples:.0f} cached"
-
-
-@contextlib.contextmanager
-def _signals(output: str) -> Iterator[Any]:
-    """Hold SIGINT and SIGTERM back inside the block; yields a function that raises `Interrupted` once one has come.
-
-    A second signal acts as it would without this. Outside of the main thread signals cannot be caught, and are not.
-    """
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, _: object) -> None:
-        came.append(number)
-        restore()
-
-    def check() -> None:
-        if came:
-            raise Interrupted(came[0], output)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield check
-    finally:
-        restore()
+    def _notes(self) -> list[str]:
+        """What a reader of the figures should know."""
+        reference = reference_method(self.config, self.task)
+        if reference is None:
+            return []
+        left_out = [name for name, known in self.records.items() if known and name not in self._compared()]
+        why = f"{reference} had run out of memory when this method ran"
+        return [f"{name} is not compared with {reference} token by token: {why}" for name in left_out]

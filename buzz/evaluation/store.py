@@ -1,7 +1,8 @@
-"""The run folder: config.yaml, environment.json, samples/METHOD.jsonl, summary.json, report.md and pictures.
+"""The run folder: config.yaml, environment.json, samples/METHOD.jsonl, summary.json, the hives and the report.
 
 A folder belongs to one config, one model and one data set. Samples are appended as they finish, and a run that is
-started again goes on after the last whole line of each file.
+started again goes on after the last whole line of each file. Of several processes each appends to a file of its own,
+samples/METHOD.shard-RRR.jsonl; the main process merges them once the method is done, or when the run is taken up again.
 """
 
 from __future__ import annotations
@@ -10,55 +11,45 @@ import contextlib
 import fcntl
 import json
 import os
-import platform
-import subprocess
-import sys
+import re
 import tempfile
-from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from buzz.evaluation.config import RunConfig, to_yaml
+from buzz.evaluation.distributed import ALONE, Group
+from buzz.evaluation.environment import environment
 from buzz.evaluation.errors import ConfigError
 
 # Keys in which a continued run may differ from the one that made the folder, since they change no result: what the run
 # is called, the spelling of the folder's own path, and tracking. Everything else must be equal.
 FREE_KEYS = ("name", "output", "wandb")
+_SHARD = r"\.shard-\d{3,}$"  # what a process's own file of samples has after the method's name
 _OTHER = "choose another output or delete the folder"
-_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "gguf", "rouge")
 
 
 class RunFolder:
-    """An open run folder; only one process has it at a time. Close it, or use it as a context manager.
+    """An open run folder; only one run has it at a time. Close it, or use it as a context manager.
 
     Args:
         config: the run. Its `output` is the folder; made if it does not exist.
         fingerprints: `{"model": ..., "data": ...}`, plain data that changes whenever the weights or the rows do.
+        group: the processes of the run. The main one locks the folder for all of them.
 
     Raises:
         ConfigError: the path cannot be written, another process has the folder, it holds something else, or a run with
             another config, model or data.
     """
 
-    def __init__(self, config: RunConfig, fingerprints: Mapping[str, Any]) -> None:
+    def __init__(self, config: RunConfig, fingerprints: Mapping[str, Any], group: Group = ALONE) -> None:
         self.path = Path(config.output).expanduser()
         self._fingerprints = dict(fingerprints)
-        try:
-            _refuse_foreign(self.path)
-            (self.path / "samples").mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(self.path / ".lock")
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise ConfigError("output", f"{self.path} cannot be written ({reason})", "choose another output") from error
-        try:
-            self._claim(config)
-        except BaseException:
-            self.close()
-            raise
+        self._group = group
+        self._lock: Any = None
+        group.by_main(lambda: self._open(config))
 
     def __enter__(self) -> RunFolder:
         return self
@@ -68,7 +59,26 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another process have the folder."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _open(self, config: RunConfig) -> None:
+        for method in config.methods:
+            if re.search(_SHARD, method.name):
+                raise ConfigError("methods", f"{method.name} ends like a file of samples", "choose another name")
+        try:
+            _refuse_foreign(self.path)
+            (self.path / "samples").mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(self.path / ".lock")
+            self.clear_flags()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ConfigError("output", f"{self.path} cannot be written ({reason})", "choose another output") from error
+        try:
+            self._claim(config)
+        except BaseException:
+            self.close()
+            raise
 
     def _claim(self, config: RunConfig) -> None:
         path = self.path / "config.yaml"
@@ -94,120 +104,110 @@ class RunFolder:
             raise ConfigError("output", f"{self.path} holds a run with another config: {'; '.join(differing)}", _OTHER)
 
     def _check_fingerprints(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            there = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["fingerprints"]
-            for name, value in json.loads(json.dumps(self._fingerprints)).items():
-                if name in there and there[name] != value:
-                    what = f"{self.path} holds a run with another {name}: its content has changed since"
-                    raise ConfigError("output", what, _OTHER)
+        there = self.environment().get("fingerprints", {})
+        for name, value in json.loads(json.dumps(self._fingerprints)).items():
+            if name in there and there[name] != value:
+                what = f"{self.path} holds a run with another {name}: its content has changed since"
+                raise ConfigError("output", what, _OTHER)
 
     # --- samples ---
 
     def samples(self, method: str) -> dict[str, dict[str, Any]]:
-        """The records of a method so far, by sample id. A last line that was cut off is removed from the file.
+        """The records of a method so far, by sample id. A last line that was cut off is removed from its file.
 
         Raises:
             ConfigError: a line before the last is not a record.
         """
-        path = self._samples_path(method)
-        if not path.exists():
-            return {}
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        lines = whole.splitlines(keepends=True)
         records: dict[str, dict[str, Any]] = {}
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
+        for path in [self._samples_path(method), *self._shards(method)]:
+            for record in _read_samples(path):
                 records.setdefault(record["id"], record)
-            except (ValueError, KeyError, TypeError) as error:
-                if number < len(lines):
-                    raise ConfigError("output", f"{path} row {number} is not a sample", _OTHER) from error
-                whole = whole[: -len(line)]  # a power cut may leave a last line of zeros
-        if len(whole) < len(data):
-            with open(path, "r+b") as file:
-                file.truncate(len(whole))
-                os.fsync(file.fileno())
         return records
 
     def append(self, method: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Add finished samples; they are on the disk when this returns."""
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        with open(self._samples_path(method), "ab") as file:
-            file.write(text.encode("utf-8"))
+        shard = f".shard-{self._group.rank:03d}" if self._group.size > 1 else ""
+        with open(self._samples_path(f"{method}{shard}"), "ab") as file:
+            file.write(_lines(records).encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
+
+    def merge(self, methods: Iterable[str], order: Sequence[str]) -> None:
+        """Bring what several processes wrote into one file a method, in this order of sample ids.
+
+        For the main process alone. Killed at any moment, it loses nothing: a sample that is then in two files counts
+        once.
+        """
+        rank = {name: number for number, name in enumerate(order)}
+        for method in methods:
+            if shards := self._shards(method):
+                records = sorted(self.samples(method).values(), key=lambda record: rank.get(record["id"], len(rank)))
+                write_atomically(self._samples_path(method), _lines(records))
+                for shard in shards:
+                    shard.unlink()
 
     def _samples_path(self, method: str) -> Path:
         return self.path / "samples" / f"{method}.jsonl"
 
+    def _shards(self, method: str) -> list[Path]:
+        name = re.compile(re.escape(method) + _SHARD)
+        return sorted(path for path in (self.path / "samples").glob("*.jsonl") if name.fullmatch(path.stem))
+
+    # --- flags: what one process tells the others between two of their meetings ---
+
+    def raise_flag(self, name: str, text: str = "") -> None:
+        """Tell the other processes of the run."""
+        if self._group.size > 1:
+            write_atomically(self._flag(name), text)
+
+    def flagged(self, name: str) -> str | None:
+        """The text of a flag that was raised since the folder was opened, or None."""
+        try:
+            return self._flag(name).read_text(encoding="utf-8") if self._group.size > 1 else None
+        except FileNotFoundError:
+            return None
+
+    def clear_flags(self) -> None:
+        """For the main process alone, while no other one looks."""
+        for path in self.path.glob(".*.flag"):
+            path.unlink()
+
+    def _flag(self, name: str) -> Path:
+        return self.path / f".{name}.flag"
+
     # --- the other files ---
+
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds; nothing, if it is not there."""
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads((self.path / "environment.json").read_text(encoding="utf-8")))
+        return {}
 
     def write_environment(self, model: Mapping[str, Any]) -> None:
         """environment.json: what the run depends on beside its config. Started again, a run adds to `resumed`."""
-        path = self.path / "environment.json"
-        now = environment() | {"model": dict(model), "fingerprints": self._fingerprints}
-        with contextlib.suppress(OSError, ValueError):
-            first = json.loads(path.read_text(encoding="utf-8"))
+        now = environment() | {
+            "processes": self._group.size,
+            "model": dict(model),
+            "fingerprints": self._fingerprints,
+        }
+        first = self.environment()
+        if first:
             same = first.keys() & now.keys() - {"started", "resumed"}
             changed = {key: now[key] for key in sorted(same) if json.loads(json.dumps(now[key])) != first[key]}
             now = first | {"resumed": [*first.get("resumed", []), {"started": now["started"], **changed}]}
-        write_atomically(path, json.dumps(now, indent=2, default=str) + "\n")
+        self._write_environment(now)
+
+    def extend_environment(self, key: str, values: Iterable[Any]) -> None:
+        """Add to a list in environment.json."""
+        now = self.environment()
+        self._write_environment(now | {key: [*now.get(key, []), *values]})
+
+    def _write_environment(self, now: Mapping[str, Any]) -> None:
+        write_atomically(self.path / "environment.json", json.dumps(now, indent=2, default=str) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json, whole or not at all."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-    def write_report(self, text: str) -> None:
-        """report.md."""
-        write_atomically(self.path / "report.md", text)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine, git commit, command line and time."""
-    import torch
-
-    import buzz
-
-    cuda = torch.cuda.is_available()
-    return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": {"python": platform.python_version(), "buzz": buzz.__version__, **_versions()},
-        "platform": platform.platform(),
-        "device_name": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "cuda": torch.version.cuda if cuda else None,
-        "threads": torch.get_num_threads(),
-        "git": git_commit(),
-    }
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout that buzz runs from, `-dirty` if tracked files differ; None outside of one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None  # installed somewhere inside another project's checkout, say
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -225,7 +225,38 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-# --- lock ----------------------------------------------------------------------------------------------------------
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _read_samples(path: Path) -> list[dict[str, Any]]:
+    """The records of a file; a last line that was cut off is removed from it."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = whole.splitlines(keepends=True)
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            record["id"]
+            records.append(record)
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise ConfigError("output", f"{path} row {number} is not a sample", _OTHER) from error
+            whole = whole[: -len(line)]  # a power cut may leave a last line of zeros
+    if len(whole) < len(data):
+        with open(path, "r+b") as file:
+            file.truncate(len(whole))
+            os.fsync(file.fileno())
+    return records
+
+
+# --- lock ------------------------------------------------------------------------------------------------------------
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a run's samples to summary.json: means with bootstrap intervals, cache lengths, seconds."""
+"""From a run's samples to summary.json: means with intervals, paired comparisons, cache lengths, seconds."""
 
 from __future__ import annotations
 
@@ -7,55 +7,167 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 2000
-_BLOCK = 2_000_000  # resampled values held at a time
+from buzz.evaluation.metric_info import FIDELITY_METRICS, metric_info
+from buzz.evaluation.resampling import Resampler, ci95
+
+Record = Mapping[str, Any]
+_ALIKE = 1.1  # up to this factor between their mean cache lengths, two methods hold about as much
 
 
-def bootstrap_ci95(values: Any, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """95% percentile bootstrap intervals of column means.
+class Scores:
+    """One method's metrics over its samples, as they are and resampled.
+
+    A metric's figure is sum(parts) / sum(weights) over units: the mean over samples. Of a pooled metric it is exp of
+    the token-weighted mean over documents; where there is one document alone, over its blocks.
 
     Args:
-        values: [n, columns] floats, n >= 1. Rows are resampled, so the columns share their resamples.
-        seed: of numpy's generator.
-
-    Returns:
-        float64 [2, columns]: lower and upper ends.
+        rows: the method's records.
+        resampler: the same for all methods of a run, so that their draws are paired.
     """
-    values = np.asarray(values, dtype=np.float64)
-    n = len(values)
-    generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK // n)
-    means = []
-    for start in range(0, resamples, block):
-        # How often each row is drawn is all that a mean needs.
-        counts = generator.multinomial(n, np.full(n, 1 / n), size=min(block, resamples - start))  # [block, n]
-        means.append(counts @ values / n)
-    return np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
+
+    def __init__(self, rows: Sequence[Record], resampler: Resampler) -> None:
+        self.rows = {row["id"]: row for row in rows}
+        self._resampler = resampler
+        self._resampled: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
+
+    @property
+    def policy(self) -> str | None:
+        """The policy's name; None without a record."""
+        return next((row["policy"]["name"] for row in self.rows.values()), None)
+
+    @property
+    def family(self) -> str | None:
+        """The first word of the policy's name, which its variants share."""
+        return None if self.policy is None else self.policy.split("_")[0]
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean cached tokens over the samples."""
+        return float(np.mean([row["cache"]["mean_tokens"] for row in self.rows.values()]))
+
+    def ids(self, metric: str) -> tuple[str, ...]:
+        """The samples that have the metric."""
+        return tuple(name for name, row in self.rows.items() if row["metrics"].get(metric) is not None)
+
+    def shared(self, other: Scores, metric: str) -> tuple[str, ...]:
+        """The samples that have the metric here and in the other method."""
+        there = set(other.ids(metric))
+        return tuple(name for name in self.ids(metric) if name in there)
+
+    def units(self, metric: str, ids: Sequence[str]) -> np.ndarray:
+        """Parts and weights of the metric, float64 [units, 2]."""
+        rows = [self.rows[name] for name in ids]
+        if not metric_info(metric).pooled:
+            return np.array([[row["metrics"][metric], 1.0] for row in rows])
+        if len(rows) == 1 and rows[0].get("blocks"):
+            return np.array([[nll, tokens] for tokens, nll in rows[0]["blocks"]], dtype=np.float64)
+        return np.array([[row["metrics"][metric] * row["weight"], row["weight"]] for row in rows])
+
+    def figure(self, metric: str, ids: Sequence[str]) -> float:
+        """The metric over these samples."""
+        return float(_figures(metric, self.units(metric, ids).sum(axis=0)))
+
+    def resampled(self, metric: str, ids: tuple[str, ...]) -> np.ndarray:
+        """The metric over each resample of these samples: float64 [resamples]."""
+        if (metric, ids) not in self._resampled:
+            names = self._alike(metric, ids)  # together they take little longer than one
+            sums = self._resampler.sums(np.hstack([self.units(name, ids) for name in names]))
+            for i, name in enumerate(names):
+                self._resampled[name, ids] = _figures(name, sums[:, 2 * i : 2 * i + 2])
+        return self._resampled[metric, ids]
+
+    def p_values(self, other: Scores, metric: str, ids: tuple[str, ...]) -> dict[str, float]:
+        """Of the differences to the other method over these samples, see `Resampler.p_values`.
+
+        For a pooled metric the two negative log-likelihoods of each document, or block, are swapped at random.
+
+        Returns:
+            By metric: for the given one, and for others that come with it.
+        """
+        names = [name for name in self._alike(metric, ids) if name in other._alike(metric, ids)]
+        parts = [self.units(name, ids)[:, 0] - other.units(name, ids)[:, 0] for name in names]
+        return dict(zip(names, self._resampler.p_values(np.stack(parts, axis=1)).tolist(), strict=True))
+
+    def _alike(self, metric: str, ids: Sequence[str]) -> list[str]:
+        """The metrics that these samples have, with units as those of the given one."""
+        pooled = metric_info(metric).pooled
+        first = self.rows[ids[0]]["metrics"]
+        names = [name for name in first if metric_info(name).pooled == pooled]
+        return [name for name in names if set(ids) <= set(self.ids(name))]
 
 
-def summarise_method(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """One method's entry of summary.json, from its sample records.
+def _figures(metric: str, sums: np.ndarray) -> np.ndarray:
+    """Summed parts and weights [..., 2] as figures [...]."""
+    means = sums[..., 0] / sums[..., 1]
+    return np.exp(means) if metric_info(metric).pooled else means
+
+
+def summarise(
+    records: Mapping[str, Sequence[Record]],
+    metrics: Sequence[str],
+    failures: Mapping[str, str],
+    run: Mapping[str, Any],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """summary.json.
+
+    Every method but the full cache is compared with the full cache (`full`) and with its best rival (`rival`), on the
+    samples that both have. The rival of a method is the best, by the headline metric, of the other methods whose
+    policy is not `full`: of those with a policy of another family, if there are any (buzz, buzz_fast and buzz_no_max
+    are one family, and so is a policy with other parameters); among these, of those that hold about as much (mean cache
+    lengths within 10% of the method's), if there are any. p-values are not corrected for the number of comparisons.
+
+    Args:
+        records: sample records by method, in the order of the config.
+        metrics: the run's metrics, in the order of its tables. A method whose records lack one has no entry for it.
+        failures: why a method did not finish, by method; becomes its key `failed`.
+        run: facts about the run, kept as they are under `run`. Its `headline` (default: the first metric) chooses the
+            rivals, its `full` names the full cache.
+        seed: of the resampling.
+    """
+    resampler = Resampler(seed)
+    scores = {name: Scores(rows, resampler) for name, rows in records.items()}
+    headline, full = run.get("headline") or metrics[0], run.get("full")
+    methods = {name: _entry(own, metrics) for name, own in scores.items()}
+    for name, own in scores.items():
+        if not own.rows or name == full:
+            continue
+        others = {"full": full, "rival": _rival(name, scores, headline)}
+        methods[name]["paired"] = {
+            key: {"method": other, "metrics": found}
+            for key, other in others.items()
+            if other in scores and (found := _differences(own, scores[other], metrics))
+        }
+        if full in scores:
+            methods[name] |= _retention(own, scores[full], metrics)
+    for name, reason in failures.items():
+        methods[name]["failed"] = reason
+    return {"run": dict(run), "methods": methods}
+
+
+def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
+    """What one method's records say by themselves. Without a record only `n` is given.
 
     `peak_tokens` is the highest of all samples. `reduction` is the mean cache length of a cache that never evicts
-    over the measured one, over the decode calls of the same samples. Without a record only `n` is given.
+    over the measured one, over the decode calls of the same samples.
     """
+    rows = list(own.rows.values())
     if not rows:
         return {"n": 0}
-    values = np.array([[row["metrics"][name] for name in metrics] for row in rows])  # [n, metrics]
-    low, high = bootstrap_ci95(values, seed)
-    mean = float(np.mean([row["cache"]["mean_tokens"] for row in rows]))
     full = float(np.mean([row["cache"]["full_mean_tokens"] for row in rows]))
     seconds = sum(row["seconds"] for row in rows)
     return {
         "n": len(rows),
+        "policy": own.policy,
         "metrics": {
-            name: {"mean": float(values[:, i].mean()), "ci95": [float(low[i]), float(high[i])]}
-            for i, name in enumerate(metrics)
+            metric: {"mean": own.figure(metric, ids), "ci95": _interval(own.resampled(metric, ids))}
+            for metric in metrics
+            if (ids := own.ids(metric))
         },
         "cache": {
-            "mean_tokens": mean,
+            "mean_tokens": own.mean_tokens,
             "peak_tokens": max(row["cache"]["peak_tokens"] for row in rows),
-            "reduction": full / mean,
+            "reduction": full / own.mean_tokens,
         },
         "seconds": {
             "total": seconds,
@@ -65,22 +177,63 @@ def summarise_method(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], 
     }
 
 
-def summarise(
-    records: Mapping[str, Sequence[Mapping[str, Any]]],
-    metrics: Sequence[str],
-    failures: Mapping[str, str],
-    run: Mapping[str, Any],
-    seed: int = 0,
-) -> dict[str, Any]:
-    """summary.json.
+def _interval(resampled: np.ndarray) -> list[float]:
+    low, high = ci95(resampled)
+    return [float(low), float(high)]
 
-    Args:
-        records: sample records by method, in the order of the config.
-        metrics: the task's metrics, in the order of its tables.
-        failures: why a method did not finish, by method; becomes its key `failed`.
-        run: facts about the run, kept as they are under `run`.
+
+def _rival(name: str, scores: Mapping[str, Scores], headline: str) -> str | None:
+    """The method that this one has to beat; None if there is no other."""
+    own = scores[name]
+    others = [
+        other
+        for other, theirs in scores.items()
+        if other != name and theirs.policy not in (None, "full") and own.shared(theirs, headline)
+    ]
+    others = [other for other in others if scores[other].family != own.family] or others
+    # More memory is no better method.
+    near = [other for other in others if 1 / _ALIKE <= scores[other].mean_tokens / own.mean_tokens <= _ALIKE]
+    sign = 1 if metric_info(headline).higher_is_better else -1
+    return max(
+        near or others,
+        key=lambda other: sign * scores[other].figure(headline, own.shared(scores[other], headline)),
+        default=None,
+    )
+
+
+def _differences(own: Scores, other: Scores, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """This method minus the other, metric by metric, on the samples that both have."""
+    found = {}
+    p_values: dict[tuple[str, ...], dict[str, float]] = {}
+    for metric in metrics:
+        ids = own.shared(other, metric)
+        if ids:
+            if metric not in p_values.get(ids, {}):
+                p_values[ids] = own.p_values(other, metric, ids)
+            found[metric] = {
+                "difference": own.figure(metric, ids) - other.figure(metric, ids),
+                "ci95": _interval(own.resampled(metric, ids) - other.resampled(metric, ids)),
+                "p": p_values[ids][metric],
+            }
+    return found
+
+
+def _retention(own: Scores, full: Scores, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The share of the full cache's mean that a method keeps, and its interval, on the samples that both have.
+
+    For metrics in percent of which more is better; those that compare with the full cache are such a share already.
+    There is no share of 0, and no interval if the full cache has a mean of 0 in some resample.
     """
-    methods = {name: summarise_method(rows, metrics, seed) for name, rows in records.items()}
-    for name, reason in failures.items():
-        methods[name]["failed"] = reason
-    return {"run": dict(run), "methods": methods}
+    shares: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
+    for metric in metrics:
+        info, ids = metric_info(metric), own.shared(full, metric)
+        if not (info.percent and info.higher_is_better) or metric in FIDELITY_METRICS or not ids:
+            continue
+        whole = full.figure(metric, ids)
+        if whole > 0:
+            shares[metric] = own.figure(metric, ids) / whole
+            drawn = full.resampled(metric, ids)
+            if (drawn > 0).all():
+                intervals[metric] = _interval(own.resampled(metric, ids) / drawn)
+    return {"retention": shares, "retention_ci95": intervals}

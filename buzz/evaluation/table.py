@@ -1,53 +1,192 @@
-"""A run's results as a table: on the terminal and in report.md."""
+"""A run's results as tables: on the terminal, in report.md, and as rows for other reports."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_LABELS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-_NONE = "-"
+from buzz.evaluation.metric_info import FIDELITY_METRICS, metric_info
+
+Rows = tuple[list[str], list[list[str]]]  # header and cells
+WIDTH = 120  # columns of a terminal
+NONE = "-"
+_CACHE = ["mean cache", "peak cache", "reduction"]
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
 
 
 def metric_label(name: str) -> str:
     """How a metric is called in tables and plots."""
-    return _LABELS.get(name, name)
+    return metric_info(name).label
 
 
-def results_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the results table: metrics in percent, cache lengths in tokens, time in seconds."""
-    metrics = summary["run"]["metrics"]
-    header = ["method", "n", *map(metric_label, metrics), "mean cache", "peak cache", "reduction", "seconds"]
-    return header, [_cells(name, entry, metrics) for name, entry in summary["methods"].items()]
+def shown(metric: str, value: float, sign: bool = False) -> str:
+    """A metric's value, or a difference with its sign: percent with two decimals, anything else to three digits."""
+    plus = "+" if sign else ""
+    if metric_info(metric).percent:
+        return f"{100 * value:{plus}.2f}"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:{plus}g}"
+    if abs(value) < 1e-4:
+        return f"{value:{plus}.3g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:{plus}.{decimals}f}"
 
 
-def _cells(name: str, entry: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+def shown_interval(metric: str, ends: Sequence[float], sign: bool = False) -> str:
+    """`[low, high]`."""
+    return f"[{', '.join(shown(metric, end, sign) for end in ends)}]"
+
+
+def shown_p(p: float) -> str:
+    """A p-value with three decimals, `<0.001` below that."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def failed_cell(entry: Mapping[str, Any]) -> str:
+    """What stands in the cells of a method without a sample."""
+    return "out of memory" if entry.get("failed") == "out of memory" else NONE
+
+
+def metric_cells(entry: Mapping[str, Any], metrics: Sequence[str], intervals: bool) -> list[str]:
+    """A method's metrics, with their 95% intervals if asked for."""
     if not entry["n"]:
-        return [name, "0", *[_NONE] * (len(metrics) + 4)]
+        return [failed_cell(entry)] * len(metrics)
+    cells = []
+    for metric in metrics:
+        found = entry["metrics"].get(metric)
+        interval = f" {shown_interval(metric, found['ci95'])}" if found and intervals else ""
+        cells.append(shown(metric, found["mean"]) + interval if found else NONE)
+    return cells
+
+
+def cache_cells(entry: Mapping[str, Any]) -> list[str]:
+    """Mean and peak cache length in tokens, and the reduction."""
+    if not entry["n"]:
+        return [NONE] * len(_CACHE)
     cache = entry["cache"]
-    return [
-        name,
-        str(entry["n"]),
-        *(f"{100 * entry['metrics'][metric]['mean']:.2f}" for metric in metrics),
-        f"{cache['mean_tokens']:.1f}",
-        f"{cache['peak_tokens']:.0f}",
-        f"{cache['reduction']:.2f}x",
-        f"{entry['seconds']['total']:.1f}",
-    ]
+    return [f"{cache['mean_tokens']:.1f}", f"{cache['peak_tokens']:.0f}", f"{cache['reduction']:.2f}x"]
+
+
+def pair_cell(metric: str, pair: Mapping[str, Any] | None) -> str:
+    """A paired difference, its interval and its p-value: `-1.20 [-2.31, -0.10] p=0.032`."""
+    if pair is None:
+        return NONE
+    interval = shown_interval(metric, pair["ci95"], sign=True)
+    p = shown_p(pair["p"])
+    return f"{shown(metric, pair['difference'], sign=True)} {interval} p{'' if p.startswith('<') else '='}{p}"
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def results_rows(summary: Mapping[str, Any], intervals: bool = False) -> Rows:
+    """Header and cells of the results table, a row a method: metrics, cache lengths in tokens, time in seconds.
+
+    The metrics are the columns from the third to the fifth from the right.
+    """
+    metrics = summary["run"]["metrics"]
+    header = ["method", "n", *map(metric_label, metrics), *_CACHE, "seconds"]
+    rows = []
+    for name, entry in summary["methods"].items():
+        seconds = f"{entry['seconds']['total']:.1f}" if entry["n"] else NONE
+        rows.append(
+            [name, str(entry["n"]), *metric_cells(entry, metrics, intervals), *cache_cells(entry), seconds]
+        )  # fmt: skip
+    return header, rows
+
+
+def paired_rows(summary: Mapping[str, Any], against: str) -> Rows:
+    """Header and cells of the paired differences, a row a method; no rows if there are none.
+
+    Args:
+        against: `full`: to the full cache; `rival`: each to its best rival.
+    """
+    metrics = summary["run"]["metrics"]
+    header = ["method", "minus", *map(metric_label, metrics), *_CACHE]
+    rows = []
+    for name, entry in summary["methods"].items():
+        pair = entry.get("paired", {}).get(against)
+        if pair:
+            cells = [pair_cell(metric, pair["metrics"].get(metric)) for metric in metrics]
+            rows.append([name, pair["method"], *cells, *cache_cells(entry)])
+    return header, rows
+
+
+def retention_rows(summary: Mapping[str, Any]) -> Rows:
+    """Header and cells of the shares of the full cache's scores that the methods keep, in percent; may have no rows."""
+    entries = {name: entry["retention"] for name, entry in summary["methods"].items() if entry.get("retention")}
+    metrics = [m for m in summary["run"]["metrics"] if any(m in shares for shares in entries.values())]
+    rows = []
+    for name, shares in entries.items():
+        entry = summary["methods"][name]
+        cells = []
+        for metric in metrics:
+            ends = entry.get("retention_ci95", {}).get(metric)
+            interval = f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else ""
+            cells.append(f"{100 * shares[metric]:.1f}%{interval}" if metric in shares else NONE)
+        rows.append([name, *cells, *cache_cells(entry)])
+    return ["method", *map(metric_label, metrics), *_CACHE], rows
+
+
+def headline_rows(summary: Mapping[str, Any]) -> Rows:
+    """Header and cells of a narrow table, a row a method: the headline metric alone, and its paired differences."""
+    metric = summary["run"]["headline"]
+    header = ["method", metric_label(metric), "95% interval", *_CACHE, "- full", "p", "- rival", "p"]
+    rows = []
+    for name, entry in summary["methods"].items():
+        found = entry["metrics"].get(metric) if entry["n"] else None
+        cells = metric_cells(entry, [metric], intervals=False)
+        cells += [shown_interval(metric, found["ci95"]) if found else NONE, *cache_cells(entry)]
+        for against in ("full", "rival"):
+            pair = entry.get("paired", {}).get(against, {"metrics": {}})["metrics"].get(metric)
+            cells += [shown(metric, pair["difference"], sign=True), shown_p(pair["p"])] if pair else [NONE, NONE]
+        rows.append([name, *cells])
+    return header, rows
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """One line for each method that did not finish."""
+    """One line for each method that did not finish, and the run's own notes."""
     entries = summary["methods"].items()
-    return [f"{name} did not finish: {entry['failed']}" for name, entry in entries if "failed" in entry]
+    failed = [f"{name} did not finish: {entry['failed']}" for name, entry in entries if "failed" in entry]
+    return [*failed, *summary["run"].get("notes", [])]
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
 
 
 def text_table(summary: Mapping[str, Any]) -> str:
-    """The results for a terminal: columns aligned, names at the left, numbers at the right."""
+    """The results for a terminal. Metrics for which 120 columns are too narrow follow in a second table."""
     header, rows = results_rows(summary)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [_aligned(header, widths), "  ".join("-" * width for width in widths)]
-    return "\n".join([*lines, *(_aligned(row, widths) for row in rows), *notes(summary)])
+    first, last = 2, len(header) - 4  # the metrics' columns
+    cut = last
+    while cut > first + 1 and _width(header, rows, [*range(cut), *range(last, len(header))]) > WIDTH:
+        cut -= 1
+    if cut < last:  # what compares with the full cache stays together
+        cut -= sum(metric in FIDELITY_METRICS for metric in summary["run"]["metrics"][: cut - first])
+    lines = text_rows(header, rows, [*range(cut), *range(last, len(header))])
+    if cut < last:
+        lines += ["", *text_rows(header, rows, [0, *range(cut, last)])]
+    return "\n".join([*lines, *notes(summary)])
+
+
+def text_rows(header: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int] | None = None) -> list[str]:
+    """The lines of an aligned table: names at the left, numbers at the right.
+
+    Args:
+        columns: those to show; None: all.
+    """
+    shown_columns = range(len(header)) if columns is None else columns
+    table = [[row[column] for column in shown_columns] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [_aligned(row, widths) for row in table]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def _width(header: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]) -> int:
+    return len(text_rows(header, rows, columns)[0])
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -55,18 +194,55 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))])
 
 
+# --- markdown --------------------------------------------------------------------------------------------------------
+
+
+def markdown_rows(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """The lines of a markdown table, the first `left` columns at the left and the others at the right."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, rule, *rows]]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
 def markdown_report(summary: Mapping[str, Any], plot: str | None) -> str:
-    """report.md: what was run, the table, how to read it, and the plot if there is one."""
-    header, rows = results_rows(summary)
+    """report.md: what was run, the results, what they are against the full cache and rivals, and the plot if any."""
     run = summary["run"]
-    table = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    lines = [f"# {run['name']}", "", f"{run['task']} with {run['model']}, greedy decoding.", ""]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
-    lines += ["", *(f"- {note}" for note in notes(summary))]
-    lines += [
-        "Scores are means over the samples, in percent (95% intervals: summary.json). Cache lengths are tokens per",
-        "head over the decode calls, as measured; the reduction is against a cache that never evicts.",
-    ]
+    how = "" if all(metric_info(metric).pooled for metric in run["metrics"]) else ", greedy decoding"
+    lines = [f"# {run['name']}", "", f"{run['task']} with {run['model']}{how}.", ""]
+    lines += [*markdown_rows(*results_rows(summary, intervals=True)), ""]
+    lines += [*(f"- {note}" for note in notes(summary)), *([""] if notes(summary) else []), *reading(run["metrics"])]
     if plot:
         lines += ["", f"![quality against mean cache length]({plot})"]
+    lines += _section("Against the full cache", paired_rows(summary, "full"), 2)
+    lines += _section("Against the best rival", paired_rows(summary, "rival"), 2)
+    lines += _section("Share of the full cache's score", retention_rows(summary), 1)
+    if any(entry.get("paired") for entry in summary["methods"].values()):
+        lines += ["", *PAIRED]
     return "\n".join(lines) + "\n"
+
+
+PAIRED = [
+    "A difference is the row's method minus the other one, on the samples that both have, with its 95% interval",
+    "(paired bootstrap) and a two-sided p-value (paired randomisation test), not corrected for the number of",
+    "comparisons. The rival is the best method with another policy but the full cache; if some of these hold about as",
+    "much (mean cache within 10%), the best of those. Variants of a policy are rivals only where there are no others.",
+]
+
+
+def reading(metrics: Sequence[str]) -> list[str]:
+    """How to read results in these metrics: lines of prose."""
+    infos = [metric_info(metric) for metric in metrics]
+    losses = ", ".join(info.label for info in infos if not info.higher_is_better)
+    others = ", ".join(info.label for info in infos if not info.percent)
+    percent = f" in percent{f' (not {others})' if others else ''}" if any(info.percent for info in infos) else ""
+    pooled = " (perplexity: over all tokens)" if any(info.pooled for info in infos) else ""
+    return [
+        f"Scores are means over the samples{pooled}{percent}, with 95% bootstrap intervals.",
+        *([f"Lower is better for {losses}."] if losses else []),
+        "Cache lengths are tokens per head over the decode calls, as measured: the mean over all samples and the",
+        "highest of any. The reduction is against a cache that never evicts.",
+    ]
+
+
+def _section(title: str, rows: Rows, left: int) -> list[str]:
+    return ["", f"## {title}", "", *markdown_rows(*rows, left=left)] if rows[1] else []

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from buzz.policies.base import Plan, Policy, ScoreSpec, Steady
+from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec, Steady
 from buzz.policies.buzz import BuzzFastPolicy, BuzzNoMaxPolicy, BuzzPolicy
 from buzz.policies.full import FullPolicy
 from buzz.policies.h2o import H2OPolicy
@@ -57,4 +57,4 @@ def make_policy(name: str, **params: Any) -> Policy:
     return policy(**params)
 
 
-__all__ = ["POLICIES", "Plan", "Policy", "ScoreSpec", "Steady", "make_policy"]
+__all__ = ["POLICIES", "Plan", "Policy", "RowPolicies", "ScoreSpec", "Steady", "make_policy"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from buzz.rows import Rows
 
 
 class Plan(NamedTuple):
@@ -112,7 +114,7 @@ class Policy:
 
     @classmethod
     def select_rows(
-        cls, policies: Sequence[Policy], scores: torch.Tensor | None, lengths: Sequence[int], sampled: Sequence[int]
+        cls, policies: RowPolicies, scores: torch.Tensor | None, lengths: Rows, sampled: Rows
     ) -> torch.Tensor:
         """`select` for rows with policies of this family and states of their own; all of them evict.
 
@@ -215,9 +217,15 @@ class Policy:
         raise NotImplementedError
 
 
-def column(policies: Sequence[Policy], name: str, like: torch.Tensor) -> torch.Tensor:
-    """A parameter of each row's policy as int64 [R, 1, 1] beside scores `like`."""
-    return torch.tensor([getattr(policy, name) for policy in policies], device=like.device)[:, None, None]
+class RowPolicies(tuple[Policy, ...]):
+    """One policy per row, all of one family."""
+
+    def column(self, name: str, device: torch.device) -> torch.Tensor:
+        """A parameter of each row's policy as int64 [R, 1, 1], brought to the device once."""
+        known: dict[str, Rows] = self.__dict__.setdefault("_columns", {})
+        if name not in known:
+            known[name] = Rows(getattr(policy, name) for policy in self)
+        return known[name].on(device)[:, None, None]
 
 
 def kept_slots(keep: torch.Tensor, width: int) -> torch.Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy, ScoreSpec, column, highest, kept_slots
+from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec, highest, kept_slots
+from buzz.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class H2OPolicy(Policy):
 
     @classmethod
     def select_rows(
-        cls, policies: Sequence[Policy], scores: torch.Tensor | None, lengths: Sequence[int], sampled: Sequence[int]
+        cls, policies: RowPolicies, scores: torch.Tensor | None, lengths: Rows, sampled: Rows
     ) -> torch.Tensor:
         if scores is None:
             raise ValueError("h2o: select needs scores, float32 [R, H, length]")
-        heavy, window = column(policies, "heavy", scores), column(policies, "window", scores)
-        end = torch.tensor(lengths, device=scores.device)[:, None, None]
+        heavy, window = (policies.column(name, scores.device) for name in ("heavy", "window"))
+        end = lengths.on(scores.device)[:, None, None]
         slots = torch.arange(scores.shape[-1], device=scores.device)
         history = slots < end - window  # [R, 1, L]
         keep = highest(scores.masked_fill(~history, -torch.inf), heavy) | (~history & (slots < end))

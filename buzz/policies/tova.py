@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy, ScoreSpec, column, highest, kept_slots
+from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec, highest, kept_slots
+from buzz.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class TovaPolicy(Policy):
 
     @classmethod
     def select_rows(
-        cls, policies: Sequence[Policy], scores: torch.Tensor | None, lengths: Sequence[int], sampled: Sequence[int]
+        cls, policies: RowPolicies, scores: torch.Tensor | None, lengths: Rows, sampled: Rows
     ) -> torch.Tensor:
         if scores is None:
             raise ValueError("tova: select needs scores, float32 [R, H, length]")
         layer = scores.sum(dim=1, keepdim=True)  # [R, 1, L]
-        end = torch.tensor(lengths, device=scores.device)[:, None, None]
+        end = lengths.on(scores.device)[:, None, None]
         past = torch.arange(scores.shape[-1], device=scores.device) >= end
-        keep = highest(layer.masked_fill(past, -torch.inf), column(policies, "capacity", scores))
+        keep = highest(layer.masked_fill(past, -torch.inf), policies.column("capacity", scores.device))
         return kept_slots(keep, max(policy.advance(n)[0] for policy, n in zip(policies, lengths, strict=True)))
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from buzz.evaluation import model_source, models, runner
+from buzz.evaluation import model_source, models
 from buzz.evaluation.cli import main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_eval.py"
@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_eval.py"
 @pytest.fixture
 def fails(write_config, capfd, monkeypatch):
     """Run the tiny config with overrides; returns the one line of the error. No weight may be read on the way."""
-    monkeypatch.setattr(runner, "load_model", lambda *_: pytest.fail("loaded a model"))
+    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("loaded a model"))
     monkeypatch.setattr(models, "_load_weights", lambda *_: pytest.fail("loaded weights"))
     monkeypatch.setattr(model_source, "_hub_reachable", lambda: False)
 
@@ -89,10 +89,6 @@ def test_folder_of_something_else(fails, tmp_path):
     assert fails(f"output={foreign}").startswith("error: output: ")
 
 
-def test_tracking_is_not_ignored_in_silence(fails):
-    assert fails("wandb.mode=online").startswith("error: wandb.mode: ")
-
-
 def test_a_bad_config_leaves_no_folder(fails, tmp_path):
     fails("model.id=nobody/nothing-here")
     assert not (tmp_path / "out").exists()
@@ -129,6 +125,18 @@ def test_a_run_prints_its_table(write_config, capfd):
     assert [line.split()[0] for line in out[2:4]] == ["full", "local"]
 
 
+def test_a_sweep_prints_its_tables(write_config, tmp_path, capfd):
+    sweep = {"stride": [2, 3], "methods": [{"policy": "buzz", "sink": 2, "window": 12, "threshold": 10}]}
+    assert main(["--config", str(write_config(methods=["full"], sweep=sweep)), "task.limit=2"]) == 0
+    captured = capfd.readouterr()
+    assert sum(line.startswith("buzz-") for line in captured.out.splitlines()) == 2
+    assert f"{tmp_path / 'out'}: summary.json" in captured.out
+
+
+def test_a_sweep_is_checked_as_a_run_is(fails):
+    assert fails(sweep={"strides": [2]}).startswith("error: sweep")
+
+
 # --- as a process ----------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +151,16 @@ def test_the_script_works_without_an_installation(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: missing.yaml")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_mistake_is_told_before_transformers_is_read(write_config):
+    code = (
+        "import sys; from buzz.evaluation.cli import main; status = main(sys.argv[1:]); "
+        "sys.exit(status if 'transformers' not in sys.modules else 77)"
+    )
+    arguments = [sys.executable, "-c", code, "--config", str(write_config(batch_size=0))]
+    done = subprocess.run(arguments, cwd=SCRIPT.parents[1], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buzz.evaluation.config import MethodConfig, RunConfig, load_config, to_dict, to_yaml
+from buzz.evaluation.cli import main
+from buzz.evaluation.config import RunConfig, load_config, to_dict, to_yaml
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.methods import MethodConfig
 from buzz.policies import POLICIES
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -141,8 +143,8 @@ def test_a_config_pickles_and_so_does_its_error(base: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_load_and_round_trip(path: Path, tmp_path: Path) -> None:
-    config = load_config(path)
-    assert [method.policy for method in config.methods] == ["full", "streaming", "h2o", "buzz"]
+    config = load_config(path, ["task.data=book.txt"] if path.stem == "stream" else [])  # a text of the user's own
+    assert "buzz" in [method.policy for method in config.methods]
     assert config.name == path.stem
     assert config.output == f"runs/{path.stem}"
     assert reread(config, tmp_path / "again.yaml") == config
@@ -158,6 +160,7 @@ METHOD = st.one_of(
             "window": st.integers(1, 99),
             "threshold": st.integers(0, 99),
             "stride": st.integers(3, 9),
+            "reduction": st.floats(1.01, 50.0) | st.integers(2, 9),
             "logn_base": st.floats(1.01, 1e6) | st.integers(2, 1000),
             "positions": st.sampled_from(["cache", "original", None]),
         },
@@ -281,6 +284,35 @@ def test_round_trip(
             "methods[2] (h2o).match: 'buzz' names more than one",
             "buzz-stride3, buzz-stride4",
         ),
+        # reduction
+        ("methods=[{policy: h2o, reduction: 1}]", "methods[0] (h2o).reduction: is 1", "a number above 1"),
+        (
+            "methods=[{policy: h2o, reduction: half}]",
+            "methods[0] (h2o).reduction: is 'half' (text)",
+            "a number above 1",
+        ),
+        ("methods=[{policy: h2o, reduction: true}]", "methods[0] (h2o).reduction: is True", "a number above 1"),
+        ("methods=[{policy: h2o, reduction: .inf}]", "methods[0] (h2o).reduction: is inf", "a number above 1"),
+        ("methods=[{policy: full, reduction: 2}]", "methods[0] (full).reduction: ", "never settles"),
+        ("methods=[{policy: h2o, reduction: 2, budget: 0.5}]", "methods[0] (h2o).reduction: is given beside", "one"),
+        ("methods=[buzz, {policy: h2o, reduction: 2, match: buzz}]", "methods[1] (h2o).match: is given beside", "one"),
+        # fidelity, hive, group
+        ("generation.fidelity=1", "generation.fidelity: is 1 (an integer)", "true or false"),
+        ("generation.fidelity=null", "generation.fidelity: is null", "true or false"),
+        ("generation.fidelty=true", "generation.fidelty: unknown key (did you mean 'fidelity'?)", "max_new_tokens"),
+        ("fidelity=true", "fidelity: unknown key (did you mean 'generation.fidelity'?)", ""),
+        ("hive=-1", "hive: is -1", "an integer of at least 0"),
+        ("hive=true", "hive: is True (a boolean)", "an integer of at least 0"),
+        ("hive=all", "hive: is 'all' (text)", "an integer of at least 0"),
+        ("wandb.group=3", "wandb.group: is 3 (an integer)", "the name of a group"),
+        ("wandb.group=' '", "wandb.group: is ' '", "the name of a group"),
+        # a task's own keys
+        ("task.options={}", "task.options: unknown key", "allowed: name, data"),
+        ("task.protocol=lines", "task.protocol: unknown key", "allowed: name, data, split, limit, prompt"),
+        ("task=xsum", "task: is 'xsum' (text)", "a mapping"),
+        ("task.name=3", "task.name: is 3", "text is wanted"),
+        # a sweep is no run
+        ("sweep.stride=[3]", "sweep: makes this the config of several runs", "scripts/run_eval.py"),
         # overrides themselves
         ("seed", "seed: is no override", "key=value"),
         ("=3", "=3: is no override", "key=value"),
@@ -294,6 +326,49 @@ def test_mistakes(base: Path, override: str, start: str, said: str) -> None:
     line = error(base, override)
     assert line.startswith(start), line
     assert said in line, line
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "start", "said"),
+    [
+        ("wikitext", "protocol=words", "task.protocol: is 'words' (text)", "one of document, lines, stream"),
+        ("wikitext", "max_tokens=1", "task.max_tokens: is 1", "at least 2"),
+        ("wikitext", "prefill=0", "task.prefill: is 0", "at least 1"),
+        ("wikitext", "protcol=lines", "task.protcol: unknown key (did you mean 'protocol'?)", "allowed: name, data"),
+        ("stream", "protocol=lines", "task.protocol: unknown key", "max_tokens, prefill"),
+        ("passkey", "needles=two", "task.needles: is 'two' (text)", "at least 1"),
+        ("passkey", "per_cell=0", "task.per_cell: is 0", "at least 1"),
+        ("passkey", "lengths=500", "task.lengths: is 500 (an integer)", "a list"),
+        ("passkey", "lengths=[500, 500]", "task.lengths: is [500, 500]", "different"),
+        ("passkey", "depths=[1.5]", "task.depths: is [1.5]", "from 0.0 to 1.0"),
+        ("longbench", "datasets=[qasper, nothing]", "task.datasets", "qasper"),
+    ],
+)
+def test_mistakes_in_a_tasks_own_keys(base: Path, task: str, override: str, start: str, said: str) -> None:
+    line = error(base, f"task.name={task}", f"task.{override}")
+    assert line.startswith(start), line
+    assert said in line, line
+
+
+def test_a_tasks_own_keys(base: Path, tmp_path: Path) -> None:
+    config = load_config(base, ["task.name=passkey", "task.lengths=[40]", "task.needles=2"])
+    assert config.task.options == {
+        "lengths": [40],
+        "depths": [0.0, 0.25, 0.5, 0.75, 1.0],
+        "needles": 2,
+        "per_cell": 5,
+    }
+    assert to_dict(config)["task"]["needles"] == 2
+    assert reread(config, tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("override", ["hive=-1", "generation.fidelity=1", "methods=[{policy: h2o, reduction: 1}]"])
+def test_a_mistake_is_one_line_and_status_2(base: Path, override: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(base), override]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert not printed.out
 
 
 @pytest.mark.parametrize("key", ["name", "model", "task", "methods"])

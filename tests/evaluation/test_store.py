@@ -150,3 +150,52 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(config) -> RunFolder:
+    """What two processes, and a run of one before them, left; the last line of one is cut off, and "b" is there twice,
+    as when a merge was killed before it had removed the shards."""
+    with RunFolder(config, PRINTS) as folder:
+        folder.append("full", [{"id": "d"}, {"id": "b"}])
+    (lines(config).parent / "full.shard-000.jsonl").write_text('{"id": "b"}\n{"id": "c"}\n')
+    (lines(config).parent / "full.shard-001.jsonl").write_text('{"id": "a"}\n{"id": "e", "outp')
+    return folder
+
+
+def test_samples_of_all_processes_are_read(config, shards):
+    assert sorted(shards.samples("full")) == ["a", "b", "c", "d"]
+
+
+def test_a_merge_is_in_the_order_of_the_data(config, shards):
+    shards.merge(["full"], ["a", "b", "c", "d", "e"])
+    assert [json.loads(line)["id"] for line in lines(config).read_text().splitlines()] == ["a", "b", "c", "d"]
+    assert [path.name for path in lines(config).parent.iterdir()] == ["full.jsonl"]
+    shards.merge(["full"], ["d", "c", "b", "a"])  # nothing to merge
+    assert list(shards.samples("full")) == ["a", "b", "c", "d"]
+
+
+def test_a_merge_that_is_killed_loses_nothing(config, shards, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        shards.merge(["full"], ["a", "b", "c", "d"])
+    monkeypatch.undo()
+    assert sorted(shards.samples("full")) == ["a", "b", "c", "d"]
+    shards.merge(["full"], ["a", "b", "c", "d"])
+    assert lines(config).read_text().count("\n") == 4
+
+
+def test_a_method_named_like_a_shard_is_refused(write_config):
+    methods = ["full", {"policy": "local", "name": "full.shard-001"}]
+    with pytest.raises(ConfigError, match=r"full\.shard-001 ends like"):
+        RunFolder(load_config(write_config(methods=methods)), PRINTS)
+
+
+def test_flags_are_for_several_processes(config):
+    with RunFolder(config, PRINTS) as folder:
+        folder.raise_flag("stop", "15")
+        assert folder.flagged("stop") is None
+    assert not list(Path(config.output).glob(".*.flag"))

@@ -1,4 +1,4 @@
-"""Tasks: the authors' prompts, templates of one's own, samples and scores."""
+"""What all tasks share, and summaries: the authors' prompts, templates of one's own, samples and scores."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from hypothesis import strategies as st
 
 from buzz.evaluation.config import TaskConfig
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.tasks import TASKS, Sample, make_task
+from buzz.evaluation.metric_info import METRIC_INFO
+from buzz.evaluation.tasks import TASKS, Sample, Task, make_task
+from buzz.evaluation.tasks.base import continuation, parse_template
 
 ROWS: dict[str, dict[str, Any]] = {
     "xsum": {"id": "a", "document": "A {hive} of 100% {0} bees {{.", "summary": "Bees."},
     "cnn_dm": {"id": "a", "article": "A {hive} of 100% {0} bees {{.", "highlights": "Bees .\nHives ."},
+    "cnn_dm_self_bleu": {"id": "a", "article": "A {hive} of 100% {0} bees {{.", "highlights": "Bees .\nHives ."},
+}
+END = dict.fromkeys(ROWS, "\n\nSUMMARIZE the previous text to 50 words!") | {
+    "cnn_dm_self_bleu": "\nSUMMARIZE the previous text to 150 words!"
 }
 
 
@@ -31,15 +37,19 @@ def config(name: str, tmp_path: Path, **options: Any) -> TaskConfig:
     return TaskConfig(name, data=str(path), **options)
 
 
-def test_every_task_is_tested() -> None:
-    assert set(TASKS) == set(ROWS)
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_registered_tasks_are_sound(task: type[Task]) -> None:
+    assert set(task.metrics) <= set(METRIC_INFO)
+    assert task.headline in task.metrics
+    assert len(set(task.metrics)) == len(task.metrics)
+    parse_template(task.template, ["id", *(task.placeholders or task.fields)], "task.prompt")  # its own prompt fits
 
 
 def test_samples_and_the_authors_prompt(name: str, tmp_path: Path) -> None:
     task = make_task(config(name, tmp_path, limit=3))
     samples = task.load()
     assert [sample.id for sample in samples] == ["id-0", "id-1", "id-2"]
-    assert samples[0].prompt == "Text: A {hive} of 100% {0} bees {{.\n\nSUMMARIZE the previous text to 50 words!"
+    assert samples[0].prompt == f"Text: A {{hive}} of 100% {{0}} bees {{{{.{END[name]}"
     assert samples[0].reference == list(ROWS[name].values())[2]
     assert samples[0].row == {**ROWS[name], "id": "id-0"}
 
@@ -52,6 +62,13 @@ def test_scores(name: str, tmp_path: Path) -> None:
     assert task.headline in task.metrics
     assert perfect["rouge1"] == pytest.approx(1.0, abs=1e-6)
     assert set(task.score("", sample).values()) == {0.0}
+
+
+def test_self_bleu_needs_no_reference(tmp_path: Path) -> None:
+    task = make_task(config("cnn_dm_self_bleu", tmp_path))
+    sample = task.load()[0]
+    assert task.score("A b c d. A b c d. A b c d.", sample)["self_bleu"] == pytest.approx(1.0)
+    assert task.score("A b c d. E f g h.", sample)["self_bleu"] == 0.0
 
 
 def test_prompt_of_ones_own(tmp_path: Path) -> None:
@@ -114,14 +131,21 @@ def test_fingerprint_of_a_file_and_of_hub_data(tmp_path: Path) -> None:
 def test_hub_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def read_hub_rows(source: Any, split: str, fields: Any, limit: int | None) -> Any:
+    def read_hub_rows(source: Any, split: str, fields: Any, limit: int | None, problem: Any) -> Any:
         asked.append((source.path, source.name, source.revision, split, limit))
         return iter([ROWS["xsum"] | ROWS["cnn_dm"]])
 
     monkeypatch.setattr("buzz.evaluation.tasks.base.read_hub_rows", read_hub_rows)
-    for name in TASKS:
+    for name in ROWS:
         assert isinstance(make_task(TaskConfig(name)).load()[0], Sample)
     assert asked == [
         ("EdinburghNLP/xsum", None, "refs/convert/parquet", "validation", 200),
         ("abisee/cnn_dailymail", "3.0.0", None, "validation", 200),
+        ("abisee/cnn_dailymail", "3.0.0", None, "validation", 200),
     ]
+
+
+def test_continuation() -> None:
+    assert continuation("Be BRIEF. ", "Paris") == "Paris"
+    assert continuation("Answer:\n", "Paris") == "Paris"
+    assert continuation("Answer:", "Paris") == " Paris"

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.policies import POLICIES, Policy, make_policy
+from buzz.policies import POLICIES, Policy, RowPolicies, make_policy
+from buzz.rows import Rows
 from tests.policies.naive import NaiveHead, shared_scores
 from tests.policies.strategies import NAMES, settings_of
 
@@ -61,10 +62,10 @@ def test_rows_together_select_what_each_selects_alone(name, data):
         while policy.plan(length, sampled) is None:
             length += 1
         states.append((policy, length, sampled))
-    policies, lengths, sampled = (list(column) for column in zip(*states, strict=True))
+    policies, lengths, sampled = zip(*states, strict=True)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16)))
     scores = torch.randint(0, 4, (len(states), 2, max(lengths) + 3), generator=generator).float()
-    together = type(policies[0]).select_rows(policies, scores, lengths, sampled)
+    together = type(policies[0]).select_rows(RowPolicies(policies), scores, Rows(lengths), Rows(sampled))
     assert together.dtype == torch.int64
     for row, (policy, length, _) in enumerate(states):
         alone = policy.select(scores[row : row + 1, :, :length], length, 0)

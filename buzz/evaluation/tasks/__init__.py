@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.tasks.base import Sample, Task
-from buzz.evaluation.tasks.summarization import CnnDailyMail, Xsum
+from buzz.evaluation.tasks.language_modeling import Stream, Wikitext
+from buzz.evaluation.tasks.longbench import LongBench
+from buzz.evaluation.tasks.passkey import Passkey
+from buzz.evaluation.tasks.question_answering import TenDocumentQA
+from buzz.evaluation.tasks.summarization import CnnDailyMail, CnnDailyMailSelfBleu, Xsum
 
 if TYPE_CHECKING:  # config imports this package to check task names
     from buzz.evaluation.config import TaskConfig
 
 # A new task is one class and one entry here.
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Xsum, CnnDailyMail)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (Xsum, CnnDailyMail, CnnDailyMailSelfBleu, TenDocumentQA, Passkey, LongBench, Wikitext, Stream)
+}
 
 
 def options_of(name: str) -> Any:

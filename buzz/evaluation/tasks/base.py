@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from buzz.evaluation.data import HubSource, Row, fingerprint, read_hub_rows, read_rows, resolve_path
+from buzz.evaluation.data import FileSource, HubSource, Row, fingerprint, read_hub_rows, read_rows, resolve_path
 from buzz.evaluation.errors import ConfigError
 
 if TYPE_CHECKING:
     from buzz.evaluation.config import TaskConfig
+
+
+# A template: literal text and the placeholder that follows it, if any.
+Parts = list[tuple[str, "str | None"]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Sample:
     Args:
         id: unique within the task's data.
         prompt: the raw prompt, before any chat template.
-        reference: what `Task.score` compares an answer with; text for summaries.
+        reference: what `Task.score` compares an answer with; text, or a list of accepted answers.
         row: the data row the sample was made from.
     """
 
@@ -40,8 +44,9 @@ class Sample:
 class Task(ABC):
     """Data source, prompt and metrics of one benchmark.
 
-    A task sets the class attributes and `reference` and `score`; one that is not asked row by row (a stream, say)
-    overrides `load`. Config keys of its own are the fields of a frozen dataclass `Options`.
+    A task sets the class attributes and `reference` and `score`; one whose prompt is not made of the fields as they
+    are overrides `filling`, one that is not asked row by row (a stream, say) overrides `load`. Config keys of its own
+    are the fields of a frozen dataclass `Options`.
 
     Args:
         config: the run's `task` section.
@@ -55,9 +60,10 @@ class Task(ABC):
     kind: ClassVar[Literal["generation", "perplexity"]] = "generation"
 
     name: ClassVar[str]
-    fields: ClassVar[dict[str, type]]  # what every row must have
+    fields: ClassVar[dict[str, Any]]  # what every row must have, see buzz.evaluation.rows
     template: ClassVar[str]  # the default of task.prompt
-    hub: ClassVar[HubSource]  # where rows come from when task.data is null
+    placeholders: ClassVar[Sequence[str]] = ()  # what a template may name beside {id}; empty: the fields
+    hub: ClassVar[HubSource | FileSource]  # where rows come from when task.data is null
     metrics: ClassVar[list[str]]  # in the order of the tables
     headline: ClassVar[str]  # the metric of plots
 
@@ -65,7 +71,7 @@ class Task(ABC):
         self.config = config
         self.options: Any = self.Options(**config.options)
         self._template = self.template if config.prompt is None else config.prompt
-        self._parts = parse_template(self._template, ["id", *self.fields], "task.prompt")
+        self._parts = parse_template(self._template, ["id", *(self.placeholders or self.fields)], "task.prompt")
 
     def load(self) -> list[Sample]:
         """The first `task.limit` samples, in the order of the data.
@@ -79,15 +85,30 @@ class Task(ABC):
         """Which data `load` reads: path, bytes and sha256 of a local file, or hub data set, revision and split."""
         if self.config.data is not None:
             return fingerprint(resolve_path(self.config.data, "task.data"))
-        hub = self.hub
-        return {"hub": hub.path, "name": hub.name, "revision": hub.revision, "split": self.config.split}
+        return self.hub.facts(self.config.split)
 
     def prompt(self, row: Row) -> str:
-        """The template with the row's fields filled in; braces inside the fields are text."""
-        return "".join(literal + (str(row[field]) if field else "") for literal, field in self._parts)
+        """The template filled in for a row; braces inside what is filled in are text."""
+        values = self.filling(row)
+        return "".join(literal + (str(values[field]) if field else "") for literal, field in self.parts(row))
+
+    def parts(self, row: Row) -> Parts:
+        """The row's template, parsed; the same for all rows unless a task has several."""
+        return self._parts
+
+    def filling(self, row: Row) -> Mapping[str, Any]:
+        """What stands for each placeholder of the template, by name."""
+        return row
+
+    def problem(self, row: Row) -> tuple[str, str] | None:
+        """What is wrong with a row that has all fields, and what is allowed instead; None: nothing."""
+        return None
 
     def likely(self, sample: Sample) -> str | None:
-        """An answer whose mean negative log-likelihood is measured as well (metric `answer_nll`); None: no answer."""
+        """An answer whose mean negative log-likelihood is measured as well (metric `answer_nll`); None: no answer.
+
+        It continues the raw prompt, see `continuation`.
+        """
         return None
 
     def calls(self, tokens: int, max_new_tokens: int) -> tuple[int, int]:
@@ -105,11 +126,21 @@ class Task(ABC):
     def _rows(self) -> Iterator[Row]:
         config = self.config
         if config.data is None:
-            return read_hub_rows(self.hub, config.split, self.fields, config.limit)
-        return read_rows(resolve_path(config.data, "task.data"), self.fields, config.limit)
+            return read_hub_rows(self.hub, config.split, self.fields, config.limit, problem=self.problem)
+        path = resolve_path(config.data, "task.data")
+        return read_rows(path, self.fields, config.limit, problem=self.problem)
 
 
-def parse_template(template: str, fields: Sequence[str], where: str) -> list[tuple[str, str | None]]:
+def continuation(prompt: str, answer: str) -> str:
+    """An answer as it goes on after a raw prompt: with a blank before it unless the prompt ends in whitespace.
+
+    A prompt that ends in a blank already has that blank's token, so a second one would make the answer unlikely. A
+    default prompt that ends in whitespace suits a chat template too, where the answer opens a turn of its own.
+    """
+    return answer if prompt[-1:].isspace() else f" {answer}"
+
+
+def parse_template(template: str, fields: Sequence[str], where: str) -> Parts:
     """A template such as `Text: {document}` as pairs of literal text and the field that follows it.
 
     Only bare field names may stand in braces (no `{document[0]}`, `{document!r}`, `{document:>9}`); `{{` is a brace.
@@ -118,7 +149,7 @@ def parse_template(template: str, fields: Sequence[str], where: str) -> list[tup
         ConfigError: not a template, an unknown placeholder (lists the fields), or no placeholder at all.
     """
     allowed = f"the fields are {', '.join(f'{{{name}}}' for name in fields)}; write {{{{ and }}}} for braces"
-    parts: list[tuple[str, str | None]] = []
+    parts: Parts = []
     try:
         for literal, field, spec, conversion in Formatter().parse(template):
             if field is not None and (field not in fields or spec or conversion):

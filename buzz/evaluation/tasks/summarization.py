@@ -1,11 +1,11 @@
-"""Summaries of news articles, as the BUZZ authors ask for them, scored with ROUGE."""
+"""Summaries of news articles, as the BUZZ authors ask for them, scored with ROUGE and Self-BLEU."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from buzz.evaluation.data import HubSource, Row
-from buzz.evaluation.metrics import ROUGE_METRICS, rouge_scores
+from buzz.evaluation.metrics import ROUGE_METRICS, rouge_scores, self_bleu
 from buzz.evaluation.tasks.base import Sample, Task
 
 
@@ -31,7 +31,7 @@ class Xsum(Summarization):
     """XSum: BBC articles with one-sentence summaries (Narayan et al., arXiv 1808.08745)."""
 
     name: ClassVar[str] = "xsum"
-    fields: ClassVar[dict[str, type]] = {"document": str, "summary": str}
+    fields: ClassVar[dict[str, Any]] = {"document": str, "summary": str}
     template: ClassVar[str] = authors_prompt("document")
     # The data set's main revision is a loading script, which `datasets` no longer runs.
     hub: ClassVar[HubSource] = HubSource("EdinburghNLP/xsum", revision="refs/convert/parquet")
@@ -41,6 +41,21 @@ class CnnDailyMail(Summarization):
     """CNN/DailyMail: news stories with highlights (See et al., arXiv 1704.04368). The authors use version 2.0.0."""
 
     name: ClassVar[str] = "cnn_dm"
-    fields: ClassVar[dict[str, type]] = {"article": str, "highlights": str}
+    fields: ClassVar[dict[str, Any]] = {"article": str, "highlights": str}
     template: ClassVar[str] = authors_prompt("article")
     hub: ClassVar[HubSource] = HubSource("abisee/cnn_dailymail", name="3.0.0")
+
+
+class CnnDailyMailSelfBleu(CnnDailyMail):
+    """The authors' second run on CNN/DailyMail: longer summaries, judged by how much their sentences repeat each other.
+
+    A task of its own because the prompt differs (150 words after a single newline), so its outputs are others.
+    """
+
+    name: ClassVar[str] = "cnn_dm_self_bleu"
+    template: ClassVar[str] = "Text: {article}\nSUMMARIZE the previous text to 150 words!"
+    metrics: ClassVar[list[str]] = ["self_bleu", *ROUGE_METRICS]
+    headline: ClassVar[str] = "self_bleu"
+
+    def score(self, prediction: str, sample: Sample) -> dict[str, float]:
+        return {"self_bleu": self_bleu(prediction), **super().score(prediction, sample)}

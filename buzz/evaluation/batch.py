@@ -1,0 +1,181 @@
+"""What every kind of execution needs: prompts in tokens, texts read through a cache, and one record a sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from buzz.evaluation.matching import describe
+from buzz.evaluation.tasks import Sample
+from buzz.policies import Policy
+
+CURVE_POINTS = 256  # of a record's cache curve, at most
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sample's prompt in tokens.
+
+    Args:
+        hash: of the raw prompt's text.
+        truncated: its middle was cut out to fit.
+        targets: of a text to be read, the token to predict after each token but the last; empty for a generation.
+    """
+
+    sample: Sample
+    ids: list[int]
+    hash: str
+    truncated: bool
+    targets: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sample under one policy."""
+
+    prompt: Prompt
+    policy: Policy
+
+
+def prompt_hash(text: str) -> str:
+    """First 16 hex digits of the SHA-256 of a raw prompt."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def new_cache(model: Any, jobs: Sequence[Job], positions: str | None) -> Any:
+    """An empty BeehiveCache with a row, and its policy, for each job."""
+    from buzz import BeehiveCache, PerRow
+
+    return BeehiveCache(PerRow([job.policy for job in jobs]), model.config, positions=positions)
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Any, Any]:
+    """Token ids and attention mask, int64 [B, L], of rows of unequal lengths."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids.to(device), mask.to(device)
+
+
+def right_padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> Any:
+    """Token ids, int64 [B, L], of rows of unequal lengths."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows], dtype=torch.int64)
+    return ids.view(len(rows), width).to(device)
+
+
+@dataclass
+class Reading:
+    """Tokens that are given, not chosen, go through a cache: some in one call first, then one a call.
+
+    Iterate once, under `torch.inference_mode`. After each call it yields `rows`, int64 [R], the jobs that took part,
+    and their `logits` [R, V] for the token that comes next. A row leaves the batch once it is read. Nothing waits for
+    the device.
+
+    Args:
+        model: patched.
+        cache: an empty BeehiveCache with a row per job.
+        first: tokens of each row's first call, at least one.
+        rest: tokens of each row's one-token calls.
+        lengths: filled in: the row's cached tokens after each of its calls.
+    """
+
+    model: Any
+    cache: Any
+    first: Sequence[Sequence[int]]
+    rest: Sequence[Sequence[int]]
+    lengths: dict[int, list[float]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        import torch
+
+        device, pad = self.model.device, self.model.generation_config.pad_token_id or 0
+        rows = list(range(len(self.first)))
+        index = torch.arange(len(rows), device=device)
+        tokens, mask = left_padded(self.first, pad, device)  # [B, L]
+        given = right_padded(self.rest, pad, device)  # [B, calls]
+        ragged = len(set(map(len, self.first))) > 1
+        call = 0
+        while True:
+            # Only a ragged first call needs a mask: to look for pads in one means to wait for the device.
+            extra = {"attention_mask": mask} if call == 0 and ragged else {}
+            output = self.model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **extra)
+            yield index, output.logits[:, -1]
+            stay = [i for i, row in enumerate(rows) if len(self.rest[row]) > call]
+            if len(stay) < len(rows):
+                for i in sorted(set(range(len(rows))) - set(stay)):
+                    self.lengths[rows[i]] = [lengths[i] for lengths in self.cache.history]
+                if not stay:
+                    return
+                kept = torch.tensor(stay)
+                self.cache.batch_select_indices(kept)
+                index, given = (tensor.index_select(0, kept.to(device)) for tensor in (index, given))
+                rows = [rows[i] for i in stay]
+            tokens = given[:, call : call + 1]
+            call += 1
+
+
+def make_record(
+    job: Job,
+    *,
+    prompt_tokens: int,
+    output: str,
+    output_ids: list[int],
+    new_tokens: int,
+    metrics: dict[str, float],
+    lengths: Sequence[float],
+    seconds: float,
+) -> dict[str, Any]:
+    """What samples/METHOD.jsonl has on a line.
+
+    Args:
+        prompt_tokens: tokens of the first call.
+        new_tokens: tokens answered or predicted; the sample's own one-token calls are one fewer.
+        lengths: cached tokens after the first call and after each later one.
+    """
+    prompt, sample = job.prompt, job.prompt.sample
+    return {
+        "id": sample.id,
+        "prompt_hash": prompt.hash,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        **({"truncated": True} if prompt.truncated else {}),
+        "output": output,
+        "output_ids": output_ids,
+        "reference": sample.reference,
+        "metrics": metrics,
+        "policy": describe(job.policy),
+        "cache": cache_figures(lengths, prompt_tokens, new_tokens),
+        "seconds": round(seconds, 6),
+    }
+
+
+def cache_figures(lengths: Sequence[float], prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+    """A sample's cache in tokens, over its own one-token calls.
+
+    The first call gives the first new token and each later call one more, so there are `new_tokens - 1`. A sample
+    without one is measured after its first call.
+
+    Args:
+        lengths: cached tokens after the first call and after each later one, of which there may be more than its own.
+
+    Returns:
+        mean_tokens, peak_tokens, full_mean_tokens: the mean of a cache that never evicts, and curve: pairs of a call's
+        number (0 is the first) and the cached tokens after it, at most `CURVE_POINTS`, evenly spread.
+    """
+    calls = range(1, new_tokens) if new_tokens > 1 else range(1)
+    own = [lengths[call] for call in calls]
+    points = min(len(calls), CURVE_POINTS)
+    shown = [round(i * (len(calls) - 1) / max(1, points - 1)) for i in range(points)]
+    return {
+        "mean_tokens": sum(own) / len(own),
+        "peak_tokens": max(own),
+        "full_mean_tokens": sum(prompt_tokens + call for call in calls) / len(calls),
+        "curve": [[calls[i], own[i]] for i in shown],
+    }

@@ -1,0 +1,117 @@
+"""Several processes on one run: which one this is, and how they agree.
+
+Processes are those of `accelerate launch` (or torchrun); without a launcher there is one, and nothing here costs
+anything. They exchange a few words between methods and nothing else: each has its own model on its own device, and what
+it has done lies in the run folder, which on several hosts must be a shared one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from buzz.evaluation.errors import ConfigError
+
+T = TypeVar("T")
+
+_TIMEOUT = timedelta(days=2)  # a process may wait for another that has a long batch left
+
+
+class PeerLostError(RuntimeError):
+    """Another process of the run is gone. What all of them finished is in the run folder."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run.
+
+    rank: this process, from 0. size: how many there are. local: this process among those of its host.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that speaks, locks the folder and writes everything but samples."""
+        return self.rank == 0
+
+    def mine(self, number: int) -> bool:
+        """Whether a batch, by its number, is this process's. They are dealt in turn."""
+        return number % self.size == self.rank
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's value, by rank. All processes must call it.
+
+        Raises:
+            PeerLostError: one of them is gone.
+        """
+        if self.size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        try:
+            return gather_object([value])
+        except RuntimeError as error:
+            raise PeerLostError(str(error)) from error
+
+    def share(self, value: T) -> T:
+        """The main process's value; those of the others do not count. All processes must call it.
+
+        Raises:
+            PeerLostError: one of them is gone.
+        """
+        return self.gather(value if self.main else None)[0]  # type: ignore[return-value]
+
+    def by_main(self, action: Callable[[], T]) -> T:
+        """What `action` returns in the main process, for all of them, once it is done. All processes must call it.
+
+        Raises:
+            ConfigError: as the action did, in all processes. PeerLostError: one of them is gone.
+        """
+        outcome: Any = None
+        if self.main:
+            try:
+                outcome = action()
+            except ConfigError as error:
+                outcome = error
+        outcome = self.share(outcome)
+        if isinstance(outcome, ConfigError):
+            raise outcome
+        return outcome
+
+
+ALONE = Group()
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def speaks() -> bool:
+    """Whether this process tells about errors: one of each host does."""
+    return not launched() or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def join() -> Group:
+    """The processes of this run; waits until all of them have come here. Joining again changes nothing."""
+    if not launched():
+        return ALONE
+    from accelerate import PartialState
+
+    # cpu: the words go through gloo wherever the models are, so a GPU holds nothing but its model, and may be shared.
+    state = PartialState(cpu=True, timeout=_TIMEOUT)
+    return Group(state.process_index, state.num_processes, state.local_process_index)
+
+
+def leave() -> None:
+    """Take leave of the others, at the end of a process that ended well."""
+    if launched():
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()

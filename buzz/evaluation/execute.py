@@ -1,0 +1,76 @@
+"""Runs a batch of samples under their policies, whatever the kind of the task, and measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from buzz.evaluation.batch import Job, Prompt, cache_figures, prompt_hash
+from buzz.evaluation.fidelity import fidelity
+from buzz.evaluation.generate import encode_question, generate_batch
+from buzz.evaluation.likelihood import answer_nll
+from buzz.evaluation.perplexity import encode_text, read_batch
+from buzz.evaluation.tasks import Sample, Task
+
+Record = dict[str, Any]
+
+
+def encode(tokenizer: Any, task: Task, sample: Sample, chat_template: bool, longest: int | None) -> Prompt:
+    """A sample's prompt as tokens.
+
+    Args:
+        chat_template: ask with the tokenizer's chat template; a text that is only read stays as it is.
+        longest: tokens of a prompt that fit; more are cut out of its middle. A text that is only read is never cut.
+
+    Raises:
+        ConfigError: a text to be read has nothing to predict.
+    """
+    if task.kind == "perplexity":
+        return encode_text(tokenizer, task, sample)
+    return encode_question(tokenizer, sample, chat_template, longest)
+
+
+def run_batch(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    jobs: Sequence[Job],
+    positions: str | None,
+    generation: Any,
+    reference: Mapping[str, Record] | str | None,
+) -> list[Record]:
+    """Run jobs as one batch and measure them.
+
+    Args:
+        model: patched, in eval mode; its generation config holds its special tokens alone (see `load_model`).
+        jobs: policies may differ by row, but not in their family.
+        positions: of the BeehiveCache.
+        generation: a `GenerationConfig` of the run's config.
+        reference: what fidelity is measured against: the full cache's records of these samples, by sample id; "self"
+            if these jobs are the full cache's own; None: it is not measured.
+
+    Returns:
+        One record per job, in order: what samples/METHOD.jsonl has on a line.
+
+    Raises:
+        ConfigError: a text has more tokens than the model has positions, or a sample has no answer to be likely.
+    """
+    if task.kind == "perplexity":
+        return read_batch(model, task, jobs, positions)
+    records = generate_batch(model, tokenizer, task, jobs, positions, generation.max_new_tokens)
+    if "answer_nll" in task.metrics:
+        for record, nll in zip(records, answer_nll(model, tokenizer, task, jobs, positions), strict=True):
+            record["metrics"]["answer_nll"] = nll
+    for record in records:
+        record["metrics"] = {name: record["metrics"][name] for name in task.metrics}
+    if reference is not None:
+        if isinstance(reference, str):
+            wanted = records
+        else:
+            wanted = [reference[job.prompt.sample.id] for job in jobs]
+        for record, near in zip(records, fidelity(model, jobs, positions, records, wanted), strict=True):
+            record["metrics"].update(near)
+    return records
+
+
+__all__ = ["Job", "Prompt", "cache_figures", "encode", "prompt_hash", "run_batch"]

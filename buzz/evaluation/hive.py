@@ -1,0 +1,156 @@
+"""Records, for one sample, when which head let go of which token: what the report's hive view shows."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from buzz.evaluation.batch import Job, Reading, new_cache
+from buzz.evaluation.matching import describe
+from buzz.evaluation.store import write_atomically
+from buzz.evaluation.tasks import Task
+
+MOST_CALLS = 4096  # one-token calls that are replayed; evicted_at is int16, and a browser has to show it
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+_MOST_BYTES = 4  # of a character in UTF-8, so it has at most so many tokens
+
+
+def hive_path(folder: Path, method: str, number: int) -> Path:
+    """Where a run folder keeps a method's recording of the sample of this number, from 0."""
+    return folder / "hive" / (f"{method}.sample-{number + 1:03d}.json" if number else f"{method}.json")
+
+
+def find_hives(folder: Path, methods: Sequence[str]) -> list[tuple[str, Path]]:
+    """The recordings in a run folder as pairs of a method and a path: sample by sample, methods in their order."""
+    found = []
+    for place, method in enumerate(methods):
+        name = re.compile(re.escape(method) + r"(?:\.sample-(\d{3,}))?\.json")
+        for path in (folder / "hive").glob("*.json"):
+            if match := name.fullmatch(path.name):
+                found.append((int(match.group(1) or 0), place, path))
+    return [(methods[place], path) for _, place, path in sorted(found)]
+
+
+class Evictions:
+    """Follows the tokens of a batch of one through a cache; set as its `on_evict`.
+
+    Args:
+        cache: an empty BeehiveCache.
+        first: tokens of the first call; every later call has one.
+        evicted_at: filled in: int16 [layers, H, tokens], all -1; becomes the call (0: the first) after which a token
+            was no longer held.
+    """
+
+    def __init__(self, cache: Any, first: int, evicted_at: np.ndarray) -> None:
+        self._cache, self._first, self._evicted_at = cache, first, evicted_at
+        # Per layer, int32 [H, slots]: the position of what each slot holds. What was appended since the layer's last
+        # eviction is missing: it is all there, in order, from `_known` on.
+        self._held: list[np.ndarray] = [np.zeros((evicted_at.shape[1], 0), np.int32) for _ in evicted_at]
+        self._known = [0] * len(evicted_at)
+        cache.on_evict = self
+
+    def __call__(self, layer: int, eviction: Any, slots: Any) -> None:
+        """One eviction: slots int64 [1, H or 1, kept] stay."""
+        call, heads = len(self._cache.history), self._evicted_at.shape[1]
+        tokens = self._first + call
+        new = np.arange(self._known[layer], tokens, dtype=np.int32)
+        before = np.concatenate([self._held[layer], np.broadcast_to(new, (heads, len(new)))], axis=1)
+        assert before.shape[1] == eviction.length
+        stay = np.broadcast_to(slots[0].cpu().numpy(), (heads, slots.shape[2]))
+        gone = np.ones(before.shape, dtype=bool)
+        np.put_along_axis(gone, stay, False, axis=1)
+        np.put_along_axis(self._evicted_at[layer], before[gone].reshape(heads, -1), call, axis=1)
+        self._held[layer], self._known[layer] = np.take_along_axis(before, stay, axis=1), tokens
+
+
+def record_hive(
+    model: Any, tokenizer: Any, task: Task, job: Job, positions: str | None, record: Mapping[str, Any], path: Path
+) -> None:
+    """Replay a sample alone, its answer given, and write what its cache evicted when.
+
+    Of a text that is only read, and of an answer, at most `MOST_CALLS` one-token calls are replayed.
+
+    Args:
+        model: patched, in eval mode.
+        job: the sample under the policy that it had.
+        positions: of the BeehiveCache.
+        record: of the sample under this method.
+        path: of the file, whose folder is made. It is JSON: `sample`, `policy`, `tokens` (texts; those of the prompt,
+            then the others), `prompt_tokens` (of the first call), `calls` (one-token calls), `layers`, `heads` (KV
+            heads), and `evicted_at`, base64 of little-endian int16 [layers, heads, tokens]: the call (0: the first)
+            after which a token was no longer held, -1 if it was held to the end. The token that comes last was never
+            read, so no cache had it.
+    """
+    ids = [*job.prompt.ids, *record["output_ids"]]
+    first = len(job.prompt.ids) if task.kind == "generation" else task.calls(len(ids), 0)[0]
+    ids = ids[: first + MOST_CALLS + 1]
+    config = model.config.get_text_config(decoder=True)
+    layers = config.num_hidden_layers
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    evicted_at = np.full((layers, heads, len(ids)), -1, dtype="<i2")
+    if any(policy.trace(first, len(ids) - 1 - first)[-1] < len(ids) - 1 for policy in job.policy.per_layer(layers)):
+        _replay(model, job, positions, ids, first, evicted_at)
+    hive = {
+        "sample": job.prompt.sample.id,
+        "policy": describe(job.policy),
+        "tokens": token_texts(tokenizer, ids),
+        "prompt_tokens": first,
+        "calls": len(ids) - 1 - first,
+        "layers": layers,
+        "heads": heads,
+        "evicted_at": base64.b64encode(evicted_at.tobytes()).decode("ascii"),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(hive, ensure_ascii=False) + "\n")
+
+
+def _replay(
+    model: Any, job: Job, positions: str | None, ids: Sequence[int], first: int, evicted_at: np.ndarray
+) -> None:
+    """Read a text through the job's cache and note its evictions."""
+    import torch
+
+    cache = new_cache(model, [job], positions)
+    Evictions(cache, first, evicted_at)
+    with torch.inference_mode():
+        for _ in Reading(model, cache, [ids[:first]], [ids[first:-1]]):
+            pass
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token, such that they read well one after the other; special tokens show their names.
+
+    A character that several tokens spell byte by byte is the text of the first of them, and the others have none.
+    """
+    special = set(tokenizer.all_special_ids)
+    texts: list[str] = []
+    near: list[int] = []  # the tokens just before, which decide whether a word begins with a blank
+    while len(texts) < len(ids):
+        here = len(texts)
+        if ids[here] in special:
+            texts.append(str(tokenizer.convert_ids_to_tokens(ids[here])))
+            near = []
+            continue
+        before = _decoded(tokenizer, near)
+        for size in range(1, min(_MOST_BYTES, len(ids) - here) + 1):
+            group = list(ids[here : here + size])
+            text = _decoded(tokenizer, near + group)
+            if group[-1] in special or not text.endswith(_BROKEN):
+                break
+        if group[-1] in special or text.endswith(_BROKEN):  # a byte that spells nothing
+            texts.append(_decoded(tokenizer, group[:1]))
+            near = []
+            continue
+        texts += [text[len(before) :]] + [""] * (len(group) - 1)
+        near = group
+    return texts
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)) if ids else ""

@@ -1,0 +1,166 @@
+"""The methods of a run: policies with their parameters, from the config's list to checked dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.schema import check, convert, matching, refuse_unknown, said
+from buzz.policies import POLICIES, make_policy
+
+# Names become file and folder names; one of dots alone would be a folder that exists.
+NAME = matching(r"(?!\.+$)[A-Za-z0-9._-]+", "a name of letters, digits and . _ - is wanted")
+_BUDGET = check(
+    lambda value: 0 < value <= 1 if isinstance(value, float) else value >= 1,
+    "a share of the prompt above 0.0 and up to 1.0, or an integer of at least 1 (tokens), is wanted",
+)
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """One method of a run: a policy, its parameters and what surrounds it.
+
+    Args:
+        name: unique in the run, also where case does not count; names the file of its samples.
+        policy: a key of `buzz.policies.POLICIES`.
+        params: the policy's own parameters. All of them, defaults included, unless a budget or match is given: then
+            those the user fixed, the others being left for `from_budget` to fit.
+        positions: None: the model family's default.
+        logn_base: log-n scaling of attention logits; None: off.
+        budget: mean cache length wanted: a share of the prompt (float, up to 1.0) or tokens (int).
+        reduction: wanted mean cache length of the full cache over that of this method, sample by sample.
+        match: name of the method whose mean cache length this one gets. At most one of the three is set.
+    """
+
+    name: str = field(metadata=NAME)
+    policy: str
+    params: dict[str, Any] = field(default_factory=dict)
+    positions: Literal["cache", "original"] | None = None
+    logn_base: float | None = field(default=None, metadata=check(lambda v: v > 1, "a number above 1 is wanted"))
+    budget: int | float | None = field(default=None, metadata=_BUDGET)
+    reduction: float | None = field(default=None, metadata=check(lambda v: v > 1, "a number above 1 is wanted"))
+    match: str | None = None
+
+    def make_policy(self) -> Any:
+        """The policy with `params` and `logn_base`; a budget or match is for the runner to apply."""
+        return make_policy(self.policy, **self.params, logn_base=self.logn_base)
+
+
+def parse_methods(raw: Any, where: str) -> list[MethodConfig]:
+    """The `methods` of a config; `where` names them in errors.
+
+    Raises:
+        ConfigError: no list, an entry that is no method, a name that two have, or a match with none or several.
+    """
+    if not isinstance(raw, list) or not raw:
+        raise ConfigError(
+            where, said(raw), f"a list of at least one method is wanted (policies: {', '.join(POLICIES)})"
+        )
+    methods = [parse_method(entry, f"{where}[{index}]") for index, entry in enumerate(raw)]
+    first: dict[str, int] = {}
+    for index, method in enumerate(methods):
+        # Names become file names, and not every file system tells upper from lower case.
+        other = first.setdefault(method.name.casefold(), index)
+        if other != index:
+            what = f"{method.name!r} is the name of {where}[{other}] as well"
+            raise ConfigError(f"{where}[{index}].name", what, "each method needs a name of its own")
+    return [_matched(method, methods, f"{where}[{index}]") for index, method in enumerate(methods)]
+
+
+def parse_method(raw: Any, where: str) -> MethodConfig:
+    """One entry of `methods`: a policy's name, or a mapping. Its `match` is left as it is."""
+    entry = {"policy": raw} if isinstance(raw, str) else raw
+    policies = f"one of {', '.join(POLICIES)} is wanted"
+    if not isinstance(entry, dict):
+        raise ConfigError(where, said(raw), "a policy's name or a mapping with the key policy is wanted")
+    name = entry.get("policy")
+    if not isinstance(name, str) or name not in POLICIES:
+        near = difflib.get_close_matches(str(name), POLICIES, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        what = f"unknown policy {name!r}{hint}" if "policy" in entry else "is missing"
+        raise ConfigError(f"{where}.policy", what, policies)
+
+    where = f"{where} ({name})"
+    own, params = own_keys(), policy_keys(name)
+    hints = get_type_hints(POLICIES[name]) | get_type_hints(MethodConfig)
+    refuse_unknown(entry, [*own, *params], where)
+    values = {
+        key: convert(value, hints[key], own[key].metadata if key in own else {}, f"{where}.{key}")
+        for key, value in entry.items()
+    }
+    given = {key: value for key, value in values.items() if key in params}
+    rest = {key: value for key, value in values.items() if key in own}
+    method = MethodConfig(**{"name": default_name(name, values), **rest, "params": given})
+    return _with_defaults(method, params, where)
+
+
+def own_keys() -> dict[str, dataclasses.Field[Any]]:
+    """The keys that every method takes, and their fields."""
+    return {item.name: item for item in dataclasses.fields(MethodConfig) if item.name != "params"}
+
+
+def policy_keys(policy: str) -> list[str]:
+    """The keys that a method takes for its policy: the policy's own parameters."""
+    return [item.name for item in dataclasses.fields(POLICIES[policy]) if item.init and item.name not in own_keys()]
+
+
+def default_name(stem: str, values: Mapping[str, Any]) -> str:
+    """A stem and what was given, as a file name: `buzz-stride7-window64`, `h2o-match-buzz`."""
+    parts = [stem]
+    for key, value in sorted(values.items()):
+        if key not in ("policy", "name") and value is not None:
+            shown = f"-{value}" if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+            parts.append(f"{key}{shown}")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+
+
+def _with_defaults(method: MethodConfig, params: list[str], where: str) -> MethodConfig:
+    """The method with all of its policy's parameters, once the policy has accepted them."""
+    given = [key for key in ("budget", "reduction", "match") if getattr(method, key) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{where}.{given[1]}", f"is given beside {given[0]}", "at most one of the two can be")
+    sized = given[0] if given else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the policy warns when it is built for use
+            policy = method.make_policy()
+            if sized and not policy.sizable:
+                what = f"{method.policy} with these parameters never settles at a cache length"
+                raise ConfigError(f"{where}.{sized}", what, "a policy that keeps evicting is wanted")
+            if isinstance(method.budget, int):
+                type(policy).from_budget(method.budget, **method.params)
+    except (TypeError, ValueError) as error:
+        raise _policy_error(error, where, [*params, "logn_base", "budget", "reduction"]) from error
+    if sized:
+        return method
+    return dataclasses.replace(method, params={name: getattr(policy, name) for name in params})
+
+
+def _policy_error(error: Exception, where: str, keys: Sequence[str]) -> ConfigError:
+    """`buzz: window must be at least 1, got 0` -> `methods[2] (buzz).window: is 0, must be at least 1`."""
+    message = re.sub(r"^\w+: ", "", str(error))
+    exact = re.fullmatch(r"(\w+) (must be .+), got (.+)", message)
+    if exact and exact[1] in keys:
+        return ConfigError(f"{where}.{exact[1]}", f"is {exact[3]}", exact[2])
+    named = [word for word in re.findall(r"\w+", message) if word in keys]
+    return ConfigError(f"{where}.{named[0]}" if named else where, message)
+
+
+def _matched(method: MethodConfig, methods: list[MethodConfig], where: str) -> MethodConfig:
+    """The method with `match` as the full name of another method; a policy's name will do where only one has it."""
+    if method.match is None:
+        return method
+    others = [other for other in methods if other is not method and other.match is None]
+    found = [other for other in others if other.name == method.match]
+    found = found or [other for other in others if other.policy == method.match]
+    if len(found) != 1:
+        what = f"{method.match!r} names {'more than one' if found else 'no other'} method without a match of its own"
+        names = ", ".join(other.name for other in others)
+        raise ConfigError(f"{where} ({method.policy}).match", what, f"one of {names} is wanted" if names else "")
+    return dataclasses.replace(method, match=found[0].name)

@@ -1,0 +1,30 @@
+"""Quality metrics of generated text: one answer and its reference in, floats from 0 to 1 out.
+
+`evaluate_modules` offers the same functions as modules of the library `evaluate`, averaged over samples.
+"""
+
+from __future__ import annotations
+
+from buzz.evaluation.metrics.answers import (
+    best_subspan_em,
+    class_named,
+    exact_match,
+    normalise,
+    numbers_right,
+    qa_f1,
+    recall,
+)
+from buzz.evaluation.metrics.summaries import ROUGE_METRICS, rouge_scores, self_bleu
+
+__all__ = [
+    "ROUGE_METRICS",
+    "best_subspan_em",
+    "class_named",
+    "exact_match",
+    "normalise",
+    "numbers_right",
+    "qa_f1",
+    "recall",
+    "rouge_scores",
+    "self_bleu",
+]

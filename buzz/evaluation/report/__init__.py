@@ -1,0 +1,97 @@
+"""Reports of finished and unfinished runs: report.md, report.html and pictures, from run folders alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.report.load import Run, find_runs, load_run
+
+NO_PICTURES = "matplotlib is not installed, so the report has no pictures"
+
+
+def write_report(folders: Sequence[str | Path], output: str | Path) -> list[Path]:
+    """Write report.md, report.html and the pictures of one run, or of several together.
+
+    Of a run that is not finished, what is there is reported. Where matplotlib is not installed, pictures are left out,
+    with a warning.
+
+    Args:
+        folders: run folders, or folders that hold some, such as a sweep's.
+        output: the folder to write to; made if it does not exist. Equal runs give equal files.
+
+    Returns:
+        The files that were written, report.md first.
+
+    Raises:
+        ConfigError: a folder holds no run, a file in it is damaged, or no sample is finished; or the output cannot be
+            written.
+    """
+    # Here, so that a mistake is told before matplotlib is looked for.
+    from buzz.evaluation.report.figures import Figure, drawable, frontier_figure, run_figures
+    from buzz.evaluation.report.markdown import render_markdown
+    from buzz.evaluation.report.page import render_page
+    from buzz.evaluation.store import write_atomically
+
+    runs = _load(find_runs(folders))
+    target = Path(output)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        figures: list[list[Figure]] = [[] for _ in runs]
+        shared = None
+        if not drawable():
+            warnings.warn(NO_PICTURES, stacklevel=2)
+        elif len(runs) == 1:
+            figures = [run_figures(runs[0], target)]
+        else:
+            names = _prefixes(runs)
+            figures = [run_figures(run, target, prefix) for run, prefix in zip(runs, names, strict=True)]
+            shared = frontier_figure(runs, target)
+        title = runs[0].name if len(runs) == 1 else _common_name(runs)
+        page = render_page(title, runs, figures, shared)
+        text = render_markdown(title, runs, figures, shared, target)
+        paths = [target / "report.md", target / "report.html"]
+        for path, content in zip(paths, (text, page), strict=True):
+            write_atomically(path, content)
+    except OSError as error:
+        what = f"{target} cannot be written ({error.strerror or error})"
+        raise ConfigError("output", what, "choose another folder") from error
+    drawn = [*([shared] if shared else []), *(figure for row in figures for figure in row)]
+    return [*paths, *(path for figure in drawn for path in figure.paths)]
+
+
+def _load(paths: Sequence[Path]) -> list[Run]:
+    """The runs; of several, those without a finished sample are left out, with a warning."""
+    if len(paths) == 1:
+        return [load_run(paths[0])]
+    runs = []
+    for path in paths:
+        if not (path / "summary.json").exists() and not any((path / "samples").glob("*.jsonl")):
+            warnings.warn(f"{path} is left out: it has not begun", stacklevel=3)
+            continue
+        runs.append(load_run(path))
+    if not runs:
+        raise ConfigError(str(paths[0]), "and the other runs have not begun", "run them first")
+    return runs
+
+
+def _prefixes(runs: Sequence[Run]) -> list[str]:
+    """What the names of each run's pictures begin with; no two alike."""
+    names = [re.sub(r"[^A-Za-z0-9._-]+", "-", run.name) for run in runs]
+    return [
+        f"{name}-" if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}-"
+        for place, name in enumerate(names)
+    ]
+
+
+def _common_name(runs: Sequence[Run]) -> str:
+    """The name of the folder that all runs are in."""
+    parents = [str(run.path.resolve().parent) for run in runs]
+    return os.path.basename(os.path.commonpath(parents)) or f"{len(runs)} runs"
+
+
+__all__ = ["Run", "find_runs", "load_run", "write_report"]

@@ -1,0 +1,66 @@
+"""The command line of reports. A mistake of the user is one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from buzz.evaluation.errors import ConfigError
+
+_DESCRIPTION = """\
+Report runs of scripts/run_eval.py: report.md, and report.html, a single file that needs no network, with tables,
+figures, the answers side by side, and the hive view: which heads hold which tokens of a sample, call by call.
+A run need not be finished.
+"""
+_EPILOG = """\
+examples:
+  python scripts/report.py runs/quickstart
+  python scripts/report.py runs/sweep              all runs below, together, into runs/sweep
+  python scripts/report.py runs/xsum runs/cnn_dm   together, into report/
+
+exit status: 0 done, 2 a folder is no run, or a file in it is damaged
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError("usage", message, "see --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Args:
+        arguments: those after the program's name; None: the process's own.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return _main(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = _Parser(description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or one that holds several")
+    parser.add_argument(
+        "--output", metavar="DIR", help="where to write; default: the folder itself, or ./report if several are named"
+    )
+    options = parser.parse_args(arguments)
+
+    from buzz.evaluation.report import write_report  # here, so that --help needs none of it
+
+    output = options.output or (options.runs[0] if len(options.runs) == 1 else "report")
+    paths = write_report(options.runs, output)
+    print(f"{Path(output)}: {', '.join(path.name for path in paths)}")
+    return 0
+
+
+def _warn(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,63 @@
+"""report.md: the tables of report.html, and links to the pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from buzz.evaluation.report.figures import Figure
+from buzz.evaluation.report.load import Run
+from buzz.evaluation.report.passkey import grid_rows, passkey_grids
+from buzz.evaluation.sweep import sweep_report
+from buzz.evaluation.table import markdown_report, markdown_rows
+
+PAGE = "The page [report.html](report.html) has the same, answers side by side{hive}."
+HIVE = ", and the hive view: which heads hold which tokens, call by call"
+
+
+def render_markdown(
+    title: str, runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared: Figure | None, folder: Path
+) -> str:
+    """The text of report.md.
+
+    Args:
+        figures: of each run.
+        shared: the picture of all runs, if there are several.
+        folder: where the report and its pictures are.
+    """
+    hint = PAGE.format(hive=HIVE if any(run.hives for run in runs) else "")
+    if len(runs) == 1:
+        quality = [figure for figure in figures[0] if figure.paths[0].name == "quality.png"]
+        others = [figure for figure in figures[0] if figure not in quality]
+        text = markdown_report(runs[0].summary, quality[0].paths[0].name if quality else None)
+        lines = [*_pictures(others), *_passkey(runs[0], "##")]
+    else:
+        summaries = {_relative(run.path, folder): run.summary for run in runs}
+        text = sweep_report({"name": title, "runs": summaries}, shared.paths[0].name if shared else None)
+        lines = []
+        for run, drawn in zip(runs, figures, strict=True):
+            others = [figure for figure in drawn if shared is None or figure.title != shared.title]
+            more = [*_pictures(others, "###"), *_passkey(run, "###")]
+            lines += ["", f"## Figures of {run.name}", *more] if more else []
+    return "\n".join([text.rstrip("\n"), *lines, "", hint]) + "\n"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """How a link from the report gets to a run's folder."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _pictures(figures: Sequence[Figure], heading: str = "##") -> list[str]:
+    lines = []
+    for figure in figures:
+        link = f"![{figure.alt}]({figure.paths[0].name})"
+        lines += ["", f"{heading} {figure.title}", "", link, "", figure.caption]
+    return lines
+
+
+def _passkey(run: Run, heading: str) -> list[str]:
+    lines = []
+    for method, grid in passkey_grids(run.records).items():
+        lines += ["", f"**{method}**", "", *markdown_rows(*grid_rows(grid))]
+    return ["", f"{heading} Needles found by length and depth, in percent", *lines] if lines else []

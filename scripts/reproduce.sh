@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# The evaluation of docs/results.md on one GPU: every task with all methods, at the cache length of BUZZ at a reduction
+# of 2.5. Started again, everything goes on where it stopped. About fifteen processes share the GPU, since a decode step
+# of a small model waits for Python, not for the GPU.
+#   scripts/reproduce.sh MODEL.gguf DATA_FOLDER OUTPUT_FOLDER [key.sub=value ...]
+# DATA_FOLDER holds xsum.jsonl.gz, cnn_dailymail.jsonl.gz, nq_open_10.jsonl.gz and wikitext2_validation.txt.gz.
+# Paths have no blanks. PYTHON picks the interpreter.
+set -euo pipefail
+(($# >= 3)) || { sed -n '2,/^set/{/^#/p}' "$0" >&2; exit 2; }
+model=$(realpath -m "$1") data=$(realpath -m "$2") out=$(realpath -m "$3")
+shift 3
+extra=("$@")
+for file in "$model" "$data"/{xsum,cnn_dailymail,nq_open_10}.jsonl.gz "$data/wikitext2_validation.txt.gz"; do
+  [[ -r $file ]] || { echo "error: $file: cannot be read" >&2; exit 2; }
+done
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+mkdir -p "$out/parts" "$out/logs"
+
+# The keys of each task: rows as in docs/results.md, batches as wide as the memory of a large GPU allows.
+declare -A keys=(
+  [xsum]="task.data=$data/xsum.jsonl.gz task.limit=300 batch_size=150"
+  [cnn_dm]="task.data=$data/cnn_dailymail.jsonl.gz task.limit=300 batch_size=150"
+  [ten_qa]="task.data=$data/nq_open_10.jsonl.gz task.limit=null batch_size=134"
+  [wikitext]="task.data=$data/wikitext2_validation.txt.gz task.limit=null batch_size=64"
+  [passkey]="batch_size=75"
+)
+
+evaluate() { # task, folder, further arguments
+  local task=$1 folder=$2
+  shift 2
+  # shellcheck disable=SC2086  # the keys are words
+  "${PYTHON:-python3}" scripts/run_eval.py --config "configs/$task.yaml" ${keys[$task]} model.gguf="$model" \
+    model.dtype=float32 hive=0 output="$folder" ${extra[@]+"${extra[@]}"} "$@" >>"$out/logs/$(basename "$folder").txt" 2>&1
+}
+
+buzz="{name: buzz, policy: buzz, reduction: 2.5}"
+matched() { # methods at the cache length of buzz, as a list without its brackets
+  local list="" name
+  for name in "$@"; do
+    if [[ $name == full ]]; then list+=", full"; else list+=", {name: $name, policy: $name, match: buzz}"; fi
+  done
+  echo "$list"
+}
+
+# A task in parts: what the other methods are compared and matched with first, then groups of methods side by side, each
+# with those samples in place; then one folder with all samples, which is complete, so that nothing runs again.
+task() { # task, methods of the first part, groups of methods
+  local name=$1 first=$2 group i=0 part jobs=()
+  shift 2
+  evaluate "$name" "$out/parts/$name-0" methods="[$first]" || { echo "error: $name: see $out/logs/$name-0.txt" >&2; return 1; }
+  for group in "$@"; do
+    i=$((i + 1)) part=$out/parts/$name-$i
+    mkdir -p "$part/samples"
+    cp -n "$out/parts/$name-0/samples/"*.jsonl "$part/samples/"
+    # shellcheck disable=SC2086  # the methods are words
+    evaluate "$name" "$part" methods="[$first$(matched $group)]" &
+    jobs+=($!)
+  done
+  for job in ${jobs[@]+"${jobs[@]}"}; do wait "$job" || { echo "error: $name: see $out/logs" >&2; return 1; }; done
+  mkdir -p "$out/$name/samples"
+  for part in "$out/parts/$name"-*; do cp -n "$part/samples/"*.jsonl "$out/$name/samples/"; done
+  evaluate "$name" "$out/$name"
+  cp "$out/parts/$name-0/environment.json" "$out/$name/"
+  echo "$name: done"
+}
+
+task xsum "full, $buzz" "streaming h2o random" "snapkv tova buzz_no_max" "pyramidkv buzz_fast" &
+task cnn_dm "full, $buzz" "streaming h2o random" "snapkv tova buzz_no_max" "pyramidkv buzz_fast" &
+task ten_qa "full, $buzz" "streaming h2o random buzz_no_max" "snapkv tova pyramidkv buzz_fast" &
+task wikitext "$buzz" full streaming h2o tova random buzz_no_max buzz_fast &
+task passkey "full, $buzz" "streaming h2o snapkv tova pyramidkv random buzz_no_max buzz_fast" &
+status=0
+for job in $(jobs -p); do wait "$job" || status=1; done
+exit $status

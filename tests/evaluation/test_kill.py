@@ -1,0 +1,68 @@
+"""A run that is killed again and again ends like one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import articles
+from processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
+
+from buzz.evaluation.config import load_config
+from buzz.evaluation.runner import run
+
+SAMPLES = 16
+HIVE = {"policy": "buzz", "name": "hive", "sink": 2, "window": 12, "stride": 3, "threshold": 10}
+METHODS = ["full", HIVE, {"policy": "h2o", "name": "h2o", "match": "hive"}]
+
+
+@pytest.fixture
+def config(write_config, data_file) -> Path:
+    data_file.write_text("".join(json.dumps(row) + "\n" for row in articles(SAMPLES)))
+    return write_config(methods=METHODS, batch_size=2)
+
+
+def kill_command(config: Path, written: int, after: float) -> int:
+    """The command line itself; the exit status."""
+    with subprocess.Popen([sys.executable, str(SCRIPT), "--config", str(config)], env=ENVIRONMENT) as process:
+        wait_for_samples(config.parent / "out", written)
+        time.sleep(after)
+        process.kill()
+    return process.returncode
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(config, tmp_path):
+    """Ten random moments: the first while the run starts, the others spread over the samples that are left to do."""
+    moment = random.Random(20)
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    # So many samples are there, of all methods; and then up to a few batches' time goes by.
+    written = [0, *sorted(moment.sample(range(1, 3 * SAMPLES - 6), 9))]
+    seen = []
+    with Fork() as fork:
+        for number, samples_there in enumerate(written):
+            after = moment.uniform(0, 0.05) if number else moment.uniform(0, 0.5)
+            if number in (3, 7):
+                status = kill_command(config, samples_there, after)
+            else:
+                (status,), said = fork.run(config, written=samples_there, after=after)
+                assert status == -signal.SIGKILL, said
+            assert status == -signal.SIGKILL
+            assert not (out / "summary.json").exists()
+            seen.append(count_samples(out))
+        statuses, said = fork.run(config)
+    assert statuses == [0], said
+    assert len(set(seen)) > 5  # the kills fell on different states, else this shows little
+    run(load_config(config, [f"output={alone}"]))
+    for method in ("full", "hive", "h2o"):
+        records = samples(out, method)
+        assert Counter(record["id"] for record in records) == Counter(f"s{i}" for i in range(SAMPLES))
+        assert {r["id"]: r for r in records} == {r["id"]: r for r in samples(alone, method)}
+    assert summary(out) == summary(alone)
