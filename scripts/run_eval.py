@@ -15,6 +15,7 @@ if importlib.util.find_spec("buzz") is None:  # a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from buzz.evaluation.cli import main
+from buzz.evaluation.distributed import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from buzz.evaluation.distributed import PeerLostError, join, leave, speaks
+from buzz.evaluation.command_line import Parser, short_warnings
+from buzz.evaluation.distributed import PeerLostError, join, speaks
 from buzz.evaluation.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,11 +30,6 @@ exit status: 0 done, 1 a method ran out of memory, 2 bad config or usage, 130 / 
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError("usage", message, "see --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
@@ -44,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those after the program's name; None: the process's own.
     """
     try:
-        with _short_warnings():
+        with short_warnings(_tell):
             return _main(arguments)
     except ConfigError as error:
         _tell(f"error: {error}")
@@ -58,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = _Parser(description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file that describes the run")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replaces one value of the config")
     options = parser.parse_intermixed_args(arguments)
@@ -95,10 +88,11 @@ def _sweep(sweep: Sweep) -> int:
 
 
 def _print(table: str, where: str) -> None:
-    """The results, by the main process; then the processes part."""
-    if join().main:
+    """The results, by the main process; the others wait for it."""
+    group = join()
+    if group.main:
         print(f"{table}\n\n{where}")
-    leave()
+    group.gather(None)
 
 
 def _status(summaries: Iterable[Mapping[str, Any]]) -> int:
@@ -109,17 +103,3 @@ def _tell(line: str) -> None:
     """One line on stderr; of several processes, one of each host says it."""
     if speaks():
         print(line, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _short_warnings() -> Iterator[None]:
-    """Inside the block a warning is one line, and what libraries say about their own future is left out."""
-
-    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-        _tell(f"warning: {' '.join(str(message).split())}")
-
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", category)
-        warnings.showwarning = show
-        yield

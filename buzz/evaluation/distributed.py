@@ -8,10 +8,12 @@ it has done lies in the run folder, which on several hosts must be a shared one.
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from buzz.evaluation.errors import ConfigError
 
@@ -101,6 +103,12 @@ def speaks() -> bool:
 def join() -> Group:
     """The processes of this run; waits until all of them have come here. Joining again changes nothing."""
     if not launched():
+        if _lost_processes():
+            warnings.warn(
+                "accelerate launch --cpu has started a single process (it needs mpirun for more); "
+                "torchrun --nproc-per-node N starts several",
+                stacklevel=2,
+            )
         return ALONE
     from accelerate import PartialState
 
@@ -109,9 +117,19 @@ def join() -> Group:
     return Group(state.process_index, state.num_processes, state.local_process_index)
 
 
-def leave() -> None:
-    """Take leave of the others, at the end of a process that ended well."""
-    if launched():
-        from accelerate import PartialState
+def _lost_processes() -> bool:
+    """Whether accelerate was asked for several CPU processes and, as it does without mpirun, started this one alone."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
 
-        PartialState().destroy_process_group()
+
+def leave(status: int) -> NoReturn:
+    """End this process.
+
+    One of several ends at once, without taking the process group down: its threads now and then abort a process that
+    ends in the usual way, and the launcher then calls a good run failed.
+    """
+    if launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

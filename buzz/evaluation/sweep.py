@@ -70,12 +70,14 @@ def _look_up(sweep: Sweep) -> None:
 
 
 def _write(folder: Path, summary: Mapping[str, Any]) -> None:
+    from buzz.evaluation.report import write_report
     from buzz.evaluation.store import write_atomically
 
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     summaries = list(summary["runs"].values())
     plotted = [plot_frontier(summaries, folder / name) for name in PLOTS]
     write_atomically(folder / "report.md", sweep_report(summary, PLOTS[0] if all(plotted) else None))
+    write_report([folder], folder)
 
 
 def sweep_table(summary: Mapping[str, Any]) -> str:

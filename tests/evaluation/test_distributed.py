@@ -16,7 +16,7 @@ from conftest import articles
 from processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
 
 from buzz.evaluation.config import load_config
-from buzz.evaluation.distributed import Group
+from buzz.evaluation.distributed import ALONE, Group, join
 from buzz.evaluation.model_source import resolve_device
 from buzz.evaluation.runner import run
 
@@ -72,6 +72,14 @@ def check_equal(folder: Path, alone: Path, merged: bool = True) -> None:
         )
         assert records == expected
     assert not list(folder.glob(".*.flag"))
+
+
+def test_processes_that_accelerate_did_not_start_are_told_of(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.warns(UserWarning, match="torchrun --nproc-per-node"):
+        assert join() == ALONE
 
 
 @pytest.mark.slow

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
+from buzz.evaluation.command_line import Parser, short_warnings, tell
 from buzz.evaluation.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -26,11 +23,6 @@ exit status: 0 done, 2 a folder is no run, or a file in it is damaged
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError("usage", message, "see --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
@@ -38,16 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those after the program's name; None: the process's own.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn
+        with short_warnings():
             return _main(arguments)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = _Parser(description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or one that holds several")
     parser.add_argument(
         "--output", metavar="DIR", help="where to write; default: the folder itself, or ./report if several are named"
@@ -60,7 +51,3 @@ def _main(arguments: Sequence[str] | None) -> int:
     paths = write_report(options.runs, output)
     print(f"{Path(output)}: {', '.join(path.name for path in paths)}")
     return 0
-
-
-def _warn(message: Any, category: Any, *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
