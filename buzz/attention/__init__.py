@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from buzz.attention import eager, sdpa
+from buzz.attention import eager, fused, sdpa
 from buzz.rows import Rows
 
 
@@ -68,6 +68,8 @@ def attend(
             few, starts_few, counts_few = _last_queries(q, starts, counts, last)
             _, scores = eager.attend(few, k, v, starts=starts_few, counts=counts_few, scale=scale)
             return sdpa.attend(q, k, v, starts=starts, scale=scale), scores
+    if spec.queries is None and fused.usable(q, starts):
+        return fused.attend(q, k, v, counts=counts, scale=scale)
     output, scores = eager.attend(q, k, v, starts=starts, counts=counts, scale=scale)
     return output.to(q.dtype), scores
 

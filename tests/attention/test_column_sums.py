@@ -1,0 +1,43 @@
+"""The Triton kernel against float64: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from buzz.rows import Rows
+
+pytest.importorskip("triton")
+
+from buzz.attention.column_sums import column_sums
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize(("groups", "dim"), [(1, 16), (1, 80), (3, 64), (4, 96), (8, 128)])
+@pytest.mark.parametrize(
+    ("starts", "counts", "firsts"),
+    [
+        ([0, 0], [70, 41], [0, 0]),
+        ([0, 0], [130, 129], [0, 0]),
+        ([9, 33], [5, 4], [0, 0]),
+        ([8, 23], [130, 122], [113, 0]),
+        ([3, 64], [64, 1], [0, 0]),
+    ],
+)
+def test_sums_of_columns(groups, dim, starts, counts, firsts):
+    generator = torch.Generator().manual_seed(dim + groups)
+    slots, width = max(s + c for s, c in zip(starts, counts, strict=True)) + 3, max(counts)
+    q = torch.randn(2, 2 * groups, width, dim, generator=generator)
+    k = torch.randn(2, 2, slots, dim, generator=generator)
+    logits = torch.einsum("bhgqd,bhcd->bhgqc", q.unflatten(1, (2, groups)).double(), k.double()) * dim**-0.5
+    query = torch.arange(width)
+    seen = torch.arange(slots) <= torch.tensor(starts)[:, None, None] + query[:, None]
+    logits = logits.masked_fill(~seen[:, None, None], -torch.inf)
+    valid = (query >= torch.tensor(firsts)[:, None]) & (query < torch.tensor(counts)[:, None])
+    expected = (logits.softmax(-1) * valid[:, None, None, :, None]).sum((2, 3))
+    lse = logits.logsumexp(-1).flatten(1, 2).float()
+    how = {"starts": Rows(starts), "firsts": Rows(firsts), "counts": Rows(counts), "scale": dim**-0.5}
+    got = [column_sums(q.to(DEVICE), k.to(DEVICE), lse.to(DEVICE), **how).cpu() for _ in range(2)]
+    assert (got[0] - expected).norm() / expected.norm() < 1e-5
+    assert torch.equal(got[0], got[1])
