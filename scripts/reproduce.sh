@@ -43,6 +43,14 @@ matched() { # methods at the cache length of buzz, as a list without its bracket
   echo "$list"
 }
 
+copy_samples() { # from one run folder to another, which keeps what it has
+  local file
+  mkdir -p "$2/samples"
+  for file in "$1/samples/"*.jsonl; do
+    [[ -e $2/samples/$(basename "$file") ]] || cp "$file" "$2/samples/"
+  done
+}
+
 # A task in parts: what the other methods are compared and matched with first, then groups of methods side by side, each
 # with those samples in place; then one folder with all samples, which is complete, so that nothing runs again.
 task() { # task, methods of the first part, groups of methods
@@ -51,15 +59,13 @@ task() { # task, methods of the first part, groups of methods
   evaluate "$name" "$out/parts/$name-0" methods="[$first]" || { echo "error: $name: see $out/logs/$name-0.txt" >&2; return 1; }
   for group in "$@"; do
     i=$((i + 1)) part=$out/parts/$name-$i
-    mkdir -p "$part/samples"
-    cp -n "$out/parts/$name-0/samples/"*.jsonl "$part/samples/"
+    copy_samples "$out/parts/$name-0" "$part"
     # shellcheck disable=SC2086  # the methods are words
     evaluate "$name" "$part" methods="[$first$(matched $group)]" &
     jobs+=($!)
   done
   for job in ${jobs[@]+"${jobs[@]}"}; do wait "$job" || { echo "error: $name: see $out/logs" >&2; return 1; }; done
-  mkdir -p "$out/$name/samples"
-  for part in "$out/parts/$name"-*; do cp -n "$part/samples/"*.jsonl "$out/$name/samples/"; done
+  for part in "$out/parts/$name"-*; do copy_samples "$part" "$out/$name"; done
   evaluate "$name" "$out/$name"
   cp "$out/parts/$name-0/environment.json" "$out/$name/"
   echo "$name: done"
