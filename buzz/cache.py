@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -14,7 +13,8 @@ from transformers.cache_utils import Cache
 from buzz.policies import Policy, ScoreSpec
 from buzz.rows import Rows
 from buzz.schedule import Eviction, PerRow, Schedule, Step
-from buzz.storage import UNPATCHED, BeehiveLayer
+from buzz.stacked import StackedCalls
+from buzz.storage import UNPATCHED, BeehiveLayer, Seen
 
 POSITIONS = ("cache", "original")
 
@@ -48,7 +48,7 @@ class Call:
         return self.columns if self.order is None else max(1, *self.counts)
 
 
-class BeehiveCache(Cache):
+class BeehiveCache(StackedCalls, Cache):
     """A KV cache that keeps what its policy keeps. For inference; the model must be patched (`buzz.patch_model`).
 
     Rows are left-aligned and ragged: row b holds slots 0 .. lengths[b] - 1, pads never enter, and every row evicts as
@@ -92,17 +92,15 @@ class BeehiveCache(Cache):
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         self.on_evict: Callable[[int, Eviction, torch.Tensor], None] | None = None
         self.positions = positions
-        self._least = capacity or 0
+        self.least = capacity or 0
         # Layers with equal policies share one schedule, named by the first of these layers.
         self._policies: list[Policy | PerRow] = list(policies)
         self._owner = [self._policies.index(p) for p in policies]
+        self._seen = Seen()
+        self._stacks = {}
         self._clear()
-        super().__init__(
-            layers=[BeehiveLayer(self.get_seq_length, partial(self._watcher, layer)) for layer in range(n)]
-        )
-
-    def _watcher(self, layer: int) -> Callable[[Eviction, torch.Tensor], None] | None:
-        return None if self.on_evict is None else partial(self.on_evict, layer)
+        # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
+        super().__init__(layers=[BeehiveLayer(self._seen) for _ in range(n)])
 
     def logn_base(self, layer: int) -> float | None:
         """Base of the log-n scaling of one layer; None: off."""
@@ -111,7 +109,7 @@ class BeehiveCache(Cache):
 
     def _clear(self) -> None:
         self._schedules: dict[int, Schedule] = {}
-        self._seen = 0  # columns, pads included, as generate() counts them
+        self._seen.columns = 0
         self._tokens: list[int] = []  # tokens of each row, pads excluded
         self._call: Call | None = None  # the open one
         self.last_call: Call | None = None
@@ -153,7 +151,7 @@ class BeehiveCache(Cache):
         """Take in the keys and values [B, H, L, D] of a call in one layer, valid columns at the left."""
         call = self._call or self.begin(k.shape[0], k.shape[2])
         step = call.steps[self._owner[layer]]
-        keys, values = self.layers[layer].append(k, v, step, self._least)
+        keys, values = self.layers[layer].append(k, v, step, self.least)
         return Slots(keys, values, step.starts, step.counts, step.spec)
 
     def observe(self, scores: torch.Tensor | None, layer: int) -> None:
@@ -167,18 +165,20 @@ class BeehiveCache(Cache):
         step = call.steps[self._owner[layer]]
         self.layers[layer].observe(scores, step)
         if call.columns > 1:
-            self.layers[layer].settle(step, self._least)
+            self.layers[layer].settle(step, self.least, self._watch([layer]))
         self._settled += 1
         if self._settled == len(self.layers):
             self._end(call)
 
     def _end(self, call: Call) -> None:
         if call.columns == 1:
-            for owner, layer in zip(self._owner, self.layers, strict=True):
-                layer.settle(call.steps[owner], self._least)
+            stacked = self._evict_stacks(call) if self._stacks else set()
+            for layer, owner in enumerate(self._owner):
+                if owner not in stacked:
+                    self.layers[layer].settle(call.steps[owner], self.least, self._watch([layer]))
         for owner, schedule in self._schedules.items():
             schedule.close(call.steps[owner])
-        self._seen += call.columns
+        self._seen.columns += call.columns
         self._tokens = [seen + count for seen, count in zip(self._tokens, call.counts, strict=True)]
         self._call, self._settled = None, 0
         if call.columns == 1:
@@ -265,10 +265,10 @@ class BeehiveCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns *seen*, pads included, so that a second turn of generate() continues in the right place."""
-        return self._seen
+        return self._seen.columns
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self._seen + query_length, 0
+        return self._seen.columns + query_length, 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1

@@ -62,14 +62,38 @@ class Ragged:
     kept: Rows
     _slots: dict[torch.device, torch.Tensor] = field(default_factory=dict)
 
-    def select(self, scores: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        """`Policy.select_rows` on the device; without scores all layers share one answer."""
+    def select(self, scores: torch.Tensor | None, device: torch.device, layers: int = 1) -> torch.Tensor:
+        """`Policy.select_rows` on the device, for so many layers at once: int64 [layers * R, H or 1, K].
+
+        Args:
+            scores: float32 [layers * R, H, L], layer by layer; None where the policy reads none.
+        """
         family = type(self.policies[0])
-        if self.policies[0].score_spec is not None:
-            return family.select_rows(self.policies, scores, self.lengths, self.sampled).to(device)
-        if device not in self._slots:
-            self._slots[device] = family.select_rows(self.policies, None, self.lengths, self.sampled).to(device)
-        return self._slots[device]
+        if self.policies[0].score_spec is None:  # all layers share one answer
+            if device not in self._slots:
+                slots = family.select_rows(self.policies, None, self.lengths, self.sampled)
+                self._slots[device] = slots.to(device, non_blocking=True)
+            return self._slots[device].repeat(layers, 1, 1) if layers > 1 else self._slots[device]
+        if family.select_rows.__func__ is Policy.select_rows.__func__:  # type: ignore[attr-defined]
+            assert scores is not None
+            return self._select_by_state(scores, layers).to(device)
+        policies = RowPolicies(self.policies * layers)
+        lengths, sampled = Rows(self.lengths * layers), Rows(self.sampled * layers)
+        return family.select_rows(policies, scores, lengths, sampled).to(device)
+
+    def _select_by_state(self, scores: torch.Tensor, layers: int) -> torch.Tensor:
+        """For a family that selects for rows of one state only: state by state, all layers and rows of it together."""
+        by_layer = scores.unflatten(0, (layers, -1))  # [layers, R, H, L]
+        slots = scores.new_zeros(*by_layer.shape[:3], max(self.kept), dtype=torch.int64)
+        states: dict[tuple[Policy, int, int], list[int]] = {}
+        for place, state in enumerate(zip(self.policies, self.lengths, self.sampled, strict=True)):
+            states.setdefault(state, []).append(place)
+        for (policy, length, sampled), places in states.items():
+            index = Rows(places).on(scores.device)
+            seen = by_layer.index_select(1, index).flatten(0, 1)[..., :length]
+            chosen = policy.select(seen, length, sampled).expand(*seen.shape[:2], -1)
+            slots[:, index, :, : chosen.shape[-1]] = chosen.unflatten(0, (layers, -1))
+        return slots.flatten(0, 1)
 
     def places(self, eviction: Eviction) -> list[int]:
         """Where the rows of one of the evictions are."""

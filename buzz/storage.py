@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from buzz.rows import Rows
-from buzz.schedule import Eviction, Step
+from buzz.compaction import Block, Watch, compact
+from buzz.schedule import Step
+from buzz.stack import Stack
 
 UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
+
+
+class Seen:
+    """Columns that a cache has seen, pads included: one number that the cache and its layers share."""
+
+    def __init__(self) -> None:
+        self.columns = 0
 
 
 class BeehiveLayer(CacheLayerMixin):
     """Keys, values and scores of one layer; rows are left-aligned, memory past a row's end is finite but meaningless.
 
     keys, values: [B, H, capacity, D] in the model's dtype. scores: float32 [B, H, capacity], zero past a row's end,
-    or None where the policy accumulates none.
+    or None where the policy accumulates none. home: the stack that these are views of, None for buffers of its own.
     """
 
     keys: Any  # a tensor once `is_initialized`
@@ -27,18 +34,18 @@ class BeehiveLayer(CacheLayerMixin):
     is_compileable = False
     is_croppable = False
 
-    def __init__(
-        self, seen: Callable[[], int], watch: Callable[[], Callable[[Eviction, torch.Tensor], None] | None]
-    ) -> None:
+    def __init__(self, seen: Seen) -> None:
         super().__init__()
-        self._seen, self._watch = seen, watch
+        self._seen = seen
+        self._offer: tuple[Stack, int] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Give all memory back."""
         self.keys = self.values = self.scores = None
-        self._call_scores: torch.Tensor | None = None
+        self.call_scores: torch.Tensor | None = None  # what the slots received in the open call alone
         self._borrowed = False  # keys and values are the model's own tensors of a first prompt
+        self.home: Stack | None = None
         self.is_initialized = False
 
     @property
@@ -52,8 +59,8 @@ class BeehiveLayer(CacheLayerMixin):
         return sum(t.numel() * t.element_size() for t in self._tensors if t is not None)
 
     @property
-    def _tensors(self) -> tuple[Any, Any, Any]:
-        return self.keys, self.values, self.scores
+    def _tensors(self) -> Block:
+        return Block(self.keys, self.values, self.scores)
 
     def append(self, k: torch.Tensor, v: torch.Tensor, step: Step, least: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in a call's keys and values; give back all that its queries may see, [B, H, longest row, D].
@@ -70,7 +77,7 @@ class BeehiveLayer(CacheLayerMixin):
         else:
             if end > self.capacity or not self.is_initialized:
                 old, used = self._tensors, max(step.starts)
-                self._allocate(k, max(end, step.capacity, least), step)
+                self._allocate(k, max(end, least), step)
                 for new, before in zip(self._tensors, old, strict=True):
                     if before is not None:
                         new[:, :, :used] = before[:, :, :used]
@@ -83,31 +90,60 @@ class BeehiveLayer(CacheLayerMixin):
         if scores is None or step.spec is None:
             return
         if not step.spec.accumulate:
-            self._call_scores = scores
+            self.call_scores = scores
         elif self._borrowed:
             self.scores = scores
         else:
             self.scores[:, :, : scores.shape[2]] += scores
 
-    def settle(self, step: Step, least: int) -> None:
+    def settle(self, step: Step, least: int, watch: Watch | None = None) -> None:
         """Run the evictions of a call: in place, unless a first prompt needs its buffers or much memory can go."""
         kept = max(length for length, _ in step.after)
-        wasteful = step.evictions and self.capacity > 2 * max(kept, least)
+        wasteful = step.evictions and self.home is None and self.capacity > 2 * max(kept, least)
         if self._borrowed or (wasteful and self.capacity > 2 * max(step.capacity, least)):
             old = self._tensors
-            self._allocate(old[0], max(step.capacity, kept, least), step)
-            self._move(old, step, in_place=False)
+            self._allocate(old.keys, max(kept, least), step)
+            compact(self._tensors, old, self.call_scores, step, 1, watch)
         elif step.evictions:
-            self._move(self._tensors, step, in_place=True)
-        self._call_scores = None
+            compact(self._tensors, self._tensors, self.call_scores, step, 1, watch)
+        self.call_scores = None
+
+    # Life in a stack.
+
+    def offer(self, stack: Stack, index: int) -> None:
+        """Buffers allocated from now on are layer `index` of a stack, wherever that has the room."""
+        self._offer = (stack, index)
+
+    def move_in(self, used: int) -> None:
+        """Move to the stack that was offered; `used` slots are copied, and the old buffers given back."""
+        assert self._offer is not None
+        stack, index = self._offer
+        if self.home is stack:
+            return
+        old = self._tensors
+        self.keys, self.values, self.scores = new = stack.layer(index)
+        for target, source in zip(new, old, strict=True):
+            if target is not None:
+                target[:, :, :used] = source[:, :, :used]
+        if self.scores is not None:
+            self.scores[:, :, used:] = 0
+        self.home = stack
+
+    def move_out(self) -> None:
+        """Leave the stack, if the layer lives in one, for buffers of its own of the same size; forget the offer."""
+        self._offer = None
+        if self.home is not None:
+            with torch.inference_mode(False):
+                self.keys, self.values, self.scores = (None if t is None else t.clone() for t in self._tensors)
+            self.home = None
 
     # What CacheLayerMixin asks for; storage goes through append, observe and settle instead.
 
     def get_seq_length(self) -> int:
-        return self._seen()
+        return self._seen.columns
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._seen() + query_length, 0
+        return self._seen.columns + query_length, 0
 
     def get_max_length(self) -> int:
         return -1
@@ -122,19 +158,31 @@ class BeehiveLayer(CacheLayerMixin):
         """Make row i what row rows[i] was; the number of rows may change."""
         if self.is_initialized:
             rows = rows.to(self.keys.device)
-            taken = (None if t is None else t.index_select(0, rows) for t in self._tensors)
-            self.keys, self.values, self.scores = taken
+            self.keys, self.values, self.scores = (
+                None if t is None else t.index_select(0, rows) for t in self._tensors
+            )
+            self.home = None
 
-    def _allocate(self, like: torch.Tensor, capacity: int, step: Step) -> None:
-        """New, empty buffers of `capacity` slots."""
+    def _allocate(self, like: torch.Tensor, needed: int, step: Step) -> None:
+        """New, empty buffers of `needed` slots at least, and as many as later calls will want."""
         B, H, _, D = like.shape
         spec = step.score_spec
+        scored = spec is not None and spec.accumulate
+        self._borrowed = False
+        if self._offer is not None and self._offer[0].fits(like, needed, scored):
+            stack, index = self._offer
+            self.keys, self.values, self.scores = stack.layer(index)
+            if self.scores is not None:
+                self.scores.zero_()
+            self.home = stack
+            return
         # Normal tensors even under inference mode, so that a later call outside of it may write to them. Zeros,
         # since what lies past a row's end takes part in matrix products, with weight 0.
+        capacity = max(needed, step.capacity)
         with torch.inference_mode(False):
             self.keys, self.values = (like.new_zeros(B, H, capacity, D) for _ in range(2))
-            self.scores = like.new_zeros(B, H, capacity, dtype=torch.float32) if spec and spec.accumulate else None
-        self._borrowed = False
+            self.scores = like.new_zeros(B, H, capacity, dtype=torch.float32) if scored else None
+        self.home = None
 
     def _write(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> None:
         """Put each row's tokens behind its slots."""
@@ -151,72 +199,3 @@ class BeehiveLayer(CacheLayerMixin):
             for row, (start, end) in enumerate(zip(step.starts, step.ends, strict=True)):
                 self.keys[row, :, start:end] = k[row, :, : end - start]
                 self.values[row, :, start:end] = v[row, :, : end - start]
-
-    def _move(self, old: Sequence[Any], step: Step, in_place: bool) -> None:
-        """Bring the slots that stay from the old keys, values and scores to the front of the buffers."""
-        scores = old[2] if self._call_scores is None else self._call_scores
-        due = [e for e in step.evictions if not in_place or e.plan.kept < e.length]
-        if len(due) == 1:
-            self._compact(old, scores, due[0], in_place)
-        elif due:
-            self._compact_ragged(old, scores, step, due, in_place)
-        if in_place:
-            return
-        for row in step.staying:
-            for target, source in zip(self._tensors, old, strict=True):
-                if target is not None:
-                    target[row, :, : step.ends[row]] = source[row, :, : step.ends[row]]
-
-    def _compact(self, old: Sequence[Any], scores: torch.Tensor | None, eviction: Eviction, in_place: bool) -> None:
-        """One eviction of rows in the same state."""
-        rows, length, kept = eviction.rows, eviction.length, eviction.plan.kept
-        seen = None if scores is None else _rows(scores, rows)[:, :, :length]
-        slots = eviction.policy.select(seen, length, eviction.sampled).to(self.keys.device)
-        if (watch := self._watch()) is not None:
-            watch(eviction, slots)
-        for target, source in zip(self._tensors, old, strict=True):
-            if target is None:
-                continue
-            packed = _gather(_rows(source, rows)[:, :, :length], slots)
-            target[_index(rows, target), :, :kept] = packed
-            if target is self.scores and in_place:  # a slot's score starts at zero
-                target[_index(rows, target), :, kept:length] = 0
-
-    def _compact_ragged(
-        self, old: Sequence[Any], scores: torch.Tensor | None, step: Step, due: Sequence[Eviction], in_place: bool
-    ) -> None:
-        """Evictions of rows in states of their own, together: as few kernels as for one."""
-        ragged = step.ragged(due)
-        length, kept = max(ragged.lengths), max(ragged.kept)
-        seen = None if scores is None else _rows(scores, ragged.rows)[:, :, :length]
-        slots = ragged.select(seen, self.keys.device)  # [R, H or 1, kept]
-        if (watch := self._watch()) is not None:
-            for eviction in due:
-                watch(eviction, slots[ragged.places(eviction)][:, :, : eviction.plan.kept])
-        for target, source in zip(self._tensors, old, strict=True):
-            if target is None:
-                continue
-            packed = _gather(_rows(source, ragged.rows)[:, :, :length], slots)
-            if target is self.scores:  # a slot's score starts at zero
-                ends = ragged.kept.on(packed.device)[:, None, None]
-                packed.masked_fill_(torch.arange(kept, device=packed.device) >= ends, 0)
-                if in_place:
-                    target[_index(ragged.rows, target), :, kept:length] = 0
-            target[_index(ragged.rows, target), :, :kept] = packed
-
-
-def _rows(tensor: torch.Tensor, rows: Rows | None) -> torch.Tensor:
-    return tensor if rows is None else tensor.index_select(0, rows.on(tensor.device))
-
-
-def _index(rows: Rows | None, tensor: torch.Tensor) -> slice | torch.Tensor:
-    """Rows as an index into a tensor; not a list, which would be copied to the device each time."""
-    return slice(None) if rows is None else rows.on(tensor.device)
-
-
-def _gather(tensor: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """The slots [B, H or 1, kept] (or [1, 1, kept]: the same everywhere) of [B, H, L] or [B, H, L, D]."""
-    if slots.shape[:2] == (1, 1):
-        return tensor.index_select(2, slots[0, 0])
-    slots = slots.expand(*tensor.shape[:2], -1)
-    return tensor.gather(2, slots if tensor.dim() == 3 else slots[..., None].expand(-1, -1, -1, tensor.shape[3]))

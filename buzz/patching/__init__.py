@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from buzz.patching.base import Family, PatchHandle
+from buzz.patching.base import PatchHandle
+from buzz.patching.family import Family
 from buzz.patching.llama import LLAMA
 from buzz.patching.opt import OPT
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
@@ -13,30 +12,12 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from buzz.attention import attend
-from buzz.cache import BeehiveCache, Slots
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one model family is patched.
-
-    Args:
-        name: `config.model_type`.
-        backbone: class of the module that embeds tokens and runs the layers.
-        attention: class of its attention modules; each has `layer_idx`.
-        forward: the attention forward for a BeehiveCache: (module, hidden [B, L, width], cache, context, kwargs)
-            -> output [B, L, width].
-        position_ids: (backbone, cache, given, device) -> int64 [1 or B, L], the positions the backbone embeds.
-        context: backbone -> whatever `forward` needs beside the module.
-    """
-
-    name: str
-    backbone: type[nn.Module]
-    attention: type[nn.Module]
-    forward: Callable[[Any, torch.Tensor, BeehiveCache, Any, dict[str, Any]], torch.Tensor]
-    position_ids: Callable[[Any, BeehiveCache, torch.Tensor | None, torch.device], torch.Tensor]
-    context: Callable[[Any], Any]
+from buzz.cache import BeehiveCache
+from buzz.patching.capture import Captured
+from buzz.patching.engine import Engine
+from buzz.patching.entry import GeneratePatch
+from buzz.patching.family import Family
+from buzz.patching.static import StaticLayer
 
 
 @dataclass
@@ -53,32 +34,12 @@ def _attention_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwa
     """Stands in for the attention module's forward; without a BeehiveCache it is the forward that was there."""
     patched: _Patched = self._buzz
     cache = kwargs.get("past_key_values")
+    if isinstance(cache, StaticLayer):
+        return patched.family.step(self, hidden_states, cache, kwargs), None
     if not isinstance(cache, BeehiveCache):
         return patched.forward(hidden_states, *args, **kwargs)
     with torch.no_grad():  # eviction has no gradient
         return patched.family.forward(self, hidden_states, cache, patched.context, kwargs), None
-
-
-def attend_cached(cache: BeehiveCache, layer: int, q: torch.Tensor, keys: torch.Tensor, slots: Slots, scale: float):
-    """Attend to the slots of a layer and tell the cache what they received; output [B, L, Hq * D].
-
-    q [B, Hq, L, D] and keys [B, Hkv, S, D] are as the model multiplies them, rotated where it rotates.
-    """
-    base = cache.logn_base(layer)
-    if base is not None:  # one factor for all queries of a row: its number of keys in this call
-        factors = [
-            math.log(max(1, start + count)) / math.log(base)
-            for start, count in zip(slots.starts, slots.counts, strict=True)
-        ]
-        if len(set(factors)) == 1:
-            scale *= factors[0]
-        else:
-            q = q * torch.tensor(factors, dtype=q.dtype, device=q.device)[:, None, None, None]
-    output, scores = attend(
-        q, keys, slots.values, starts=slots.starts, counts=slots.counts, scale=scale, spec=slots.spec
-    )
-    cache.observe(scores, layer)
-    return output.transpose(1, 2).flatten(2)
 
 
 def _enter(family: Family, backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -129,16 +90,21 @@ class PatchHandle:
         self._modules: list[Any] = []
         self._hooks: list[RemovableHandle] = []
         self._depth = 0
-        for backbone in [m for m in model.modules() if isinstance(m, family.backbone)]:
+        backbones = [m for m in model.modules() if isinstance(m, family.backbone)]
+        contexts = []
+        for backbone in backbones:
             self._hooks += [
                 backbone.register_forward_pre_hook(_Enter(family), with_kwargs=True),
                 backbone.register_forward_hook(_leave, with_kwargs=True),
             ]
             context = family.context(backbone)
+            contexts.append(context)
             for module in [m for m in backbone.modules() if isinstance(m, family.attention)]:
                 module._buzz = _Patched(family, context, module.forward, "forward" in vars(module))  # type: ignore
                 module.forward = MethodType(_attention_forward, module)
                 self._modules.append(module)
+        self.engine = Engine(model, family, backbones, contexts[0], Captured())
+        self.generate_patch = GeneratePatch(model)
         model._buzz_handle = self  # type: ignore[assignment]
 
     def remove(self) -> None:
@@ -154,6 +120,8 @@ class PatchHandle:
             hook.remove()
         if self._modules:
             del self._model._buzz_handle
+            self.generate_patch.remove(self._model)
+        self.engine.clear()
         self._modules, self._hooks = [], []
 
     def __enter__(self) -> PatchHandle:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaModel
 
 from buzz.cache import BeehiveCache
-from buzz.patching.base import Family, attend_cached
+from buzz.patching.attend import attend_cached, attend_static
+from buzz.patching.family import Family
 from buzz.patching.rotary import RotaryTable, rotate, signed
+from buzz.patching.static import StaticLayer
 
 
 def _forward(
@@ -44,11 +46,39 @@ def _position_ids(
     return cache.query_positions(device) if given is None else given
 
 
+def _step(module: Any, hidden: torch.Tensor, slots: StaticLayer, kwargs: dict[str, Any]) -> torch.Tensor:
+    shape = (hidden.shape[0], -1, module.head_dim)
+    q = module.q_proj(hidden).view(shape)  # [B, Hq, D]
+    k = module.k_proj(hidden).view(shape)  # [B, Hkv, D]
+    v = module.v_proj(hidden).view(shape)
+    if slots.cos is None:
+        cos, sin = kwargs["position_embeddings"]  # [B, 1, D]
+        sin = signed(sin)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    return module.o_proj(attend_static(q, k, v, slots, module.scaling))
+
+
+def _embed(
+    backbone: Any, ids: torch.Tensor, positions: torch.Tensor, slots: bool
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    hidden = backbone.embed_tokens(ids)
+    if slots:
+        return hidden, {}  # rotated inside the attention
+    return hidden, {"position_embeddings": backbone.rotary_emb(hidden, position_ids=positions)}
+
+
 LLAMA = Family(
     name="llama",
+    model=LlamaForCausalLM,
     backbone=LlamaModel,
     attention=LlamaAttention,
     forward=_forward,
     position_ids=_position_ids,
     context=lambda backbone: RotaryTable(backbone.rotary_emb),
+    known_positions=lambda backbone: None,
+    step=_step,
+    embed=_embed,
+    finish=lambda backbone, hidden: backbone.norm(hidden),
+    table=lambda context, slots, like: context.get(slots, like),
+    static=lambda context: context.constant,
 )

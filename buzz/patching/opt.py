@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoder
+from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoder, OPTForCausalLM
 
 from buzz.cache import BeehiveCache
-from buzz.patching.base import Family, attend_cached
+from buzz.patching.attend import attend_cached, attend_static
+from buzz.patching.family import Family
+from buzz.patching.static import StaticLayer
 
 
 def _forward(module: Any, hidden: torch.Tensor, cache: BeehiveCache, context: None, kwargs: dict) -> torch.Tensor:
@@ -29,7 +31,7 @@ def _position_ids(
     else:
         positions, last = cache.query_positions(device), cache.last_position
         positions = positions if given is None else given
-    known = backbone.embed_positions.num_embeddings - backbone.embed_positions.offset
+    known = _known_positions(backbone)
     if last >= known:
         raise ValueError(
             f"this OPT model has {known} positions, the call needs {last + 1}: "
@@ -38,11 +40,47 @@ def _position_ids(
     return positions
 
 
+def _known_positions(backbone: OPTDecoder) -> int:
+    return backbone.embed_positions.num_embeddings - backbone.embed_positions.offset
+
+
+def _step(module: Any, hidden: torch.Tensor, slots: StaticLayer, kwargs: dict[str, Any]) -> torch.Tensor:
+    shape = (hidden.shape[0], module.num_heads, module.head_dim)
+    q = (module.q_proj(hidden) * module.scaling).view(shape)
+    k = module.k_proj(hidden).view(shape)
+    v = module.v_proj(hidden).view(shape)
+    return module.out_proj(attend_static(q, k, v, slots, scale=1.0))
+
+
+def _embed(
+    backbone: Any, ids: torch.Tensor, positions: torch.Tensor, slots: bool
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    hidden = backbone.embed_tokens(ids)
+    # Calls that change nothing may come after a row's last position.
+    positions = positions.clamp(max=_known_positions(backbone) - 1)
+    if backbone.project_in is not None:
+        hidden = backbone.project_in(hidden)
+    return hidden + backbone.embed_positions(None, 0, position_ids=positions), {}
+
+
+def _finish(backbone: Any, hidden: torch.Tensor) -> torch.Tensor:
+    if backbone.final_layer_norm is not None:
+        hidden = backbone.final_layer_norm(hidden)
+    return hidden if backbone.project_out is None else backbone.project_out(hidden)
+
+
 OPT = Family(
     name="opt",
+    model=OPTForCausalLM,
     backbone=OPTDecoder,
     attention=OPTAttention,
     forward=_forward,
     position_ids=_position_ids,
     context=lambda backbone: None,
+    known_positions=_known_positions,
+    step=_step,
+    embed=_embed,
+    finish=_finish,
+    table=lambda context, slots, like: None,
+    static=lambda context: True,
 )

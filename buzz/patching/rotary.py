@@ -32,7 +32,7 @@ class RotaryTable:
     def __init__(self, rotary: nn.Module) -> None:
         self._rotary = rotary
         rope = getattr(rotary, "rope_type", "default")
-        self._keep = not any(kind in str(rope) for kind in _LENGTH_DEPENDENT)
+        self.constant = not any(kind in str(rope) for kind in _LENGTH_DEPENDENT)  # the same for calls of any length
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def get(self, n: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,12 +40,12 @@ class RotaryTable:
         key = (like.device, like.dtype)
         if key in self._tables and len(self._tables[key][0]) >= n:
             return self._tables[key]
-        size = -(-n // _ROUND) * _ROUND if self._keep else n
+        size = -(-n // _ROUND) * _ROUND if self.constant else n
         with torch.inference_mode(False), torch.no_grad():  # normal tensors: they outlive an inference-mode call
             positions = torch.arange(size, device=like.device)[None]
             table = self._rotary(torch.empty(0, dtype=like.dtype, device=like.device), position_ids=positions)
             cos, sin = (t[0].to(like.device) for t in table)
             sin = signed(sin)
-        if self._keep:
+        if self.constant:
             self._tables[key] = (cos, sin)
         return cos, sin

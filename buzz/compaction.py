@@ -1,0 +1,123 @@
+"""Evictions on tensors: bring the slots that stay to the front, for one layer or for a stack of layers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from buzz.rows import Rows
+from buzz.schedule import Eviction, Step
+
+# Called as watch(layer of the block, eviction, slots) before anything moves.
+Watch = Callable[[int, Eviction, torch.Tensor], None]
+
+
+class Block(NamedTuple):
+    """Keys, values [N * B, H, C, D] and scores float32 [N * B, H, C] (or None) of N layers, layer by layer."""
+
+    keys: Any
+    values: Any
+    scores: Any
+
+
+def compact(
+    target: Block, source: Block, received: torch.Tensor | None, step: Step, layers: int, watch: Watch | None = None
+) -> None:
+    """Run the evictions of a call: bring what stays from `source` to the front of `target`.
+
+    Nothing waits for a device, and the number of kernels does not depend on the number of layers.
+
+    Args:
+        target: may be `source` itself. Otherwise its scores are zero, and rows without an eviction are copied.
+        received: float32 [N * B, H, S], the scores of this call alone if that is what the policy reads; None: those
+            of the block.
+        layers: N.
+    """
+    in_place = target.keys is source.keys
+    scores = source.scores if received is None else received
+    due = [e for e in step.evictions if not in_place or e.plan.kept < e.length]
+    batch = len(step.ends)
+    if len(due) == 1:
+        _compact_alike(target, source, scores, due[0], layers, batch, in_place, watch)
+    elif due:
+        _compact_ragged(target, source, scores, step, due, layers, batch, in_place, watch)
+    if in_place:
+        return
+    for row in step.staying:
+        end = step.ends[row]
+        for new, old in zip(target, source, strict=True):
+            if new is not None:
+                new[row::batch, :, :end] = old[row::batch, :, :end]
+
+
+def _compact_alike(
+    target: Block, source: Block, scores: torch.Tensor | None, eviction: Eviction, layers: int, batch: int,
+    in_place: bool, watch: Watch | None,
+) -> None:  # fmt: skip
+    """One eviction of rows in the same state."""
+    length, kept = eviction.length, eviction.plan.kept
+    rows = _in_all_layers(eviction.rows, layers, batch)
+    seen = None if scores is None else _rows(scores, rows)[:, :, :length]
+    slots = eviction.policy.select(seen, length, eviction.sampled).to(target.keys.device, non_blocking=True)
+    if watch is not None:
+        for layer in range(layers):
+            watch(layer, eviction, slots if len(slots) == 1 else slots.unflatten(0, (layers, -1))[layer])
+    for new, old in zip(target, source, strict=True):
+        if new is None:
+            continue
+        packed = _gather(_rows(old, rows)[:, :, :length], slots)
+        new[_index(rows, new), :, :kept] = packed
+        if new is target.scores and in_place:  # a slot's score starts at zero
+            new[_index(rows, new), :, kept:length] = 0
+
+
+def _compact_ragged(
+    target: Block, source: Block, scores: torch.Tensor | None, step: Step, due: Sequence[Eviction], layers: int,
+    batch: int, in_place: bool, watch: Watch | None,
+) -> None:  # fmt: skip
+    """Evictions of rows in states of their own, together: as few kernels as for one."""
+    ragged = step.ragged(due)
+    length, kept = max(ragged.lengths), max(ragged.kept)
+    rows = _in_all_layers(ragged.rows, layers, batch)
+    seen = None if scores is None else _rows(scores, rows)[:, :, :length]
+    slots = ragged.select(seen, target.keys.device, layers)  # [N * R, H or 1, kept]
+    if watch is not None:
+        for layer, part in enumerate(slots.unflatten(0, (layers, -1))):
+            for eviction in due:
+                watch(layer, eviction, part[ragged.places(eviction)][:, :, : eviction.plan.kept])
+    for new, old in zip(target, source, strict=True):
+        if new is None:
+            continue
+        packed = _gather(_rows(old, rows)[:, :, :length], slots)
+        if new is target.scores:  # a slot's score starts at zero
+            ends = ragged.kept.on(packed.device).repeat(layers)[:, None, None]
+            packed.masked_fill_(torch.arange(kept, device=packed.device) >= ends, 0)
+            if in_place:
+                new[_index(rows, new), :, kept:length] = 0
+        new[_index(rows, new), :, :kept] = packed
+
+
+def _in_all_layers(rows: Rows | None, layers: int, batch: int) -> Rows | None:
+    """Rows of the batch as rows of a block; None means all of them."""
+    if rows is None or layers == 1:
+        return rows
+    return Rows(layer * batch + row for layer in range(layers) for row in rows)
+
+
+def _rows(tensor: torch.Tensor, rows: Rows | None) -> torch.Tensor:
+    return tensor if rows is None else tensor.index_select(0, rows.on(tensor.device))
+
+
+def _index(rows: Rows | None, tensor: torch.Tensor) -> slice | torch.Tensor:
+    """Rows as an index into a tensor; not a list, which would be copied to the device each time."""
+    return slice(None) if rows is None else rows.on(tensor.device)
+
+
+def _gather(tensor: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The slots [B, H or 1, kept] (or [1, 1, kept]: the same everywhere) of [B, H, L] or [B, H, L, D]."""
+    if slots.shape[:2] == (1, 1):
+        return tensor.index_select(2, slots[0, 0])
+    slots = slots.expand(*tensor.shape[:2], -1)
+    return tensor.gather(2, slots if tensor.dim() == 3 else slots[..., None].expand(-1, -1, -1, tensor.shape[3]))

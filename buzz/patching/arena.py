@@ -1,0 +1,102 @@
+"""Static buffers with the step that runs on them, and a cache that is fed there."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from buzz.cache import BeehiveCache
+from buzz.patching.static import StaticStep
+from buzz.stack import Stack
+
+
+class Run(Protocol):
+    """How steps are run."""
+
+    def usable(self, device: torch.device) -> bool:
+        """Whether it can on this device."""
+
+    def prepare(self, step: StaticStep) -> Callable[[], None]:
+        """A function without arguments that does what `step()` does, on the same tensors; nothing is fed yet."""
+
+
+class Plain:
+    """Runs a step as it stands, on any device."""
+
+    def usable(self, device: torch.device) -> bool:
+        return True
+
+    def prepare(self, step: StaticStep) -> Callable[[], None]:
+        return step
+
+
+@dataclass
+class Arena:
+    """Buffers with the step that runs on them. `holder` is the cache that lives there."""
+
+    stacks: dict[int, Stack]
+    step: StaticStep
+    run: Callable[[], None]
+    holder: weakref.ref[BeehiveCache] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stack.nbytes for stack in self.stacks.values())
+
+
+class Session:
+    """One cache in its arena, being fed token after token."""
+
+    def __init__(self, arena: Arena, cache: BeehiveCache, known_positions: int | None) -> None:
+        self._arena, self._cache, self._known = arena, cache, known_positions
+        self._due = False
+        self._owners = list(arena.stacks)
+        self.logits = arena.step.logits
+
+    def begin(self, positions: torch.Tensor | None) -> None:
+        """Tell the device what the cache holds, which has moved in.
+
+        Args:
+            positions: int64 [1 or B], of the next token in the text; None: as many as the row has seen.
+        """
+        step = self._arena.step
+        self._tell_lengths()
+        step.seen.copy_(torch.tensor(self._cache.tokens) if positions is None else positions)
+        step.live.fill_(1)
+
+    def _tell_lengths(self) -> None:
+        self._arena.step.set_lengths([self._cache.layer_lengths(owner) for owner in self._owners])
+
+    def has_room(self) -> bool:
+        """Whether one more token fits, and its position is known to the model."""
+        if any(max(self._cache.layer_lengths(o)) >= self._arena.stacks[o].capacity for o in self._owners):
+            return False
+        if self._known is None:
+            return True
+        positions = self._cache.lengths if self._cache.positions == "cache" else self._cache.tokens
+        return max(positions) < self._known
+
+    def feed(self, tokens: torch.Tensor, live: torch.Tensor | None) -> bool:
+        """Start a step: int64 [B] tokens, and on the device whether they count (None: they do).
+
+        Returns:
+            Whether evictions are due after it. `finish()` must follow, once it is known that the tokens counted.
+        """
+        call = self._cache.begin(len(tokens), 1)
+        step = self._arena.step
+        step.ids.copy_(tokens[:, None])
+        if live is not None:
+            step.live.copy_(live)
+        self._arena.run()
+        self._due = any(call.steps[owner].evictions for owner in self._owners)
+        return self._due
+
+    def finish(self) -> None:
+        """End the step: all layers evict together, and the device learns what is left."""
+        self._cache.finish()
+        if self._due:
+            self._tell_lengths()

@@ -1,0 +1,84 @@
+"""Steps as CUDA graphs, of compiled layers where that works."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from buzz.patching.static import PLAIN, Stages, StaticStep, run_head, run_layer
+
+_WARM_UPS = 3  # calls before a capture: lazy initialisation, compilation, tuning
+_SHAPES = 64  # sizes that the functions of layer and head may be compiled for in one process
+
+
+class Captured:
+    """Runs a step by replaying one CUDA graph of it.
+
+    Args:
+        compiled: whether the layers are compiled first.
+        options: inductor's, in place of those that are best known for the number of rows.
+    """
+
+    def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None) -> None:
+        self._compiled, self._options = compiled, options
+
+    def usable(self, device: torch.device) -> bool:
+        return device.type == "cuda"
+
+    def prepare(self, step: StaticStep) -> Callable[[], None]:
+        """Warm up and capture; the step is not live, so nothing that counts is written.
+
+        What goes wrong in the compiler or in the capture costs speed only, and is told once.
+        """
+        # Not under inference mode: what is compiled there would be compiled again outside.
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(step.ids.device):
+            step.live.zero_()
+            if self._compiled:
+                options = _options(len(step.ids)) if self._options is None else self._options
+                if (replay := self._try(step, compiled_stages(options=dict(options)), "compiled")) is not None:
+                    return replay
+                self._compiled = False
+            return self._try(step, PLAIN, "captured") or step
+
+    def _try(self, step: StaticStep, stages: Stages, what: str) -> Callable[[], None] | None:
+        try:
+            return _capture(step, stages)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            warnings.warn(f"decoding is not {what}: {type(error).__name__}: {first}", stacklevel=2)
+            return None
+
+
+def _capture(step: StaticStep, stages: Stages) -> Callable[[], None]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch._dynamo.config.patch(recompile_limit=_SHAPES):
+        for _ in range(_WARM_UPS):
+            step(stages)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # What other threads do with the device is their affair. Every graph has a memory pool of its own, which goes
+    # with it.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step(stages)
+    return graph.replay
+
+
+def _options(rows: int) -> dict[str, Any]:
+    """With one row a matrix product is a walk through the weights, which inductor writes well only if it tunes it."""
+    return {"coordinate_descent_tuning": True} if rows == 1 else {}
+
+
+def compiled_stages(**how: Any) -> Stages:
+    """Every layer through one compiled function, and the head through another.
+
+    Args:
+        how: further arguments of `torch.compile`.
+    """
+    layer, head = (torch.compile(stage, fullgraph=True, dynamic=False, **how) for stage in (run_layer, run_head))
+    return Stages(layer, head)

@@ -1,0 +1,176 @@
+"""Decoding in static memory: which models and caches can, and in which buffers."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from buzz.cache import BeehiveCache
+from buzz.patching.arena import Arena, Run, Session
+from buzz.patching.family import Family
+from buzz.patching.sizes import Key, Sizes
+from buzz.patching.static import StaticStep
+from buzz.stack import Stack
+
+_ARENAS = 4  # kept at most
+_IDLE_SHARE = 8  # arenas that no cache lives in may fill one part in so many of a device's memory
+_CAPTURING = "transformers.utils.output_capturing"
+
+
+class Engine:
+    """The static buffers of one patched model. One cache at a time lives in an arena; others keep theirs outside."""
+
+    def __init__(self, model: Any, family: Family, backbones: Sequence[Any], context: Any, run: Run) -> None:
+        self.model, self._family, self._context, self.run = model, family, context, run
+        self._backbone: Any = backbones[0] if len(backbones) == 1 else None
+        self._arenas: dict[Key, Arena] = {}
+        self._sizes = Sizes()
+        self._weights: list[int] = []
+        self.told: set[str] = set()  # reasons that were given once
+        self.lock = threading.Lock()  # held while a cache is being fed
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """A copied model has arenas of its own."""
+        parts = (self.model, [] if self._backbone is None else [self._backbone], self._context, self.run)
+        model, backbones, context, run = (copy.deepcopy(part, memo) for part in parts)
+        return Engine(model, self._family, backbones, context, run)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def clear(self) -> None:
+        """Give the buffers back; a cache that lives in some keeps those."""
+        self._arenas.clear()
+
+    def obstacle(self) -> str | None:
+        """What about the model keeps it from static memory; None: nothing."""
+        model, family, backbone = self.model, self._family, self._backbone
+        if backbone is None or type(model).forward is not family.model.forward or "forward" in vars(model):
+            return f"{type(model).__name__} is not a plain {family.model.__name__}"
+        if type(backbone).forward is not family.backbone.forward or not family.static(self._context):
+            return "its backbone is not the family's own, or its rotary angles depend on the length"
+        if model.training:
+            return "it is in training mode"
+        if getattr(model, "hf_quantizer", None) is not None:
+            return "it is quantised"
+        if len({p.device for p in model.parameters()}) > 1 or len({m.k_proj.weight.dtype for m in self._attention}) > 1:
+            return "its weights have several devices or dtypes"
+        if any(_watched(module, 1 if module is backbone else 0) for module in model.modules()):
+            return "its modules have hooks, which a captured step would not call"
+        return None
+
+    @property
+    def _attention(self) -> list[Any]:
+        return [m for m in self._backbone.modules() if isinstance(m, self._family.attention)]
+
+    def refresh(self) -> None:
+        """Forget arenas whose steps read weights that are no longer the model's: it was moved, cast or rebuilt."""
+        weights = [t.data_ptr() for tensors in (self.model.parameters(), self.model.buffers()) for t in tensors]
+        if weights != self._weights:
+            self.clear()
+            self._weights = weights
+
+    # Arenas.
+
+    def reserve(self, cache: BeehiveCache, rows: int, columns: int, steps: int) -> None:
+        """Before a first prompt of so many columns: let its compressed keys and values be put where they will stay."""
+        first = {owner: [p.advance(columns) for p in cache.row_policies(owner, rows)] for owner in cache.groups}
+        self._lend(cache, self._sizes.key(cache, rows, first, steps))
+
+    def session(self, cache: BeehiveCache, rows: int, steps: int) -> Session | None:
+        """Static memory for a cache that will be fed about so many tokens more; None: it does not fit any yet.
+
+        The cache has moved in; `Session.begin` comes next.
+        """
+        states = {owner: cache.states(owner) for owner in cache.groups}
+        arena = self._lend(cache, self._sizes.key(cache, rows, states, steps))
+        session = Session(arena, cache, self._family.known_positions(self._backbone))
+        if not session.has_room():
+            return None
+        cache.move_in()
+        for other in self._arenas.values():  # one that became too small
+            if other is not arena and other.holder is not None and other.holder() is cache:
+                other.holder = None
+        return session
+
+    def _lend(self, cache: BeehiveCache, key: Key) -> Arena:
+        """An arena that serves a key, offered to a cache; another one that lives there must leave."""
+        mine = [k for k, a in self._arenas.items() if a.holder is not None and a.holder() is cache and k.serves(key)]
+        if mine:
+            key = mine[-1]
+        arena = self._arenas.pop(key, None) or self._new(cache, key)
+        self._arenas[key] = arena  # the last one is the one that was used last
+        if arena.holder is not None and (holder := arena.holder()) not in (None, cache):
+            holder.leave()  # type: ignore[union-attr]
+        arena.holder = weakref.ref(cache)
+        cache.offer(arena.stacks)
+        return arena
+
+    def _new(self, cache: BeehiveCache, key: Key) -> Arena:
+        self._make_room()
+        try:
+            return self._build(cache, key)
+        except torch.OutOfMemoryError:
+            if not self._drop_idle():
+                raise
+        return self._build(cache, key)
+
+    def _make_room(self) -> None:
+        """Let go of the arenas that were not used for longest."""
+        total = torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
+        idle = self._idle()
+        while idle and total is not None and sum(self._arenas[k].nbytes for k in idle) > total // _IDLE_SHARE:
+            del self._arenas[idle.pop(0)]
+        while len(self._arenas) >= _ARENAS:
+            del self._arenas[idle.pop(0) if idle else next(iter(self._arenas))]
+
+    def _idle(self) -> list[Key]:
+        """The arenas that no cache lives in, the one that was not used for longest first."""
+        return [k for k, a in self._arenas.items() if a.holder is None or a.holder() is None]
+
+    def _drop_idle(self) -> bool:
+        """Free all idle arenas; whether there were any."""
+        idle = self._idle()
+        for key in idle:
+            del self._arenas[key]
+        if idle and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return bool(idle)
+
+    def _build(self, cache: BeehiveCache, key: Key) -> Arena:
+        attention = self._attention[0]
+        weight = attention.k_proj.weight
+        groups = cache.groups
+        stacks = {
+            owner: Stack(
+                len(layers), key.rows, weight.shape[0] // attention.head_dim, capacity, attention.head_dim,
+                dtype=weight.dtype, device=weight.device, scores=scores,
+            )
+            for (owner, layers), capacity, scores in zip(groups.items(), key.capacities, key.scores, strict=True)
+        }  # fmt: skip
+        schedule = {owner: i for i, owner in enumerate(groups)}
+        layers = [
+            (schedule[owner], groups[owner].index(layer), base)
+            for layer, (owner, base) in enumerate(zip(key.owners, key.bases, strict=True))
+        ]
+        table = None
+        if key.slot_positions:
+            table = self._family.table(self._context, max(key.capacities), weight)
+        head = self.model.get_output_embeddings()
+        step = StaticStep(self._family, self._backbone, head, list(stacks.values()), layers, key.slot_positions, table)
+        return Arena(stacks, step, self.run.prepare(step))
+
+
+def _watched(module: nn.Module, own: int) -> bool:
+    """Whether a module has hooks beside so many of ours and those of transformers, which sleep during a step."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        if sum(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks.values()) > own:
+            return True
+    return False

@@ -1,0 +1,56 @@
+"""What a model family tells about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from buzz.cache import BeehiveCache
+
+if TYPE_CHECKING:
+    from buzz.patching.static import StaticLayer
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one model family is patched.
+
+    Args:
+        name: `config.model_type`.
+        model: class of the language model whose logits are its output layer's, applied to the backbone's output.
+        backbone: class of the module that embeds tokens and runs the layers; has `layers`.
+        attention: class of its attention modules; each has `layer_idx`.
+        forward: the attention forward for a BeehiveCache: (module, hidden [B, L, width], cache, context, kwargs)
+            -> output [B, L, width].
+        position_ids: (backbone, cache, given, device) -> int64 [1 or B, L], the positions the backbone embeds.
+        context: backbone -> whatever `forward` needs beside the module.
+        known_positions: backbone -> how many positions it can embed; None: any.
+
+    And for decoding in static memory, where nothing may depend on the host knowing a length:
+
+        step: the attention forward: (module, hidden [B, 1, width], slots, kwargs) -> output [B, 1, width].
+        embed: (backbone, ids int64 [B, 1], positions int64 [B, 1], whether those are slots) -> what goes into the
+            first layer [B, 1, width], and the keyword arguments of all layers.
+        finish: (backbone, hidden [B, 1, width]) -> what goes into the output layer.
+        table: (context, slots, like) -> cos and sin [at least slots, D] by which cached keys are rotated to their
+            slots, or None if they are not rotated.
+        static: backbone -> whether all this works for it.
+    """
+
+    name: str
+    model: type[nn.Module]
+    backbone: type[nn.Module]
+    attention: type[nn.Module]
+    forward: Callable[[Any, torch.Tensor, BeehiveCache, Any, dict[str, Any]], torch.Tensor]
+    position_ids: Callable[[Any, BeehiveCache, torch.Tensor | None, torch.device], torch.Tensor]
+    context: Callable[[Any], Any]
+    known_positions: Callable[[Any], int | None]
+    step: Callable[[Any, torch.Tensor, StaticLayer, dict[str, Any]], torch.Tensor]
+    embed: Callable[[Any, torch.Tensor, torch.Tensor, bool], tuple[torch.Tensor, dict[str, Any]]]
+    finish: Callable[[Any, torch.Tensor], torch.Tensor]
+    table: Callable[[Any, int, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]
+    static: Callable[[Any], bool]

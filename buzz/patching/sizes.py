@@ -1,0 +1,89 @@
+"""How much static memory a cache needs, and of which kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from buzz.cache import BeehiveCache
+from buzz.policies import Policy
+
+_ROUND, _ROUND_UNBOUNDED = 64, 512  # slots; coarse where a cache grows with its text, so that few sizes occur
+_AHEAD = 4096  # most steps that such a cache gets room for in advance
+
+
+class Key(NamedTuple):
+    """What buffers and a captured step depend on; per schedule: capacity and kind of scores, per layer: log-n base."""
+
+    rows: int
+    owners: tuple[int, ...]
+    capacities: tuple[int, ...]
+    scores: tuple[str | None, ...]
+    bases: tuple[float | None, ...]
+    slot_positions: bool
+
+    def serves(self, other: Key) -> bool:
+        """Whether what this one asks for is as good for the other, with room to spare perhaps."""
+        alike = self._replace(capacities=()) == other._replace(capacities=())
+        return alike and all(a >= b for a, b in zip(self.capacities, other.capacities, strict=True))
+
+
+class Sizes:
+    """The keys of caches. It remembers how far policies go, which takes long to find out."""
+
+    def __init__(self) -> None:
+        self._peaks: dict[Policy, int | None] = {}
+
+    def key(self, cache: BeehiveCache, rows: int, states: Mapping[int, list[tuple[int, int]]], steps: int) -> Key:
+        """What a cache needs that will be fed so many tokens more.
+
+        Args:
+            states: of each schedule: `(length, sampled)` of each row.
+        """
+        capacities: list[int] = []
+        scores: list[str | None] = []
+        for owner in cache.groups:
+            policies = cache.row_policies(owner, rows)
+            capacity = self._capacity(policies, states[owner], steps, cache.least)
+            spec = policies[0].score_spec
+            if spec is None or (not spec.accumulate and not _evicts(policies, states[owner], capacity)):
+                scores.append(None)
+            else:
+                scores.append("kept" if spec.accumulate else "call")
+            capacities.append(capacity)
+        owners = {layer: owner for owner, layers in cache.groups.items() for layer in layers}
+        return Key(
+            rows=rows,
+            owners=tuple(owners[layer] for layer in range(len(cache.layers))),
+            capacities=tuple(capacities),
+            scores=tuple(scores),
+            bases=tuple(cache.logn_base(layer) for layer in range(len(cache.layers))),
+            slot_positions=cache.positions == "cache",
+        )
+
+    def _capacity(self, policies: Sequence[Policy], states: Sequence[tuple[int, int]], steps: int, least: int) -> int:
+        peaks = [self._peak(policy) for policy in policies]
+        bounded = [peak for peak in peaks if peak is not None]
+        if len(bounded) == len(peaks):
+            return _rounded(max(*bounded, least), _ROUND)
+        longest = max(length for length, _ in states)
+        return _rounded(max(longest + min(steps, _AHEAD), least), _ROUND_UNBOUNDED)
+
+    def _peak(self, policy: Policy) -> int | None:
+        """Most slots during a call of an endless stream that has settled; None: no bound."""
+        if policy not in self._peaks:
+            steady = policy.steady()
+            self._peaks[policy] = None if steady is None else steady.peak + 1
+        return self._peaks[policy]
+
+
+def _evicts(policies: Sequence[Policy], states: Sequence[tuple[int, int]], capacity: int) -> bool:
+    """Whether an eviction comes before rows outgrow a capacity by one-token calls."""
+    return any(
+        policy.bounded or any(policy.plan(n, sampled) is not None for n in range(length + 1, capacity + 1))
+        for policy, (length, sampled) in set(zip(policies, states, strict=True))
+    )
+
+
+def _rounded(slots: int, to: int) -> int:
+    return -(-slots // to) * to

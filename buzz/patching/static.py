@@ -1,0 +1,113 @@
+"""A decoding step in static memory: it needs nothing from the host, so that it can be captured and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from buzz.patching.family import Family
+from buzz.rows import Rows
+from buzz.stack import Stack
+
+
+class StaticLayer(NamedTuple):
+    """What one layer's attention reads and writes; it takes the place of the cache in the layer's forward.
+
+    keys, values: [B, H, C, D], and scores float32 [B, H, C] or None, written in place. lengths: int32 [B], the cached
+    tokens before the step. live: int32 [1]; 0: nothing may change. logn_base: of the log-n scaling; None: off.
+    cos, sin: [at least C, D], the rotation of slot j; None: keys are cached as they are multiplied.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    scores: torch.Tensor | None
+    lengths: torch.Tensor
+    live: torch.Tensor
+    logn_base: float | None
+    cos: torch.Tensor | None
+    sin: torch.Tensor | None
+
+
+class Stages(NamedTuple):
+    """How the parts of a step are run: plainly, or compiled."""
+
+    layer: Callable[..., torch.Tensor]
+    head: Callable[..., torch.Tensor]
+
+
+def run_layer(layer: nn.Module, hidden: torch.Tensor, slots: StaticLayer, inputs: dict[str, Any]) -> torch.Tensor:
+    """One decoder layer on hidden [B, 1, width]."""
+    return layer(hidden, past_key_values=slots, use_cache=True, **inputs)
+
+
+def run_head(
+    finish: Callable[..., torch.Tensor], backbone: nn.Module, head: nn.Module, hidden: torch.Tensor
+) -> torch.Tensor:
+    """Logits float32 [B, vocabulary] of hidden [B, 1, width]."""
+    return head(finish(backbone, hidden))[:, -1].float()
+
+
+PLAIN = Stages(run_layer, run_head)
+
+
+class StaticStep:
+    """The tensors of one-token calls on some stacks, and the call itself.
+
+    ids: int64 [B, 1], the tokens to feed. logits: float32 [B, vocabulary] after the call. live: int32 [1]; 0 makes
+    calls change nothing. lengths: int32 [schedules, B]. seen: int64 [B], the position of the next token in the text.
+
+    Args:
+        stacks: of each schedule, in the order of the schedules.
+        layers: of each layer: its schedule, its index there and its base of the log-n scaling.
+        slot_positions: whether a token's position is its slot, and not its place in the text.
+        table: cos and sin [at least capacity, D] by which the slots are rotated; None: they are not.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        backbone: Any,
+        head: nn.Module,
+        stacks: Sequence[Stack],
+        layers: Sequence[tuple[int, int, float | None]],
+        slot_positions: bool,
+        table: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> None:
+        self._family, self._backbone, self._head = family, backbone, head
+        rows, device = stacks[0].keys.shape[1], stacks[0].keys.device
+        cos, sin = (None, None) if table is None else table
+        with torch.inference_mode(False):
+            self.ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+            self.logits = torch.zeros(rows, head.weight.shape[0], dtype=torch.float32, device=device)  # type: ignore
+            self.live = torch.zeros(1, dtype=torch.int32, device=device)
+            self.lengths = torch.zeros(len(stacks), rows, dtype=torch.int32, device=device)
+            self.seen = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._slot_positions = slot_positions
+        self._call_scores = [stack.call_scores for stack in stacks if stack.call_scores is not None]
+        self.layers = []
+        for schedule, index, base in layers:
+            stack = stacks[schedule]
+            keys, values, scores = stack.layer(index)
+            if stack.call_scores is not None:
+                scores = stack.call_scores[index]
+            self.layers.append(StaticLayer(keys, values, scores, self.lengths[schedule], self.live, base, cos, sin))
+
+    def __call__(self, stages: Stages = PLAIN) -> None:
+        """Feed `ids`: one token per row."""
+        for scores in self._call_scores:
+            scores.zero_()
+        positions = self.lengths[0].long() if self._slot_positions else self.seen
+        hidden, inputs = self._family.embed(self._backbone, self.ids, positions[:, None], self._slot_positions)
+        for layer, slots in zip(self._backbone.layers, self.layers, strict=False):
+            hidden = stages.layer(layer, hidden, slots, inputs)
+        self.logits.copy_(stages.head(self._family.finish, self._backbone, self._head, hidden))
+        self.lengths += self.live
+        self.seen += self.live
+
+    def set_lengths(self, lengths: Sequence[Sequence[int]]) -> None:
+        """Tell the device how many slots every row of every schedule holds; does not wait for it."""
+        flat = Rows(length for rows in lengths for length in rows).on(self.lengths.device)
+        self.lengths.copy_(flat.view_as(self.lengths))
