@@ -1,0 +1,60 @@
+"""The command line of a benchmark. A mistake of the user is one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from buzz.evaluation.command_line import Parser, short_warnings, tell
+from buzz.evaluation.errors import ConfigError
+
+_DESCRIPTION = """\
+Measure speed: ceilings of the machine, kernels, prefill, decoding, streaming, evictions and throughput, of policies and
+of transformers' own caches side by side. Prints Markdown tables and fills the output folder with results.json,
+report.md and pictures. Every point is written as soon as it is measured; started again, a benchmark goes on where it
+stopped.
+"""
+_EPILOG = """\
+examples:
+  python scripts/benchmark.py --config configs/bench/cpu.yaml model.dtype=bfloat16 output=runs/bench/cpu-bfloat16
+  python scripts/benchmark.py --config configs/bench/h100.yaml
+  python scripts/benchmark.py --config configs/bench/h100.yaml only='[ceilings, prefill]'
+  python scripts/benchmark.py --config configs/bench/h100.yaml decode=null throughput=null output=runs/bench/short
+
+exit status: 0 done, 1 the config's seconds were over (the same command goes on), 2 bad config or usage, 130 interrupted
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Args:
+        arguments: those after the program's name; None: the process's own.
+    """
+    try:
+        with short_warnings():
+            return _main(arguments)
+    except ConfigError as error:
+        tell(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        tell("interrupted; the same command goes on where the output folder stops")
+        return 130
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = Parser(_DESCRIPTION, _EPILOG)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file that describes the benchmark")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replaces one value of the config")
+    options = parser.parse_intermixed_args(arguments)
+
+    from buzz.evaluation.benchmark.config import load_bench
+
+    config = load_bench(options.config, options.overrides)
+
+    from buzz.evaluation.benchmark.runner import run
+
+    finished = run(config)
+    print(f"\n{config.output}: results.json, report.md and pictures")
+    if not finished:
+        tell("out of time; the same command goes on where the output folder stops")
+    return 0 if finished else 1

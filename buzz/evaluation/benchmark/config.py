@@ -1,0 +1,276 @@
+"""The config of a benchmark: strict, and checked whole before a model is made, by the rules of a run's config."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from buzz.evaluation.benchmark.contenders import Contender, parse_contenders
+from buzz.evaluation.config import ModelConfig, read_config
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.methods import NAME
+from buzz.evaluation.schema import at_least, build, check, matching, parsed_by, said
+
+_SOME = "a list of at least one integer, each at least 1, is wanted"
+_POSITIVE = check(lambda value: value > 0, "a number above 0 is wanted")
+_TEXT = matching(r"\S(.*\S)?", "text is wanted")
+
+
+def _integers(raw: Any, where: str) -> list[int]:
+    if not isinstance(raw, list) or not raw or not all(type(item) is int and item >= 1 for item in raw):
+        raise ConfigError(where, said(raw), _SOME)
+    return sorted(set(raw))
+
+
+def _names(raw: Any, where: str) -> list[str] | None:
+    if raw is None:
+        return None
+    if not isinstance(raw, list) or not raw or not all(isinstance(item, str) for item in raw):
+        raise ConfigError(where, said(raw), "a list of names, or null for all, is wanted")
+    return list(raw)
+
+
+_INTEGERS, _NAMES = parsed_by(_integers), parsed_by(_names)
+
+
+def _count(default: int) -> Any:
+    return field(default=default, metadata=at_least(1))
+
+
+def _seconds(default: float) -> Any:
+    return field(default=default, metadata=_POSITIVE)
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """A shape with random weights (see `buzz.evaluation.benchmark.model`), or a model as a run names it."""
+
+    shape: str | None = None
+    id: str | None = field(default=None, metadata=_TEXT)
+    gguf: str | None = field(default=None, metadata=_TEXT)
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device: str = field(default="auto", metadata=ModelConfig.__dataclass_fields__["device"].metadata)
+
+    def loadable(self) -> ModelConfig:
+        """The same as the `model` of a run's config."""
+        return ModelConfig(id=self.id, gguf=self.gguf, dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine can do at most: a copy of `copy_mib` MiB, a product of two matrices of `matmul` rows."""
+
+    copy_mib: int = _count(2048)
+    matmul: int = _count(8192)
+    repeats: int = _count(20)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One layer's attention: of prompts of `lengths` tokens, and of one token over `cached` slots in `batches` rows."""
+
+    lengths: list[int] = field(default_factory=lambda: [2048, 4096, 8192, 16384, 32768], metadata=_INTEGERS)
+    cached: list[int] = field(default_factory=lambda: [640, 4096, 32768], metadata=_INTEGERS)
+    batches: list[int] = field(default_factory=lambda: [1, 16], metadata=_INTEGERS)
+    repeats: int = _count(7)
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """The first call; `seconds` bounds the repetitions of a point (three are always made)."""
+
+    lengths: list[int] = field(default_factory=lambda: [1024, 2048, 4096, 8192, 16384, 32768], metadata=_INTEGERS)
+    methods: list[str] | None = field(default=None, metadata=_NAMES)
+    repeats: int = _count(5)
+    seconds: float = _seconds(3.0)
+    prefill_chunk_size: int | None = field(default=None, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One token after another, by generate(): at least `steps`, three evictions if there are any, at most `seconds`."""
+
+    contexts: list[int] = field(default_factory=lambda: [1024, 4096, 16384], metadata=_INTEGERS)
+    batches: list[int] = field(default_factory=lambda: [1], metadata=_INTEGERS)
+    methods: list[str] | None = field(default=None, metadata=_NAMES)
+    steps: int = _count(128)
+    seconds: float = _seconds(4.0)
+    prefill_chunk_size: int | None = field(default=None, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Decoding after so many streamed `tokens`, read in chunks of `chunk`."""
+
+    tokens: list[int] = field(default_factory=lambda: [1024, 131072], metadata=_INTEGERS)
+    chunk: int = _count(1024)
+    methods: list[str] | None = field(default=None, metadata=_NAMES)
+    steps: int = _count(256)
+    seconds: float = _seconds(5.0)
+
+
+@dataclass(frozen=True)
+class Evictions:
+    """Share of the evictions in `steps` steps, and calls that wait for the device in `profiled` further ones."""
+
+    context: int = _count(4096)
+    batch: int = _count(1)
+    methods: list[str] | None = field(default=None, metadata=_NAMES)
+    steps: int = _count(1000)
+    seconds: float = _seconds(20.0)
+    profiled: int = _count(64)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Prompts and answers end to end: in `batches` rows, and if `largest` in as many (up to `limit`) as fit."""
+
+    prompt: int = _count(4096)
+    new_tokens: int = field(default=512, metadata=at_least(2))
+    batches: list[int] | None = field(
+        default=None, metadata=parsed_by(lambda raw, where: None if raw is None else _integers(raw, where))
+    )
+    largest: bool = True
+    start: int = _count(4)
+    limit: int = _count(512)
+    methods: list[str] | None = field(default=None, metadata=_NAMES)
+    seconds: float = _seconds(30.0)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Single forward calls timed by turns: at equal cache `lengths`, and in `batches` rows after a long `prompt`."""
+
+    prompt: int = _count(6000)
+    steps: int = _count(128)
+    lengths: list[int] = field(default_factory=lambda: [256, 411, 564], metadata=_INTEGERS)
+    batches: list[int] = field(default_factory=lambda: [1, 4], metadata=_INTEGERS)
+
+
+SECTIONS: dict[str, type] = {
+    "ceilings": Ceilings,
+    "kernels": Kernels,
+    "prefill": Prefill,
+    "decode": Decode,
+    "stream": Stream,
+    "evictions": Evictions,
+    "throughput": Throughput,
+    "steps": Steps,
+}
+
+
+def _optional(cls: Callable[..., Any]) -> dict[str, Any]:
+    """Field metadata of a section that may be null; an empty mapping takes its defaults."""
+    return parsed_by(lambda raw, where: None if raw is None else build(cls, raw, where))
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Everything that a benchmark depends on.
+
+    Args:
+        methods: the contenders; the first one that a table has is what its ratios are against.
+        only: sections to run this time; None: all that are there.
+        seconds: no point is begun later than this after the start; None: no end.
+        output: the folder of the results; `runs/bench/<name>` if not given.
+    """
+
+    name: str = field(metadata=NAME)
+    model: BenchModel
+    methods: list[Contender] = field(default_factory=list, metadata=parsed_by(parse_contenders))
+    ceilings: Ceilings | None = field(default=None, metadata=_optional(Ceilings))
+    kernels: Kernels | None = field(default=None, metadata=_optional(Kernels))
+    prefill: Prefill | None = field(default=None, metadata=_optional(Prefill))
+    decode: Decode | None = field(default=None, metadata=_optional(Decode))
+    stream: Stream | None = field(default=None, metadata=_optional(Stream))
+    evictions: Evictions | None = field(default=None, metadata=_optional(Evictions))
+    throughput: Throughput | None = field(default=None, metadata=_optional(Throughput))
+    steps: Steps | None = field(default=None, metadata=_optional(Steps))
+    only: list[str] | None = field(default=None, metadata=parsed_by(_names))
+    seconds: float | None = field(default=None, metadata=_POSITIVE)
+    seed: int = field(default=0, metadata=at_least(0))
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.output.strip():
+            object.__setattr__(self, "output", f"runs/bench/{self.name}")
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """The sections of this run, in order."""
+        there = {name: getattr(self, name) for name in SECTIONS if getattr(self, name) is not None}
+        return {name: section for name, section in there.items() if self.only is None or name in self.only}
+
+    def contenders(self, section: Any) -> list[Contender]:
+        """Those of a section. The unpatched ones come first: the model is patched once for all the others."""
+        named = [c for c in self.methods if section.methods is None or c.name in section.methods]
+        return sorted(named, key=lambda contender: contender.patched)
+
+
+def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> BenchConfig:
+    """Read, merge and check a benchmark's config; `key.sub=value` overrides as for a run.
+
+    Raises:
+        ConfigError: whatever is wrong, in one line.
+    """
+    return parse_bench(read_config(path, overrides))
+
+
+def parse_bench(raw: Mapping[str, Any]) -> BenchConfig:
+    """The config that plain data describes; raises as `load_bench`."""
+    from buzz.evaluation.benchmark.model import SHAPES
+
+    config: BenchConfig = build(BenchConfig, raw, "")
+    model = config.model
+    if model.shape is not None and model.shape not in SHAPES:
+        raise ConfigError("model.shape", f"unknown shape {model.shape!r}", f"one of {', '.join(SHAPES)} is wanted")
+    if (model.shape is None) == (model.id is None and model.gguf is None):
+        both = "shape is given beside id or gguf" if model.shape else "neither shape nor id nor gguf is given"
+        raise ConfigError("model", both, f"one of the shapes {', '.join(SHAPES)}, or a model, is wanted")
+    names = [contender.name for contender in config.methods]
+    for section, settings in ((n, getattr(config, n)) for n in SECTIONS):
+        if settings is None or not hasattr(settings, "methods"):
+            continue
+        if not names:
+            raise ConfigError("methods", "is missing", f"a list of at least one method is wanted for {section}")
+        _known(settings.methods, names, f"{section}.methods")
+    if config.throughput is not None and not config.throughput.largest and config.throughput.batches is None:
+        raise ConfigError("throughput.batches", "is null", "a list of integers is wanted where largest is false")
+    if config.stream is not None and min(config.stream.tokens) < 2:
+        raise ConfigError("stream.tokens", said(config.stream.tokens), "integers of at least 2 are wanted")
+    _multiples(config.steps)
+    _known(config.only, [name for name in SECTIONS if getattr(config, name) is not None], "only")
+    if not config.sections:
+        raise ConfigError("config", "has no section to run", f"at least one of {', '.join(SECTIONS)} is wanted")
+    return config
+
+
+def _multiples(steps: Steps | None) -> None:
+    """A larger batch of the section `steps` repeats the rows of the smaller one."""
+    for smaller, larger in itertools.pairwise(steps.batches if steps is not None else []):
+        if larger % smaller:
+            raise ConfigError("steps.batches", said([smaller, larger]), "multiples of the ones before are wanted")
+
+
+def _known(given: Sequence[str] | None, names: Sequence[str], where: str) -> None:
+    for name in given or []:
+        if name not in names:
+            raise ConfigError(where, f"{name!r} is not there", f"of {', '.join(names) or '(nothing)'}")
+
+
+def plain(value: Any) -> Any:
+    """A config or a part of it as data for JSON."""
+    return dataclasses.asdict(value)
+
+
+def section_facts(config: BenchConfig, name: str) -> dict[str, Any]:
+    """What the results of a section depend on, beside the machine: its settings, its contenders, the model."""
+    section = getattr(config, name)
+    facts = {"settings": plain(section), "model": plain(config.model), "seed": config.seed}
+    if hasattr(section, "methods"):
+        facts["methods"] = [plain(contender) for contender in config.contenders(section)]
+    return facts

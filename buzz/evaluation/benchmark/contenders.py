@@ -1,0 +1,128 @@
+"""What is measured: transformers' own caches on the unpatched model, and policies on the patched one."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.methods import NAME, MethodConfig, own_keys, parse_method, policy_keys
+from buzz.evaluation.schema import at_least, build, refuse_unknown, said
+from buzz.policies import POLICIES
+
+BASELINES = {
+    "dynamic": "DynamicCache and SDPA",
+    "eager": "DynamicCache and eager attention",
+    "static": "StaticCache, decoding compiled by generate()",
+}
+_UNFITTED = ("reduction", "match")  # they need samples or another method's run
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Keys that every contender takes: points beyond them are not measured for it."""
+
+    max_length: int | None = field(default=None, metadata=at_least(1))
+    max_batch: int | None = field(default=None, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the tables.
+
+    Args:
+        kind: a key of `BASELINES`, or `policy`.
+        method: the policy and its parameters; None for a baseline.
+        limits: which points it takes part in.
+    """
+
+    name: str
+    kind: str
+    method: MethodConfig | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def patched(self) -> bool:
+        """Whether it runs on the patched model."""
+        return self.method is not None
+
+    def takes(self, length: int, batch: int) -> bool:
+        """Whether a point lies within the limits."""
+        longest, most = self.limits.max_length, self.limits.max_batch
+        return (longest is None or length <= longest) and (most is None or batch <= most)
+
+    def policy(self) -> Any:
+        """A new policy; with a budget in tokens, the one that fits it. None for a baseline."""
+        if self.method is None:
+            return None
+        if self.method.budget is None:
+            return self.method.make_policy()
+        kind = POLICIES[self.method.policy]
+        return kind.from_budget(self.method.budget, **self.method.params, logn_base=self.method.logn_base)
+
+    def cache(self, config: Any, room: int) -> Any:
+        """A new cache for a model of this config.
+
+        Args:
+            room: tokens that a static cache must hold; the others find their size themselves.
+        """
+        from transformers import DynamicCache, StaticCache
+
+        import buzz
+
+        if self.method is not None:
+            return buzz.BeehiveCache(self.policy(), config, positions=self.method.positions)
+        return StaticCache(config=config, max_cache_len=room) if self.kind == "static" else DynamicCache(config=config)
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """The keys of a baseline that is given as a mapping."""
+
+    policy: Literal["dynamic", "eager", "static"]
+    name: str | None = field(default=None, metadata=NAME)
+    max_length: int | None = field(default=None, metadata=at_least(1))
+    max_batch: int | None = field(default=None, metadata=at_least(1))
+
+
+def parse_contenders(raw: Any, where: str) -> list[Contender]:
+    """The `methods` of a benchmark: names of baselines and policies, or mappings with the key `policy`.
+
+    Raises:
+        ConfigError: no list, an entry that is none of them, or a name that two have.
+    """
+    allowed = f"{', '.join(BASELINES)} and policies: {', '.join(POLICIES)}"
+    if not isinstance(raw, list) or not raw:
+        raise ConfigError(where, said(raw), f"a list of at least one method is wanted ({allowed})")
+    found = [_contender(entry, f"{where}[{index}]") for index, entry in enumerate(raw)]
+    names = [contender.name for contender in found]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            what = f"{name!r} is the name of {where}[{names.index(name)}] as well"
+            raise ConfigError(f"{where}[{index}].name", what, "each method needs a name of its own")
+    return found
+
+
+def _contender(raw: Any, where: str) -> Contender:
+    entry = {"policy": raw} if isinstance(raw, str) else raw
+    if not isinstance(entry, dict):
+        raise ConfigError(where, said(raw), "a method's name or a mapping with the key policy is wanted")
+    kind = entry.get("policy")
+    if isinstance(kind, str) and kind in BASELINES:
+        baseline: _Baseline = build(_Baseline, entry, where)
+        limits = Limits(baseline.max_length, baseline.max_batch)
+        return Contender(baseline.name or baseline.policy, baseline.policy, None, limits)
+    if not isinstance(kind, str) or kind not in POLICIES:
+        names = [*BASELINES, *POLICIES]
+        near = difflib.get_close_matches(str(kind), names, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        what = f"unknown method {kind!r}{hint}" if "policy" in entry else "is missing"
+        raise ConfigError(f"{where}.policy", what, f"one of {', '.join(names)} is wanted")
+    own = [key for key in own_keys() if key not in _UNFITTED]
+    refuse_unknown(entry, [*own, *policy_keys(kind), "max_length", "max_batch"], f"{where} ({kind})")
+    limits = build(Limits, {key: entry[key] for key in ("max_length", "max_batch") if key in entry}, where)
+    method = parse_method({key: value for key, value in entry.items() if key not in vars(limits)}, where)
+    if isinstance(method.budget, float):
+        raise ConfigError(f"{where} ({kind}).budget", said(method.budget), "an integer (tokens) is wanted")
+    return Contender(method.name, "policy", method, limits)

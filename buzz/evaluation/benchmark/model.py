@@ -1,0 +1,108 @@
+"""The model of a benchmark: a shape with random weights, made on its device, or one that is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from buzz.evaluation.benchmark.config import BenchModel
+from buzz.evaluation.errors import ConfigError
+
+# LlamaConfig. Positions reach as far as any section does; with random weights nothing depends on it.
+_FAR = {"max_position_embeddings": 1 << 20}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-2-7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        **_FAR,
+    },
+    "llama-3-8b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        **_FAR,
+    },
+    # For trying a config out on a CPU.
+    "tiny": {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        **_FAR,
+    },
+}
+
+
+def load(config: BenchModel, seed: int) -> tuple[Any, Any, dict[str, Any]]:
+    """The model in eval mode, its tokenizer (None for a shape), and what the results say about it.
+
+    Nothing ends an answer early, but a loop has to look: the end of sequence is a token that does not exist.
+
+    Raises:
+        ConfigError: no such model, damaged, of a family that is not supported, or too large for the memory.
+    """
+    from transformers import GenerationConfig
+
+    from buzz.evaluation.models import load_model, quiet_transformers
+
+    with quiet_transformers():
+        if config.shape is None:
+            model, tokenizer, info = load_model(config.loadable())
+            info["root"] = Path(info["root"]).name  # where it lies on this machine is nobody's business
+        else:
+            model, tokenizer, info = _random(config, seed), None, {"shape": config.shape}
+    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=model.config.vocab_size)
+    facts = {"parameters": model.num_parameters(), "dtype": str(model.dtype).removeprefix("torch.")}
+    return model, tokenizer, {**info, **facts, "device": str(model.device)}
+
+
+def _random(config: BenchModel, seed: int) -> Any:
+    """Made on the device itself: initialising 13 GB on a CPU would take minutes."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from buzz.evaluation.memory import is_out_of_memory
+    from buzz.evaluation.model_source import resolve_device
+
+    device = resolve_device(config.device)
+    auto = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
+    torch.manual_seed(seed)
+    shape = LlamaConfig(**SHAPES[str(config.shape)], dtype=dtype, attn_implementation="sdpa")
+    try:
+        with torch.device(device):
+            return LlamaForCausalLM._from_config(shape, dtype=dtype).eval()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        what = f"{config.shape} does not fit into the free memory of {device}"
+        raise ConfigError("model.shape", what, "another shape or device") from error
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of the weights that one step reads: all but the input embeddings, of which it reads a row a token."""
+    first, last = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    unread = 0 if first is last else first.numel() * first.element_size()
+    return sum(p.numel() * p.element_size() for p in model.parameters()) - unread
+
+
+def token_bytes(model: Any) -> int:
+    """Bytes of a cached token's keys and values in all layers."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim(config) * model.dtype.itemsize
+
+
+def head_dim(config: Any) -> int:
+    """Width of an attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
