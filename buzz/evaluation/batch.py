@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from buzz.evaluation.matching import describe
+from buzz.evaluation.matching import describe, prompt_calls
 from buzz.evaluation.tasks import Sample
 from buzz.policies import Policy
 
@@ -51,14 +52,28 @@ def new_cache(model: Any, jobs: Sequence[Job], positions: str | None) -> Any:
     return BeehiveCache(PerRow([job.policy for job in jobs]), model.config, positions=positions)
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Any, Any]:
-    """Token ids and attention mask, int64 [B, L], of rows of unequal lengths."""
+def left_padded(rows: Sequence[Sequence[int]], pad: int, device: Any, chunk: int | None = None) -> tuple[Any, Any]:
+    """Token ids and attention mask, int64 [B, L], of rows of unequal lengths.
+
+    With a `chunk`, columns are meant to be read in calls of so many, as `generate` does with `prefill_chunk_size`. Then
+    each row's own chunks are padded one by one, such that every row has its last one in the last call. So a row is
+    cut where it would be alone; a shorter one has nothing but pads in the first calls.
+    """
     import torch
 
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids.to(device), mask.to(device)
+    sizes = [prompt_calls(len(row), chunk) for row in rows]
+    calls = max(map(len, sizes))
+    widths = [*[chunk or 0] * (calls - 1), max(row[-1] for row in sizes)]
+    ids: list[list[int]] = []
+    mask: list[list[int]] = []
+    for row, own in zip(rows, sizes, strict=True):
+        left = iter(row)
+        ids.append([])
+        mask.append([])
+        for width, size in zip(widths, [0] * (calls - len(own)) + own, strict=True):
+            ids[-1] += [pad] * (width - size) + list(islice(left, size))
+            mask[-1] += [0] * (width - size) + [1] * size
+    return torch.tensor(ids).to(device), torch.tensor(mask).to(device)
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> Any:
@@ -72,24 +87,26 @@ def right_padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> Any:
 
 @dataclass
 class Reading:
-    """Tokens that are given, not chosen, go through a cache: some in one call first, then one a call.
+    """Tokens that are given, not chosen, go through a cache: some first, in one call or in chunks, then one a call.
 
-    Iterate once, under `torch.inference_mode`. After each call it yields `rows`, int64 [R], the jobs that took part,
-    and their `logits` [R, V] for the token that comes next. A row leaves the batch once it is read. Nothing waits for
-    the device.
+    Iterate once, under `torch.inference_mode`. After the first tokens and after each later call it yields `rows`,
+    int64 [R], the jobs that took part, and their `logits` [R, V] for the token that comes next. A row leaves the batch
+    once it is read. Nothing waits for the device.
 
     Args:
         model: patched.
         cache: an empty BeehiveCache with a row per job.
-        first: tokens of each row's first call, at least one.
+        first: tokens that each row begins with, at least one.
         rest: tokens of each row's one-token calls.
-        lengths: filled in: the row's cached tokens after each of its calls.
+        chunk: the first tokens are read in calls of so many; None: in one call.
+        lengths: filled in: the row's cached tokens after its first tokens and after each later call.
     """
 
     model: Any
     cache: Any
     first: Sequence[Sequence[int]]
     rest: Sequence[Sequence[int]]
+    chunk: int | None = None
     lengths: dict[int, list[float]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -98,27 +115,34 @@ class Reading:
         device, pad = self.model.device, self.model.generation_config.pad_token_id or 0
         rows = list(range(len(self.first)))
         index = torch.arange(len(rows), device=device)
-        tokens, mask = left_padded(self.first, pad, device)  # [B, L]
+        ids, mask = left_padded(self.first, pad, device, self.chunk)  # [B, L]
+        size = self.chunk or ids.shape[1]
+        before = (ids.shape[1] - 1) // size  # calls before the last one of the first tokens
         given = right_padded(self.rest, pad, device)  # [B, calls]
         ragged = len(set(map(len, self.first))) > 1
+        for tokens, valid in zip(ids.split(size, dim=1), mask.split(size, dim=1), strict=True):
+            # Only ragged first tokens need a mask: to look for pads in one means to wait for the device.
+            logits = self._call(tokens, {"attention_mask": valid} if ragged else {})
         call = 0
         while True:
-            # Only a ragged first call needs a mask: to look for pads in one means to wait for the device.
-            extra = {"attention_mask": mask} if call == 0 and ragged else {}
-            output = self.model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **extra)
-            yield index, output.logits[:, -1]
+            yield index, logits
             stay = [i for i, row in enumerate(rows) if len(self.rest[row]) > call]
             if len(stay) < len(rows):
                 for i in sorted(set(range(len(rows))) - set(stay)):
-                    self.lengths[rows[i]] = [lengths[i] for lengths in self.cache.history]
+                    self.lengths[rows[i]] = [lengths[i] for lengths in self.cache.history[before:]]
                 if not stay:
                     return
                 kept = torch.tensor(stay)
                 self.cache.batch_select_indices(kept)
                 index, given = (tensor.index_select(0, kept.to(device)) for tensor in (index, given))
                 rows = [rows[i] for i in stay]
-            tokens = given[:, call : call + 1]
+            logits = self._call(given[:, call : call + 1], {})
             call += 1
+
+    def _call(self, tokens: Any, extra: dict[str, Any]) -> Any:
+        """Logits [R, V] after the last of the tokens [R, L]."""
+        output = self.model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **extra)
+        return output.logits[:, -1]
 
 
 def make_record(
@@ -135,9 +159,9 @@ def make_record(
     """What samples/METHOD.jsonl has on a line.
 
     Args:
-        prompt_tokens: tokens of the first call.
+        prompt_tokens: tokens of the prompt, or those that a text begins with.
         new_tokens: tokens answered or predicted; the sample's own one-token calls are one fewer.
-        lengths: cached tokens after the first call and after each later one.
+        lengths: cached tokens after the prompt and after each later call.
     """
     prompt, sample = job.prompt, job.prompt.sample
     return {
@@ -159,15 +183,15 @@ def make_record(
 def cache_figures(lengths: Sequence[float], prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
     """A sample's cache in tokens, over its own one-token calls.
 
-    The first call gives the first new token and each later call one more, so there are `new_tokens - 1`. A sample
-    without one is measured after its first call.
+    The prompt gives the first new token and each later call one more, so there are `new_tokens - 1`. A sample without
+    one is measured after its prompt.
 
     Args:
-        lengths: cached tokens after the first call and after each later one, of which there may be more than its own.
+        lengths: cached tokens after the prompt and after each later call, of which there may be more than its own.
 
     Returns:
         mean_tokens, peak_tokens, full_mean_tokens: the mean of a cache that never evicts, and curve: pairs of a call's
-        number (0 is the first) and the cached tokens after it, at most `CURVE_POINTS`, evenly spread.
+        number (0 is the prompt's last) and the cached tokens after it, at most `CURVE_POINTS`, evenly spread.
     """
     calls = range(1, new_tokens) if new_tokens > 1 else range(1)
     own = [lengths[call] for call in calls]

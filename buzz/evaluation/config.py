@@ -7,6 +7,7 @@ the allowed keys, their annotations the types, their metadata the ranges. Every 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from buzz.evaluation.schema import (
     StrictLoader,
     at_least,
     build,
+    check,
     keys_of,
     matching,
     parsed_by,
@@ -29,6 +31,10 @@ from buzz.evaluation.schema import (
 )
 from buzz.evaluation.tasks import make_task, options_of
 
+# Keys that the config.yaml of an older run folder may lack, and what was the case when they did not exist.
+ADDED_KEYS = {"generation.prefill_chunk_size": None}
+
+_CHUNK = check(lambda value: value >= 1, "an integer of at least 1, or null, is wanted")
 _DEVICE = matching(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", "auto, cpu, mps, cuda, cuda:0, ... is wanted")
 
 
@@ -67,10 +73,13 @@ class GenerationConfig:
     Args:
         max_new_tokens: at most this many tokens per answer.
         fidelity: also measure, if the run has a method with the policy `full`, how near each method stays to it.
+        prefill_chunk_size: prompts are read in calls of so many tokens, and may be evicted from after each; None: in
+            one call (see docs/long_prompts.md).
     """
 
     max_new_tokens: int = field(default=100, metadata=at_least(1))
     fidelity: bool = True
+    prefill_chunk_size: int | None = field(default=None, metadata=_CHUNK)
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,21 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
     if config.model.id is None and config.model.gguf is None:
         raise ConfigError("model", "neither id nor gguf is given", "a hub id, a folder or a GGUF file is wanted")
     make_task(config.task)  # for its errors: an unknown task, a prompt template that does not fit
+    _check_chunks(config)
     return config
+
+
+def _check_chunks(config: RunConfig) -> None:
+    """Refuse chunks for a policy that compresses a first call and lets the cache grow from there."""
+    chunk = config.generation.prefill_chunk_size
+    for method in config.methods if chunk is not None else ():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the policy warns when it is built for use
+            policy = method.make_policy()
+        if policy.sizable and not policy.bounded:
+            what = f"is {chunk}, but {method.name} would compress the first chunk alone and keep all others whole"
+            allowed = "null, or methods that go on evicting, are wanted"
+            raise ConfigError("generation.prefill_chunk_size", what, allowed)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

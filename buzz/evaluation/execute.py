@@ -36,41 +36,61 @@ def run_batch(
     task: Task,
     jobs: Sequence[Job],
     positions: str | None,
-    generation: Any,
-    reference: Mapping[str, Record] | str | None,
+    max_new_tokens: int,
+    chunk: int | None = None,
 ) -> list[Record]:
-    """Run jobs as one batch and measure them.
+    """Run jobs as one batch: prompts are answered, texts read.
 
     Args:
         model: patched, in eval mode; its generation config holds its special tokens alone (see `load_model`).
         jobs: policies may differ by row, but not in their family.
         positions: of the BeehiveCache.
-        generation: a `GenerationConfig` of the run's config.
-        reference: what fidelity is measured against: the full cache's records of these samples, by sample id; "self"
-            if these jobs are the full cache's own; None: it is not measured.
+        chunk: prompts are read in calls of so many tokens; None: in one call.
 
     Returns:
-        One record per job, in order: what samples/METHOD.jsonl has on a line.
+        One record per job, in order: what samples/METHOD.jsonl has on a line, but for what `compare_batch` adds.
 
     Raises:
-        ConfigError: a text has more tokens than the model has positions, or a sample has no answer to be likely.
+        ConfigError: a text has more tokens than the model has positions.
     """
     if task.kind == "perplexity":
-        return read_batch(model, task, jobs, positions)
-    records = generate_batch(model, tokenizer, task, jobs, positions, generation.max_new_tokens)
+        return read_batch(model, task, jobs, positions, chunk)
+    return generate_batch(model, tokenizer, task, jobs, positions, max_new_tokens, chunk)
+
+
+def compare_batch(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    jobs: Sequence[Job],
+    positions: str | None,
+    records: Sequence[Record],
+    reference: Mapping[str, Record] | str | None,
+    chunk: int | None = None,
+) -> None:
+    """Add to the records of jobs the metrics that are not read off their answers: likelihood, and fidelity at the end.
+
+    Args:
+        reference: what fidelity is measured against: the full cache's records of these samples, by sample id; "self"
+            if these jobs are the full cache's own; None: it is not measured.
+        chunk: as for `run_batch`.
+
+    Raises:
+        ConfigError: a sample has no answer to be likely.
+    """
+    if task.kind == "perplexity":
+        return
     if "answer_nll" in task.metrics:
-        for record, nll in zip(records, answer_nll(model, tokenizer, task, jobs, positions), strict=True):
+        likelihoods = answer_nll(model, tokenizer, task, jobs, positions, chunk)
+        for record, nll in zip(records, likelihoods, strict=True):
             record["metrics"]["answer_nll"] = nll
     for record in records:
         record["metrics"] = {name: record["metrics"][name] for name in task.metrics}
-    if reference is not None:
-        if isinstance(reference, str):
-            wanted = records
-        else:
-            wanted = [reference[job.prompt.sample.id] for job in jobs]
-        for record, near in zip(records, fidelity(model, jobs, positions, records, wanted), strict=True):
-            record["metrics"].update(near)
-    return records
+    if reference is None:
+        return
+    wanted = records if isinstance(reference, str) else [reference[job.prompt.sample.id] for job in jobs]
+    for record, near in zip(records, fidelity(model, jobs, positions, records, wanted, chunk), strict=True):
+        record["metrics"].update(near)
 
 
-__all__ = ["Job", "Prompt", "cache_figures", "encode", "prompt_hash", "run_batch"]
+__all__ = ["Job", "Prompt", "cache_figures", "compare_batch", "encode", "prompt_hash", "run_batch"]

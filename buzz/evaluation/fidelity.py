@@ -21,6 +21,7 @@ def fidelity(
     positions: str | None,
     records: Sequence[Mapping[str, Any]],
     references: Sequence[Mapping[str, Any]],
+    chunk: int | None = None,
 ) -> list[dict[str, float]]:
     """Fidelity metrics of a batch.
 
@@ -29,6 +30,7 @@ def fidelity(
         positions: of the BeehiveCache.
         records: of the jobs; their `output`.
         references: of the full cache on the same samples; their `output_ids` are teacher-forced, end token included.
+        chunk: the method reads prompts in calls of so many tokens, None: in one call; the full cache always in one.
 
     Returns:
         For each job fidelity_kl, KL(full || method) in nats, mean over the tokens of the full cache's answer;
@@ -36,7 +38,7 @@ def fidelity(
         two answers' texts.
     """
     answers = [reference["output_ids"] for reference in references]
-    distances = _distances(model, jobs, positions, answers)
+    distances = _distances(model, jobs, positions, answers, chunk)
     return [
         {"fidelity_kl": kl, "fidelity_top1": top1, "fidelity_rougeL": _rouge(record["output"], reference["output"])}
         for (kl, top1), record, reference in zip(distances, records, references, strict=True)
@@ -44,7 +46,7 @@ def fidelity(
 
 
 def _distances(
-    model: Any, jobs: Sequence[Job], positions: str | None, answers: Sequence[Sequence[int]]
+    model: Any, jobs: Sequence[Job], positions: str | None, answers: Sequence[Sequence[int]], chunk: int | None
 ) -> list[tuple[float, float]]:
     """KL divergence and agreement of each job, mean over its answer's tokens."""
     import torch
@@ -55,7 +57,8 @@ def _distances(
         kl = torch.zeros(full.shape[:2], device=full.device)  # float32 [B, T], zero past an answer's end
         same = torch.zeros_like(kl)
         # As in a generation: the last token of an answer is predicted, but nothing comes after it.
-        reading = Reading(model, new_cache(model, jobs, positions), prompts, [answer[:-1] for answer in answers])
+        fed = [answer[:-1] for answer in answers]
+        reading = Reading(model, new_cache(model, jobs, positions), prompts, fed, chunk)
         for step, (rows, logits) in enumerate(reading):
             # float32, one step at a time: a whole block of float32 may be too large.
             p = full[rows, step].float().log_softmax(-1)  # [R, V]

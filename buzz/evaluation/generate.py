@@ -31,13 +31,20 @@ def encode_question(tokenizer: Any, sample: Sample, chat_template: bool, longest
 
 
 def generate_batch(
-    model: Any, tokenizer: Any, task: Task, jobs: Sequence[Job], positions: str | None, max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    jobs: Sequence[Job],
+    positions: str | None,
+    max_new_tokens: int,
+    chunk: int | None = None,
 ) -> list[dict[str, Any]]:
     """Answer prompts in one batch, greedily. Policies may differ by row, but not in their family.
 
     Args:
         model: patched, in eval mode; its generation config holds its special tokens alone (see `load_model`).
         positions: of the BeehiveCache.
+        chunk: prompts are read in calls of so many tokens, each row cut as it would be alone; None: in one call.
 
     Returns:
         One record per job, in order, with the metrics of `task.score`.
@@ -53,17 +60,19 @@ def generate_batch(
         bos_token_id=special.bos_token_id,
         eos_token_id=special.eos_token_id,
         pad_token_id=special.pad_token_id,
+        prefill_chunk_size=chunk,
     )
     started = time.perf_counter()
     cache = new_cache(model, jobs, positions)
-    ids, mask = left_padded([job.prompt.ids for job in jobs], special.pad_token_id, model.device)  # [B, L]
+    ids, mask = left_padded([job.prompt.ids for job in jobs], special.pad_token_id, model.device, chunk)  # [B, L]
     with torch.inference_mode():
         output = model.generate(ids, attention_mask=mask, generation_config=settings, past_key_values=cache)
     answers = output[:, ids.shape[1] :].tolist()
     seconds = (time.perf_counter() - started) / len(jobs)
+    before = (ids.shape[1] - 1) // chunk if chunk else 0  # calls before the prompt's last one
     records = []
     for row, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
-        lengths = [call[row] for call in cache.history]
+        lengths = [call[row] for call in cache.history[before:]]
         records.append(_record(job, answer, lengths, special.eos_token_id or [], tokenizer, task, seconds))
     return records
 

@@ -12,10 +12,17 @@ from buzz.evaluation.tasks import Task
 _SKIP = -100  # no target
 
 
-def answer_nll(model: Any, tokenizer: Any, task: Task, jobs: Sequence[Job], positions: str | None) -> list[float]:
+def answer_nll(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    jobs: Sequence[Job],
+    positions: str | None,
+    chunk: int | None = None,
+) -> list[float]:
     """Mean negative log-likelihood in nats of the tokens of `task.likely`, each job under its policy.
 
-    An eviction affects later calls only. So the prompt without its last token is one call, and then the last token
+    An eviction affects later calls only. So the prompt without its last token is read first, and then the last token
     and those of the answer follow one by one: already the first token of the answer is predicted from the compressed
     cache. (In a generation it is predicted from the whole prompt.)
 
@@ -25,6 +32,7 @@ def answer_nll(model: Any, tokenizer: Any, task: Task, jobs: Sequence[Job], posi
     Args:
         model: patched.
         positions: of the BeehiveCache.
+        chunk: prompts are read in calls of so many tokens; None: in one call.
 
     Raises:
         ConfigError: a sample has no answer, or one without tokens.
@@ -33,7 +41,7 @@ def answer_nll(model: Any, tokenizer: Any, task: Task, jobs: Sequence[Job], posi
     import torch.nn.functional as F
 
     answers = [_answer_ids(model, tokenizer, task, job) for job in jobs]
-    # A prompt of a single token is a first call of its own.
+    # A prompt of a single token is a call of its own.
     firsts = [job.prompt.ids[:-1] or job.prompt.ids for job in jobs]
     lasts = [job.prompt.ids[len(first) :] for job, first in zip(jobs, firsts, strict=True)]
     rest = [last + answer[:-1] for last, answer in zip(lasts, answers, strict=True)]
@@ -41,7 +49,8 @@ def answer_nll(model: Any, tokenizer: Any, task: Task, jobs: Sequence[Job], posi
     targets = right_padded(wanted, _SKIP, model.device)  # [B, calls]
     nll = torch.zeros(targets.shape, device=model.device)  # float32
     with torch.inference_mode():
-        for step, (rows, logits) in enumerate(Reading(model, new_cache(model, jobs, positions), firsts, rest)):
+        reading = Reading(model, new_cache(model, jobs, positions), firsts, rest, chunk)
+        for step, (rows, logits) in enumerate(reading):
             losses = F.cross_entropy(logits.float(), targets[rows, step], ignore_index=_SKIP, reduction="none")
             nll[rows, step] = losses
         sums = nll.sum(1).tolist()

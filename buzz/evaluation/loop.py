@@ -10,7 +10,7 @@ from typing import Any
 
 from buzz.evaluation.config import MethodConfig, RunConfig
 from buzz.evaluation.distributed import Group
-from buzz.evaluation.execute import Job, Prompt, run_batch
+from buzz.evaluation.execute import Job, Prompt, compare_batch, run_batch
 from buzz.evaluation.hive import hive_path, record_hive
 from buzz.evaluation.matching import off_target, policy_for
 from buzz.evaluation.memory import is_out_of_memory, release_memory
@@ -192,50 +192,47 @@ class Loop:
         self, method: MethodConfig, prompts: Sequence[Prompt], reference: Mapping[str, Record] | str | None
     ) -> list[Record] | None:
         """The records of a batch, or None if memory ran out. (The error dies here, and its tensors with it.)"""
+        model, tokenizer, task, positions = self.model, self.tokenizer, self.task, method.positions
         try:
-            jobs = [self._job(method, prompt) for prompt in prompts]
-            return self._refitted(method, jobs, self._execute(method, jobs, reference), reference)
+            jobs, records = self._fitted(method, [self._job(method, prompt) for prompt in prompts])
+            compare_batch(model, tokenizer, task, jobs, positions, records, reference, self._chunk)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or is_out_of_memory(error):
                 return None
             raise
+        return records
 
-    def _refitted(
-        self,
-        method: MethodConfig,
-        jobs: Sequence[Job],
-        records: list[Record],
-        reference: Mapping[str, Record] | str | None,
-    ) -> list[Record]:
-        """Rows that miss the cache length asked for run again, fitted to the calls that they took; the nearest counts.
+    def _fitted(self, method: MethodConfig, jobs: Sequence[Job]) -> tuple[list[Job], list[Record]]:
+        """The jobs as they were run in the end, and their records.
 
-        An answer's length is only known once it is there, and another policy may give an answer of another length.
+        Rows that miss the cache length asked for run again, fitted to the calls that they took; the nearest counts. An
+        answer's length is only known once it is there, and another policy may give an answer of another length.
         """
-        latest = list(zip(jobs, records, strict=True))
-        best = list(records)
+        latest = list(zip(jobs, self._run(method, jobs), strict=True))
+        best = list(latest)
         for _ in range(REFITS):
             again = []
             for row, (job, record) in enumerate(latest):
-                if off_target(method, best[row], self._target(method, job.prompt)):
+                if off_target(method, best[row][1], self._target(method, job.prompt)):
                     refit = self._job(method, job.prompt, record["new_tokens"] - 1)
                     if refit.policy != job.policy:
                         again.append((row, refit))
             if not again:
                 break
-            for (row, job), record in zip(
-                again, self._execute(method, [job for _, job in again], reference), strict=True
-            ):
+            for (row, job), record in zip(again, self._run(method, [job for _, job in again]), strict=True):
                 latest[row] = job, record
                 target = self._target(method, job.prompt)
-                if off_target(method, record, target) < off_target(method, best[row], target):
-                    best[row] = record
-        return best
+                if off_target(method, record, target) < off_target(method, best[row][1], target):
+                    best[row] = job, record
+        return [job for job, _ in best], [record for _, record in best]
 
-    def _execute(
-        self, method: MethodConfig, jobs: Sequence[Job], reference: Mapping[str, Record] | str | None
-    ) -> list[Record]:
-        generation = self.config.generation
-        return run_batch(self.model, self.tokenizer, self.task, jobs, method.positions, generation, reference)
+    def _run(self, method: MethodConfig, jobs: Sequence[Job]) -> list[Record]:
+        most = self.config.generation.max_new_tokens
+        return run_batch(self.model, self.tokenizer, self.task, jobs, method.positions, most, self._chunk)
+
+    @property
+    def _chunk(self) -> int | None:
+        return self.config.generation.prefill_chunk_size
 
     def _target(self, method: MethodConfig, prompt: Prompt) -> Record | None:
         return self.records[method.match][prompt.sample.id] if method.match else None
@@ -249,7 +246,7 @@ class Loop:
         calls = expected if calls is None else calls
         key = (method.name, first, calls, target and (target["new_tokens"], target["cache"]["mean_tokens"]))
         if key not in self._policies:
-            self._policies[key] = policy_for(method, first, calls, target, self.layers)
+            self._policies[key] = policy_for(method, first, calls, target, self.layers, self._chunk)
         return Job(prompt, self._policies[key])
 
     def _record_hives(self, method: MethodConfig) -> None:
@@ -263,6 +260,8 @@ class Loop:
             path = hive_path(self.folder.path, method.name, number)
             if record is None or prompt.sample.id not in own or path.exists():
                 continue
+            if self._chunk is not None and record["prompt_tokens"] > self._chunk:
+                continue  # the view has one call for a prompt, and would show evictions that never were
             self.check()
             job = Job(prompt, make_policy(**record["policy"]))
             try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,21 +16,42 @@ TOLERANCE = 0.02  # of a mean cache length, for `reduction` and `match`
 _TRIES = 16  # adjustments of a budget
 _STEP = 1.25  # factor between budgets until the target lies between two
 _CLOSE = 0.5  # tokens: near enough
+_ENOUGH = 0.005  # of a target: near enough, where the mean jumps to and fro
+_WINDOWS = 4  # windows tried for a budget
+_FINE = 0.005  # of a target: between the budgets tried there
 
 
-def mean_cached(policy: Policy, first: int, calls: int, layers: int = 1) -> float:
-    """Mean cache length in tokens, over layers and over the one-token calls that follow a first call.
+def prompt_calls(tokens: int, chunk: int | None) -> list[int]:
+    """Tokens of each call that reads a prompt: whole chunks and what is left; a single call without a chunk size."""
+    if chunk is None or tokens <= chunk:
+        return [tokens]
+    return [chunk] * (tokens // chunk) + [tokens % chunk] * (tokens % chunk > 0)
+
+
+def walk(policy: Policy, first: int, calls: int, chunk: int | None = None) -> list[tuple[int, int]]:
+    """Cache length of a row in and after each call: those that read `first` tokens, then one-token calls."""
+    state, lengths = (0, 0), []
+    for tokens in [*prompt_calls(first, chunk), *[1] * calls]:
+        during = state[0] + tokens
+        state = policy.advance(during, state[1])
+        lengths.append((during, state[0]))
+    return lengths
+
+
+def mean_cached(policy: Policy, first: int, calls: int, layers: int = 1, chunk: int | None = None) -> float:
+    """Mean cache length in tokens, over layers and over the one-token calls that follow a prompt.
 
     Args:
-        first: tokens of the first call.
-        calls: one-token calls; without any, the length after the first call.
+        first: tokens of the prompt.
+        calls: one-token calls; without any, the length after the prompt.
         layers: of the model; matters for policies that differ by layer.
+        chunk: tokens of a call that reads the prompt; None: it is read in one call.
     """
     means = {}
     by_layer = policy.per_layer(layers)
     for layer in set(by_layer):
-        lengths = layer.trace(first, calls)
-        means[layer] = sum(lengths[1:]) / calls if calls else float(lengths[0])
+        lengths = [after for _, after in walk(layer, first, calls, chunk)]
+        means[layer] = sum(lengths[-calls:]) / calls if calls else float(lengths[-1])
     return sum(means[layer] for layer in by_layer) / layers
 
 
@@ -38,19 +60,27 @@ def full_mean(first: int, calls: int) -> float:
     return first + (calls + 1) / 2 if calls else float(first)
 
 
-def policy_for(method: Any, first: int, calls: int, target: Mapping[str, Any] | None, layers: int) -> Policy:
+def policy_for(
+    method: Any,
+    first: int,
+    calls: int,
+    target: Mapping[str, Any] | None,
+    layers: int,
+    chunk: int | None = None,
+) -> Policy:
     """The policy of a method for one sample.
 
     Parameters that the config names are held; the others follow. `budget` is a length in the long run (for policies
-    that compress prompts alone: of a compressed prompt), a share being one of the first call, or, for a text read
+    that compress prompts alone: of a compressed prompt), a share being one of the prompt, or, for a text read
     token by token, of the full cache's mean length. `reduction` and `match` fit the mean over these very calls.
 
     Args:
         method: a method of the config.
-        first: tokens of the sample's first call.
+        first: tokens of the sample's prompt.
         calls: one-token calls after it, as many as are expected; with a target, its own number counts.
         target: this sample's record under the method named by `match`; None without `match`.
         layers: of the model.
+        chunk: tokens of a call that reads the prompt; None: it is read in one call.
 
     Raises:
         ConfigError: no parameters of this policy come near the budget.
@@ -59,9 +89,10 @@ def policy_for(method: Any, first: int, calls: int, target: Mapping[str, Any] | 
     try:
         if target is not None:
             calls = min(calls, target["new_tokens"] - 1)
-            return _fitted(base, method.params, first, calls, target["cache"]["mean_tokens"], layers)
+            return _fitted(base, method.params, first, calls, target["cache"]["mean_tokens"], layers, chunk)
         if method.reduction is not None:
-            return _fitted(base, method.params, first, calls, full_mean(first, calls) / method.reduction, layers)
+            wanted = full_mean(first, calls) / method.reduction
+            return _fitted(base, method.params, first, calls, wanted, layers, chunk)
         if method.budget is not None:
             whole = first if first > 1 else full_mean(first, calls)
             share = isinstance(method.budget, float)
@@ -93,7 +124,9 @@ def off_target(method: Any, record: Mapping[str, Any], target: Mapping[str, Any]
     return off if off > TOLERANCE else 0.0
 
 
-def _fitted(base: Policy, held: Mapping[str, Any], first: int, calls: int, target: float, layers: int) -> Policy:
+def _fitted(
+    base: Policy, held: Mapping[str, Any], first: int, calls: int, target: float, layers: int, chunk: int | None
+) -> Policy:
     """The policy whose mean over these very calls is nearest the target, by bisection over budgets.
 
     A budget is a steady mean, while a short answer sees a part of the policy's cycle only. The mean over these calls
@@ -108,7 +141,7 @@ def _fitted(base: Policy, held: Mapping[str, Any], first: int, calls: int, targe
         except ValueError as error:  # below what this policy can do
             problem, low = error, budget
         else:
-            mean = mean_cached(policy, first, calls, layers)
+            mean = mean_cached(policy, first, calls, layers, chunk)
             if abs(mean - target) < least:
                 best, least = policy, abs(mean - target)
             low, high = (budget, high) if mean < target else (low, budget)
@@ -117,7 +150,33 @@ def _fitted(base: Policy, held: Mapping[str, Any], first: int, calls: int, targe
         budget = math.ceil(_STEP * low) if not high else (low + high) // 2 if low else max(1, int(high / _STEP))
     if best is None:
         raise problem
+    if len(prompt_calls(first, chunk)) == 1:
+        return best
+    # Evictions between chunks leave the length after a prompt anywhere in the policy's cycle: it goes up and down with
+    # the budget, and a bisection may end at a jump. So look at budgets farther and farther from the target, and where
+    # all of them jump past it, also change the window by what each is off.
+    for tries in (1, _WINDOWS):
+        for policy in _near(base, held, target):
+            for _ in range(tries):
+                if least <= max(_CLOSE, _ENOUGH * target):
+                    return best
+                mean = mean_cached(policy, first, calls, layers, chunk)
+                if abs(mean - target) < least:
+                    best, least = policy, abs(mean - target)
+                window = getattr(policy, "window", None)
+                if window is None or "window" in held or window + round(target - mean) < 1:
+                    break
+                policy = dataclasses.replace(policy, window=window + round(target - mean))
     return best
+
+
+def _near(base: Policy, held: Mapping[str, Any], target: float) -> Iterator[Policy]:
+    """The policies for budgets from a quarter of a target to four times it, the nearest first."""
+    factors = [1 + _FINE * step for step in range(int(3 / _FINE) + 1)]
+    budgets = [max(1, round(budget)) for factor in factors for budget in (target * factor, target / factor)]
+    for budget in dict.fromkeys(budgets):
+        with contextlib.suppress(ValueError):  # below what this policy can do
+            yield _sized(base, budget, tuple(held.items()))
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from typing import Any
 from buzz.evaluation.distributed import ALONE, Group
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.gguf_file import end_ids, parsed_once, read_metadata, repair_tokenizer
-from buzz.evaluation.memory import release_memory
+from buzz.evaluation.memory import is_out_of_memory, release_memory
 from buzz.evaluation.model_source import ModelSource, check_model, one_line, resolve_device
 
 
@@ -50,8 +50,8 @@ def load_model(config: Any, source: ModelSource | None = None, group: Group = AL
         model (in eval mode, on its device), tokenizer, and what environment.json says about the model.
 
     Raises:
-        ConfigError: as `check_model`; or weights or tokenizer are missing or damaged; or there is no chat template
-            where one is asked for.
+        ConfigError: as `check_model`; or weights or tokenizer are missing or damaged, or too large for the memory;
+            or there is no chat template where one is asked for.
     """
     source = source or check_model(config)
     where = "model.gguf" if source.gguf else "model.id"
@@ -102,8 +102,14 @@ def _load_weights(config: Any, source: ModelSource, group: Group) -> Any:
 
         if source.gguf:
             options["quantization_config"] = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(source.root, dtype=dtype, **options)
-    return model.to(device).eval()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.root, dtype=dtype, **options)
+        return model.to(device).eval()
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        what = f"the model does not fit into the free memory of {device}"
+        raise ConfigError("model.device", what, "another device, a smaller model.dtype or a smaller model") from error
 
 
 def _set_generation(model: Any, tokenizer: Any, source: ModelSource) -> None:

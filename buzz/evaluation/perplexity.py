@@ -8,6 +8,7 @@ from typing import Any
 
 from buzz.evaluation.batch import Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.matching import walk
 from buzz.evaluation.tasks import Sample, Task
 
 BLOCK = 256  # predictions that a record sums up in one number
@@ -43,7 +44,9 @@ def encode_text(tokenizer: Any, task: Any, sample: Sample) -> Prompt:
     return Prompt(sample, [*inputs, targets[-1]], prompt_hash(sample.prompt), False, targets)
 
 
-def read_batch(model: Any, task: Task, jobs: Sequence[Job], positions: str | None) -> list[dict[str, Any]]:
+def read_batch(
+    model: Any, task: Task, jobs: Sequence[Job], positions: str | None, chunk: int | None = None
+) -> list[dict[str, Any]]:
     """Read texts in one batch, each under its policy and with a cache of its own.
 
     The first call takes as many tokens as the task says (one, unless it has a `prefill`), each later call one. Every
@@ -52,6 +55,7 @@ def read_batch(model: Any, task: Task, jobs: Sequence[Job], positions: str | Non
     Args:
         model: patched, in eval mode.
         positions: of the BeehiveCache.
+        chunk: the tokens of a `prefill` are read in calls of so many; None: in one call.
 
     Returns:
         One record per job, in order, with `weight`, the number of predicted tokens, and `blocks`, pairs of tokens and
@@ -63,7 +67,7 @@ def read_batch(model: Any, task: Task, jobs: Sequence[Job], positions: str | Non
     import torch
     import torch.nn.functional as F
 
-    _check_positions(model, task, jobs, positions)
+    _check_positions(model, task, jobs, positions, chunk)
     started = time.perf_counter()
     ids = [job.prompt.ids for job in jobs]
     first = [task.calls(len(row), 0)[0] for row in ids]
@@ -72,6 +76,7 @@ def read_batch(model: Any, task: Task, jobs: Sequence[Job], positions: str | Non
         new_cache(model, jobs, positions),
         [row[:n] for row, n in zip(ids, first, strict=True)],
         [row[n:-1] for row, n in zip(ids, first, strict=True)],
+        chunk,
     )
     wanted = [job.prompt.targets[n - 1 :] for job, n in zip(jobs, first, strict=True)]
     targets = right_padded(wanted, 0, model.device)  # [B, calls]
@@ -131,7 +136,7 @@ def check_length(config: Any, task: Task, source: Any) -> None:
             raise ConfigError("task.max_tokens", what, allowed)
 
 
-def _check_positions(model: Any, task: Task, jobs: Sequence[Job], positions: str | None) -> None:
+def _check_positions(model: Any, task: Task, jobs: Sequence[Job], positions: str | None, chunk: int | None) -> None:
     """The same, once texts and policies are known."""
     if model.config.model_type not in _TABLES:
         return
@@ -141,8 +146,7 @@ def _check_positions(model: Any, task: Task, jobs: Sequence[Job], positions: str
         if positions == "cache":
             first, calls = task.calls(len(job.prompt.ids), 0)
             policies = set(job.policy.per_layer(model.config.num_hidden_layers))
-            traces = [policy.trace(first, calls) for policy in policies]
-            needed = max(first, *(length + 1 for trace in traces for length in trace[:-1])) if calls else first
+            needed = max(during for policy in policies for during, _ in walk(policy, first, calls, chunk))
         if needed > known:
             what = f"the text {job.prompt.sample.id!r} needs {needed} positions under {job.policy.name}"
             raise ConfigError("task.max_tokens", what, f"the model has {known}")

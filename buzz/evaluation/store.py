@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from buzz.evaluation.config import RunConfig, to_yaml
+from buzz.evaluation.config import ADDED_KEYS, RunConfig, to_yaml
 from buzz.evaluation.distributed import ALONE, Group
 from buzz.evaluation.environment import environment
 from buzz.evaluation.errors import ConfigError
@@ -93,7 +93,7 @@ class RunFolder:
             there = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError("output", f"{path} cannot be read", _OTHER) from error
-        old, new = _flat(there), _flat(yaml.safe_load(to_yaml(config)))
+        old, new = ADDED_KEYS | _flat(there), _flat(yaml.safe_load(to_yaml(config)))
         keys = [key for key in [*old, *(key for key in new if key not in old)] if not _free(key)]
         differing = [
             f"{key} is {_shown(old, key)} there and {_shown(new, key)} now"

@@ -145,6 +145,25 @@ def summarise(
     return {"run": dict(run), "methods": methods}
 
 
+def compared_with(
+    summary: Mapping[str, Any], records: Mapping[str, Sequence[Record]], other: str, seed: int = 0
+) -> dict[str, Any]:
+    """A summary in which every method is compared with one more: its `paired` has the key `against OTHER`.
+
+    Args:
+        summary: as `summarise` makes it from the records. other: a method that has records. seed: of the resampling.
+    """
+    resampler = Resampler(seed)
+    theirs = Scores(records[other], resampler)
+    methods = dict(summary["methods"])
+    for name, rows in records.items():
+        found = _differences(Scores(rows, resampler), theirs, summary["run"]["metrics"]) if name != other else {}
+        if found:
+            pairs = {**methods[name].get("paired", {}), f"against {other}": {"method": other, "metrics": found}}
+            methods[name] = {**methods[name], "paired": pairs}
+    return {**summary, "methods": methods}
+
+
 def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
     """What one method's records say by themselves. Without a record only `n` is given.
 

@@ -102,7 +102,7 @@ def paired_rows(summary: Mapping[str, Any], against: str) -> Rows:
     """Header and cells of the paired differences, a row a method; no rows if there are none.
 
     Args:
-        against: `full`: to the full cache; `rival`: each to its best rival.
+        against: `full`: to the full cache; `rival`: each to its best rival; or another key of `compared_with`.
     """
     metrics = summary["run"]["metrics"]
     header = ["method", "minus", *map(metric_label, metrics), *_CACHE]
@@ -129,6 +129,19 @@ def retention_rows(summary: Mapping[str, Any]) -> Rows:
             cells.append(f"{100 * shares[metric]:.1f}%{interval}" if metric in shares else NONE)
         rows.append([name, *cells, *cache_cells(entry)])
     return ["method", *map(metric_label, metrics), *_CACHE], rows
+
+
+def comparison_tables(summary: Mapping[str, Any]) -> list[tuple[str, Rows, int]]:
+    """Titles and rows of the tables of paired differences and of shares, and how many columns are words.
+
+    Those without rows are left out.
+    """
+    titles = {"full": "Against the full cache", "rival": "Against the best rival"}
+    found = dict.fromkeys(titles)  # these two first
+    found |= dict.fromkeys(key for entry in summary["methods"].values() for key in entry.get("paired", {}))
+    tables = [(titles.get(key, key.capitalize()), paired_rows(summary, key), 2) for key in found]
+    tables.append(("Share of the full cache's score", retention_rows(summary), 1))
+    return [table for table in tables if table[1][1]]
 
 
 def headline_rows(summary: Mapping[str, Any]) -> Rows:
@@ -213,9 +226,8 @@ def markdown_report(summary: Mapping[str, Any], plot: str | None) -> str:
     lines += [*(f"- {note}" for note in notes(summary)), *([""] if notes(summary) else []), *reading(run["metrics"])]
     if plot:
         lines += ["", f"![quality against mean cache length]({plot})"]
-    lines += _section("Against the full cache", paired_rows(summary, "full"), 2)
-    lines += _section("Against the best rival", paired_rows(summary, "rival"), 2)
-    lines += _section("Share of the full cache's score", retention_rows(summary), 1)
+    for title, rows, left in comparison_tables(summary):
+        lines += ["", f"## {title}", "", *markdown_rows(*rows, left=left)]
     if any(entry.get("paired") for entry in summary["methods"].values()):
         lines += ["", *PAIRED]
     return "\n".join(lines) + "\n"
@@ -242,7 +254,3 @@ def reading(metrics: Sequence[str]) -> list[str]:
         "Cache lengths are tokens per head over the decode calls, as measured: the mean over all samples and the",
         "highest of any. The reduction is against a cache that never evicts.",
     ]
-
-
-def _section(title: str, rows: Rows, left: int) -> list[str]:
-    return ["", f"## {title}", "", *markdown_rows(*rows, left=left)] if rows[1] else []

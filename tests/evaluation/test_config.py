@@ -65,7 +65,7 @@ def test_defaults(base: Path) -> None:
                 "match": None,
             }
         ],
-        "generation": {"max_new_tokens": 100, "fidelity": True},
+        "generation": {"max_new_tokens": 100, "fidelity": True, "prefill_chunk_size": None},
         "batch_size": 8,
         "seed": 0,
         "hive": 1,

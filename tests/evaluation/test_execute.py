@@ -8,8 +8,8 @@ import pytest
 
 import buzz
 from buzz.evaluation.batch import Job
-from buzz.evaluation.config import GenerationConfig, TaskConfig
-from buzz.evaluation.execute import encode, prompt_hash, run_batch
+from buzz.evaluation.config import TaskConfig
+from buzz.evaluation.execute import compare_batch, encode, prompt_hash, run_batch
 from buzz.evaluation.fidelity import fidelity
 from buzz.evaluation.likelihood import answer_nll
 from buzz.evaluation.metric_info import FIDELITY_METRICS
@@ -18,7 +18,6 @@ from tests.evaluation.toys import POLICIES, Numbers, Toy, job, model_of, numbers
 
 JOBS = [job(numbers(length, length), POLICIES["buzz"], name=f"s{length}") for length in (30, 14, 22)]
 FULL = [Job(one.prompt, POLICIES["full"]) for one in JOBS]
-SETTINGS = GenerationConfig(max_new_tokens=10)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,11 @@ def model():
         yield model
 
 
-def run(model, jobs, reference):
-    return run_batch(model, Numbers(), Toy(), jobs, None, SETTINGS, reference)
+def run(model, jobs, reference, task=None):
+    task = task or Toy()
+    records = run_batch(model, Numbers(), task, jobs, None, 10)
+    compare_batch(model, Numbers(), task, jobs, None, records, reference)
+    return records
 
 
 def test_a_record_of_a_generation(model):
@@ -55,7 +57,7 @@ def test_the_likelihood_is_measured_where_a_task_wants_it(model):
     class Plain(Toy):
         metrics = ["words"]  # noqa: RUF012
 
-    records = run_batch(model, Numbers(), Plain(), JOBS, None, SETTINGS, None)
+    records = run(model, JOBS, None, Plain())
     assert [list(record["metrics"]) for record in records] == [["words"]] * 3
 
 
@@ -94,7 +96,7 @@ def test_texts_are_read_not_answered(model, tmp_path):
     path.write_text(" ".join(map(str, numbers(40, 3))))
     task = make_task(TaskConfig("stream", data=str(path)))
     prompt = encode(Numbers(), task, task.load()[0], False, None)
-    (record,) = run_batch(model, Numbers(), task, [Job(prompt, POLICIES["buzz"])], None, SETTINGS, None)
+    (record,) = run(model, [Job(prompt, POLICIES["buzz"])], "self", task)
     assert list(record)[-2:] == ["weight", "blocks"]
     assert (record["output"], record["output_ids"], record["reference"]) == ("", [], None)
     assert (record["prompt_tokens"], record["new_tokens"], record["weight"]) == (1, 39, 39)

@@ -18,7 +18,8 @@ from processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary
 from buzz.evaluation.config import load_config
 from buzz.evaluation.runner import run
 
-SAMPLES = 16
+SAMPLES = 24
+KILLS = 10
 HIVE = {"policy": "buzz", "name": "hive", "sink": 2, "window": 12, "stride": 3, "threshold": 10}
 METHODS = ["full", HIVE, {"policy": "h2o", "name": "h2o", "match": "hive"}]
 
@@ -43,12 +44,13 @@ def test_ten_kills_change_nothing(config, tmp_path):
     """Ten random moments: the first while the run starts, the others spread over the samples that are left to do."""
     moment = random.Random(20)
     out, alone = tmp_path / "out", tmp_path / "alone"
-    # So many samples are there, of all methods; and then up to a few batches' time goes by.
-    written = [0, *sorted(moment.sample(range(1, 3 * SAMPLES - 6), 9))]
-    seen = []
+    seen = [0]
     with Fork() as fork:
-        for number, samples_there in enumerate(written):
-            after = moment.uniform(0, 0.05) if number else moment.uniform(0, 0.5)
+        for number in range(KILLS):
+            # So many more samples are there, of all methods; and then up to a few batches' time goes by.
+            left = max(0, len(METHODS) * SAMPLES - 12 - seen[-1]) // (KILLS - number)
+            samples_there = seen[-1] + moment.randint(1, max(1, left)) if number else 0
+            after = moment.uniform(0, 0.02) if number else moment.uniform(0, 0.2)
             if number in (3, 7):
                 status = kill_command(config, samples_there, after)
             else:
@@ -59,7 +61,7 @@ def test_ten_kills_change_nothing(config, tmp_path):
             seen.append(count_samples(out))
         statuses, said = fork.run(config)
     assert statuses == [0], said
-    assert len(set(seen)) > 5  # the kills fell on different states, else this shows little
+    assert seen[1:] == sorted(set(seen[1:]))  # each kill fell on a state of its own, else this shows little
     run(load_config(config, [f"output={alone}"]))
     for method in ("full", "hive", "h2o"):
         records = samples(out, method)

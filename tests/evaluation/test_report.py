@@ -154,6 +154,27 @@ def test_tables_are_in_both(quick):
     assert "a &lt;machine&gt;" in text
 
 
+def test_methods_are_compared_with_any_one(quick, tmp_path, capsys):
+    folder, _ = quick
+    run = load_run(folder)
+    other = next(name for name in run.records if name != "full")
+    assert main([str(folder), "--output", str(tmp_path), "--against", other, "--against", "full"]) == 0
+    text, page = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
+    section = text.split(f"## Against {other}\n")[1].split("\n## ")[0]
+    rows = {line.split(" | ")[0] for line in section.splitlines()}
+    assert "| full" in rows
+    assert f"| {other}" not in rows
+    assert f"<h3>Against {other}</h3>" in page
+    # With the full cache it is the comparison that is there anyway.
+    tables = [text.split(f"## Against {name}\n\n")[1].split("\n\n")[0] for name in ("full", "the full cache")]
+    assert tables[0] == tables[1]
+    capsys.readouterr()
+    assert main([str(folder), "--against", "nobody"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: --against: ")
+    assert told.count("\n") == 1
+
+
 def test_equal_runs_give_equal_files(quick, tmp_path):
     folder, paths = quick
     again = write_report([folder], tmp_path / "again")

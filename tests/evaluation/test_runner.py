@@ -273,6 +273,18 @@ def test_the_nearest_of_three_tries_is_kept(one_sample, monkeypatch):
     assert len(canned.jobs) <= 1 + 1 + loop.REFITS
 
 
+def test_only_the_try_that_counts_is_compared(one_sample, monkeypatch):
+    canned, compared = Canned(buzz=[2], snapkv=[60]), []
+    monkeypatch.setattr(loop, "run_batch", canned)
+    monkeypatch.setattr(loop, "compare_batch", lambda *args: compared.append((args[3], args[5])))
+    config = one_sample({"policy": "snapkv", "name": "snapkv", "match": "hive"})
+    run(config)
+    assert len(canned.jobs) > len(compared) == 2  # one was refitted
+    for jobs, found in compared:
+        assert [describe(job.policy) for job in jobs] == [record["policy"] for record in found]
+    assert compared[1][1] == list(records(config, "snapkv").values())
+
+
 def test_a_reduction_is_met_by_answers_of_any_length(one_sample, monkeypatch):
     canned = Canned(buzz=[30], h2o=[9])
     monkeypatch.setattr(loop, "run_batch", canned)
@@ -318,13 +330,13 @@ def measured(config, method: str) -> bool:
 
 def test_the_full_cache_runs_first_and_is_the_reference(write_config, monkeypatch):
     seen = []
-    real = loop.run_batch
+    real = loop.compare_batch
 
-    def watch(model, tokenizer, task, jobs, positions, generation, reference):
+    def watch(model, tokenizer, task, jobs, positions, records, reference, chunk):
         seen.append((jobs[0].policy.name, reference if reference is None or reference == "self" else set(reference)))
-        return real(model, tokenizer, task, jobs, positions, generation, reference)
+        return real(model, tokenizer, task, jobs, positions, records, reference, chunk)
 
-    monkeypatch.setattr(loop, "run_batch", watch)
+    monkeypatch.setattr(loop, "compare_batch", watch)
     methods = [{"policy": "h2o", "match": "hive"}, "local", HIVE, "full"]
     config = load_config(write_config(methods=methods), ["batch_size=6"])
     summary = run(config)

@@ -22,11 +22,14 @@ def samples(limit: int | None = None, data: Path | None = None, **options: Any) 
     return make_task(TaskConfig("passkey", limit=limit, data=str(data) if data else None, options=options)).load()
 
 
-def words_before(sample: Sample) -> list[int]:
-    """Words before each needle, in the order in which they are asked for."""
-    text = sample.row["text"]
-    found = {match[1]: len(text[: match.start()].split()) for match in NEEDLE.finditer(text)}
-    return [found[name] for name in sample.row["keys"]]
+def filler_sentences(sample: Sample) -> tuple[dict[str, int], int]:
+    """Sentences of filler before each needle, by the needle's name, and all of them."""
+    before, count = {}, 0
+    *parts, rest = NEEDLE.split(sample.row["text"])  # filler, name, key, filler, name, key, ..., filler
+    for filler, name in zip(parts[::3], parts[1::3], strict=True):
+        count += len(filler.strip().split(". ")) if filler.strip() else 0
+        before[name] = count
+    return before, count + (len(rest.strip().split(". ")) if rest.strip() else 0)
 
 
 @settings(max_examples=40)
@@ -41,13 +44,11 @@ def test_length_depth_and_needles(length: int, depth: float, needles: int) -> No
     found = NEEDLE.findall(sample.row["text"])
     assert dict(found) == sample.row["keys"]
     assert len(found) == needles
-    filler = length - 9 * needles
-    for i, before in enumerate(words_before(sample)):
-        place = depth + i / needles
-        place -= place > 1
-        others = sum(other < before for other in words_before(sample))
-        # A needle stands between two sentences, and a sentence has at most 30 words.
-        assert abs(before - 9 * others - place * filler) <= 30
+    before, sentences = filler_sentences(sample)
+    places = [depth + i / needles for i in range(needles)]
+    assert [before[name] for name in sample.row["keys"]] == [
+        round((place if place <= 1 else place - 1) * sentences) for place in places
+    ]
     names = list(sample.row["keys"])
     asked = sample.prompt.rpartition("\n\n")[2]
     assert [asked.index(name) for name in names] == sorted(asked.index(name) for name in names)

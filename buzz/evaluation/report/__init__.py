@@ -6,15 +6,17 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.report.load import Run, find_runs, load_run
+from buzz.evaluation.summary import compared_with
 
 NO_PICTURES = "matplotlib is not installed, so the report has no pictures"
 
 
-def write_report(folders: Sequence[str | Path], output: str | Path) -> list[Path]:
+def write_report(folders: Sequence[str | Path], output: str | Path, against: Sequence[str] = ()) -> list[Path]:
     """Write report.md, report.html and the pictures of one run, or of several together.
 
     Of a run that is not finished, what is there is reported. Where matplotlib is not installed, pictures are left out,
@@ -23,13 +25,14 @@ def write_report(folders: Sequence[str | Path], output: str | Path) -> list[Path
     Args:
         folders: run folders, or folders that hold some, such as a sweep's.
         output: the folder to write to; made if it does not exist. Equal runs give equal files.
+        against: methods with which all others are compared, beside the full cache and each one's best rival.
 
     Returns:
         The files that were written, report.md first.
 
     Raises:
-        ConfigError: a folder holds no run, a file in it is damaged, or no sample is finished; or the output cannot be
-            written.
+        ConfigError: a folder holds no run, a file in it is damaged, or no sample is finished; a run does not have a
+            method of `against`; or the output cannot be written.
     """
     # Here, so that a mistake is told before matplotlib is looked for.
     from buzz.evaluation.report.figures import Figure, drawable, frontier_figure, run_figures
@@ -37,7 +40,7 @@ def write_report(folders: Sequence[str | Path], output: str | Path) -> list[Path
     from buzz.evaluation.report.page import render_page
     from buzz.evaluation.store import write_atomically
 
-    runs = _load(find_runs(folders))
+    runs = [_compared(run, against) for run in _load(find_runs(folders))]
     target = Path(output)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -77,6 +80,17 @@ def _load(paths: Sequence[Path]) -> list[Run]:
     if not runs:
         raise ConfigError(str(paths[0]), "and the other runs have not begun", "run them first")
     return runs
+
+
+def _compared(run: Run, against: Sequence[str]) -> Run:
+    """The run with its methods compared with some more of them."""
+    summary = run.summary
+    for name in against:
+        done = [method for method, rows in run.records.items() if rows]
+        if name not in done:
+            raise ConfigError("--against", f"{run.name} has no samples of {name!r}", f"one of {', '.join(done)}")
+        summary = compared_with(summary, run.records, name, run.config.get("seed", 0))
+    return replace(run, summary=summary)
 
 
 def _prefixes(runs: Sequence[Run]) -> list[str]:

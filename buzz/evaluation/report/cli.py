@@ -18,6 +18,7 @@ examples:
   python scripts/report.py runs/quickstart
   python scripts/report.py runs/sweep              all runs below, together, into runs/sweep
   python scripts/report.py runs/xsum runs/cnn_dm   together, into report/
+  python scripts/report.py runs/xsum --against streaming --against h2o
 
 exit status: 0 done, 2 a folder is no run, or a file in it is damaged
 """
@@ -43,11 +44,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--output", metavar="DIR", help="where to write; default: the folder itself, or ./report if several are named"
     )
+    parser.add_argument(
+        "--against", metavar="METHOD", action="append", default=[], help="compare all methods with this one, too"
+    )
     options = parser.parse_args(arguments)
 
     from buzz.evaluation.report import write_report  # here, so that --help needs none of it
 
     output = options.output or (options.runs[0] if len(options.runs) == 1 else "report")
-    paths = write_report(options.runs, output)
+    paths = write_report(options.runs, output, options.against)
     print(f"{Path(output)}: {', '.join(path.name for path in paths)}")
     return 0

@@ -16,12 +16,11 @@ from buzz.evaluation.report.svg import inline_svg
 from buzz.evaluation.table import (
     PAIRED,
     Rows,
+    comparison_tables,
     headline_rows,
     notes,
-    paired_rows,
     reading,
     results_rows,
-    retention_rows,
 )
 
 _INTERVAL = re.compile(r"(\S+) (\[.*)")  # a figure, and its interval with whatever follows
@@ -76,12 +75,10 @@ def headline(run: Run) -> str:
 
 def comparisons(run: Run) -> str:
     """Paired differences to the full cache and to rivals, and shares of the full cache's scores; may be empty."""
-    parts = [
-        ("Against the full cache", paired_rows(run.summary, "full"), 2),
-        ("Against the best rival", paired_rows(run.summary, "rival"), 2),
-        ("Share of the full cache's score", retention_rows(run.summary), 1),
+    found = [
+        f"<h3>{escape(title, quote=False)}</h3>{table(rows, title, left)}"
+        for title, rows, left in comparison_tables(run.summary)
     ]
-    found = [f"<h3>{title}</h3>{table(rows, title, left)}" for title, rows, left in parts if rows[1]]
     return "".join([*found, f"<p class='quiet'>{escape(' '.join(PAIRED))}</p>"]) if found else ""
 
 

@@ -46,7 +46,7 @@ class PasskeyOptions:
 
     Args:
         lengths: words of the text, needles included; a word is about 1.3 tokens.
-        depths: where in the text the first needle stands, from 0 (start) to 1 (end).
+        depths: where the first needle stands, as a share of the text's sentences: from 0 (start) to 1 (end).
         needles: keys hidden in one text; all are asked for. The others stand at equal distances after the first one,
             going on from the start of the text where it ends.
         per_cell: samples of each length and depth.
