@@ -16,8 +16,10 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     Products are rounded before they are added, as transformers does it, so that equal angles give equal bits.
     """
     half = x.shape[-1] // 2
-    swapped = torch.cat([x[..., half:], x[..., :half]], dim=-1)
-    return swapped.mul_(sin).add_(x * cos)
+    rotated = x * cos
+    rotated[..., :half].add_(x[..., half:] * sin[..., :half])
+    rotated[..., half:].add_(x[..., :half] * sin[..., half:])
+    return rotated
 
 
 def signed(sin: torch.Tensor) -> torch.Tensor:
