@@ -166,7 +166,7 @@ def _fitted(
                 window = getattr(policy, "window", None)
                 if window is None or "window" in held or window + round(target - mean) < 1:
                     break
-                policy = dataclasses.replace(policy, window=window + round(target - mean))
+                policy = dataclasses.replace(policy, **{"window": window + round(target - mean)})
     return best
 
 

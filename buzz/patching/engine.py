@@ -37,9 +37,14 @@ class Engine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """A copied model has arenas of its own."""
-        parts = (self.model, [] if self._backbone is None else [self._backbone], self._context, self.run)
-        model, backbones, context, run = (copy.deepcopy(part, memo) for part in parts)
-        return Engine(model, self._family, backbones, context, run)
+        backbones = [] if self._backbone is None else [self._backbone]
+        return Engine(
+            copy.deepcopy(self.model, memo),
+            self._family,
+            copy.deepcopy(backbones, memo),
+            copy.deepcopy(self._context, memo),
+            copy.deepcopy(self.run, memo),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +113,7 @@ class Engine:
         arena = self._arenas.pop(key, None) or self._new(cache, key)
         self._arenas[key] = arena  # the last one is the one that was used last
         if arena.holder is not None and (holder := arena.holder()) not in (None, cache):
-            holder.leave()  # type: ignore[union-attr]
+            holder.leave()
         arena.holder = weakref.ref(cache)
         cache.offer(arena.stacks)
         return arena
