@@ -11,7 +11,7 @@ import torch
 from buzz.patching.static import PLAIN, Stages, StaticStep, run_head, run_layer
 
 _WARM_UPS = 3  # calls before a capture: lazy initialisation, compilation, tuning
-_SHAPES = 64  # sizes that the functions of layer and head may be compiled for in one process
+_SHAPES = 64  # kinds of steps, and numbers of rows, that layer and head may be compiled for in one process
 
 
 class Captured:
@@ -37,6 +37,7 @@ class Captured:
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(step.ids.device):
             step.live.zero_()
             if self._compiled:
+                free_capacity(step)
                 options = _options(len(step.ids)) if self._options is None else self._options
                 if (replay := self._try(step, compiled_stages(options=dict(options)), "compiled")) is not None:
                     return replay
@@ -52,6 +53,14 @@ class Captured:
             first = (str(error).splitlines() or [""])[0]
             warnings.warn(f"decoding is not {what}: {type(error).__name__}: {first}", stacklevel=2)
             return None
+
+
+def free_capacity(step: StaticStep) -> None:
+    """Let steps of any capacity share what is compiled for one; the number of rows stays fixed."""
+    for slots in step.layers:
+        for tensor, axis in ((slots.keys, 2), (slots.values, 2), (slots.scores, 2), (slots.cos, 0), (slots.sin, 0)):
+            if tensor is not None:
+                torch._dynamo.mark_dynamic(tensor, axis)
 
 
 def _capture(step: StaticStep, stages: Stages) -> Callable[[], None]:

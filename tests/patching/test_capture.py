@@ -1,0 +1,53 @@
+"""Compiled steps: what is compiled, and how often. Captures are for GPUs alone; here steps are compiled and run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import buzz
+from buzz.patching.capture import compiled_stages, free_capacity
+from tests.conftest import tiny_llama, tiny_opt, tokens
+
+POLICIES = [
+    buzz.make_policy("buzz", sink=2, window=6, stride=5, threshold=9),
+    buzz.make_policy("buzz", sink=2, window=70, stride=3, threshold=9),
+    buzz.make_policy("h2o", heavy=30, window=120),
+]
+
+
+class Compiled:
+    """Runs steps through functions that were compiled."""
+
+    def __init__(self) -> None:
+        self.counter = CompileCounterWithBackend("aot_eager")
+        self.stages = compiled_stages(backend=self.counter)
+        self.capacities: list[int] = []
+
+    def usable(self, device):
+        return True
+
+    def prepare(self, step):
+        free_capacity(step)
+        self.capacities.append(step.layers[0].keys.shape[2])
+        return lambda: step(self.stages)
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_opt])
+def test_all_capacities_share_what_is_compiled(make):
+    """One function for the layers and one for the head, whatever the policy's length; ids are those of plain steps."""
+    torch._dynamo.reset()
+    model, prompt = make(), tokens(2, 40, seed=1)
+    compiled = Compiled()
+    for policy in POLICIES:
+        ids = []
+        for run in (None, compiled):
+            with buzz.patch_model(model) as handle, torch.no_grad():
+                if run is not None:
+                    handle.engine.run = run
+                cache = buzz.BeehiveCache(policy, model.config)
+                ids.append(model.generate(prompt, past_key_values=cache, max_new_tokens=12, do_sample=False))
+        assert ids[0].tolist() == ids[1].tolist()
+    assert len(set(compiled.capacities)) == len(POLICIES)
+    assert compiled.counter.frame_count == 2
