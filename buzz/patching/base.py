@@ -13,11 +13,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from buzz.cache import BeehiveCache
-from buzz.patching.capture import Captured
-from buzz.patching.engine import Engine
-from buzz.patching.entry import GeneratePatch
+from buzz.patching.decoding.capture import Captured
+from buzz.patching.decoding.engine import Engine
+from buzz.patching.decoding.entry import GeneratePatch
+from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
-from buzz.patching.static import StaticLayer
 
 
 @dataclass

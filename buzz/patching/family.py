@@ -12,7 +12,7 @@ from torch import nn
 from buzz.cache import BeehiveCache
 
 if TYPE_CHECKING:
-    from buzz.patching.static import StaticLayer
+    from buzz.patching.decoding.step import StaticLayer
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCau
 
 from buzz.cache import BeehiveCache
 from buzz.patching.attend import attend_cached, attend_static
+from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
 from buzz.patching.rotary import RotaryTable, rotate, signed
-from buzz.patching.static import StaticLayer
 
 
 def _forward(

@@ -9,8 +9,8 @@ from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoder, OPTFo
 
 from buzz.cache import BeehiveCache
 from buzz.patching.attend import attend_cached, attend_static
+from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
-from buzz.patching.static import StaticLayer
 
 
 def _forward(module: Any, hidden: torch.Tensor, cache: BeehiveCache, context: None, kwargs: dict) -> torch.Tensor:

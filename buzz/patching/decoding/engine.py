@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from buzz.cache import BeehiveCache
-from buzz.patching.arena import Arena, Run, Session
+from buzz.patching.decoding.arena import Arena, Run, Session
+from buzz.patching.decoding.sizes import Key, Sizes
+from buzz.patching.decoding.step import StaticStep
 from buzz.patching.family import Family
-from buzz.patching.sizes import Key, Sizes
-from buzz.patching.static import StaticStep
 from buzz.stack import Stack
 
 _ARENAS = 4  # kept at most

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import buzz
-from buzz.patching.capture import compiled_stages, free_capacity
+from buzz.patching.decoding.capture import compiled_stages, free_capacity
 from tests.conftest import tiny_llama, tiny_opt, tokens
 
 POLICIES = [

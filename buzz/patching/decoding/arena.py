@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from buzz.cache import BeehiveCache
-from buzz.patching.static import StaticStep
+from buzz.patching.decoding.step import StaticStep
 from buzz.stack import Stack
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from buzz.patching.static import PLAIN, Stages, StaticStep, run_head, run_layer
+from buzz.patching.decoding.step import PLAIN, Stages, StaticStep, run_head, run_layer
 
 _WARM_UPS = 3  # calls before a capture: lazy initialisation, compilation, tuning
 _SHAPES = 64  # kinds of steps, and numbers of rows, that layer and head may be compiled for in one process
