@@ -61,23 +61,22 @@ def attend(
         raise ValueError(f"a row ends past the {k.shape[2]} slots of k and v")
     if spec is None:
         return sdpa.attend(q, k, v, starts=starts, scale=scale), None
-    if spec.queries is not None:
-        last = [spec.queries] * B if isinstance(spec.queries, int) else list(spec.queries)
-        if any(count > n for count, n in zip(counts, last, strict=True)):
-            # The output needs no scores, and the scores only a few queries.
-            few, starts_few, counts_few = _last_queries(q, starts, counts, last)
-            _, scores = eager.attend(few, k, v, starts=starts_few, counts=counts_few, scale=scale)
-            return sdpa.attend(q, k, v, starts=starts, scale=scale), scores
-    if spec.queries is None and fused.usable(q, starts):
-        return fused.attend(q, k, v, counts=counts, scale=scale)
+    last = counts if spec.queries is None else [spec.queries] * B if isinstance(spec.queries, int) else spec.queries
+    firsts = Rows(max(0, count - n) for count, n in zip(counts, last, strict=True))
+    if fused.usable(q):
+        return fused.attend(q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale)
+    if any(firsts):
+        # The output needs no scores, and the scores only a few queries.
+        few, starts_few, counts_few = _last_queries(q, starts, counts, firsts)
+        _, scores = eager.attend(few, k, v, starts=starts_few, counts=counts_few, scale=scale)
+        return sdpa.attend(q, k, v, starts=starts, scale=scale), scores
     output, scores = eager.attend(q, k, v, starts=starts, counts=counts, scale=scale)
     return output.to(q.dtype), scores
 
 
-def _last_queries(q: torch.Tensor, starts: Rows, counts: Rows, last: Sequence[int]) -> tuple[torch.Tensor, Rows, Rows]:
-    """The last last[b] valid queries of each row b, [B, Hq, max(last), D], with their starts and counts."""
-    first = Rows(max(0, count - n) for count, n in zip(counts, last, strict=True))
-    width = min(max(last), q.shape[2])
+def _last_queries(q: torch.Tensor, starts: Rows, counts: Rows, first: Rows) -> tuple[torch.Tensor, Rows, Rows]:
+    """The valid queries of each row b from first[b] on, [B, Hq, n, D], with their starts and counts."""
+    width = max(1, *(count - f for count, f in zip(counts, first, strict=True)))
     if min(first) == max(first):
         picked = q[:, :, first[0] : first[0] + width]
     else:

@@ -1,42 +1,66 @@
-"""A prompt's attention on a GPU: output from PyTorch's fused kernels, scores from the log-sum-exp; no matrix exists."""
+"""Many queries on a GPU: output from PyTorch's fused kernels, scores from the log-sum-exp; no matrix exists."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 
 import torch
-import torch.nn.functional as F
 
 from buzz.rows import Rows
 
 
-def usable(q: torch.Tensor, starts: Rows) -> bool:
-    """Whether this is a prompt in half precision on a CUDA device, and Triton is installed."""
+def usable(q: torch.Tensor) -> bool:
+    """Whether this is a prompt or a chunk in half precision on a CUDA device, and Triton is installed."""
     half = q.dtype in (torch.float16, torch.bfloat16)
-    return q.is_cuda and half and q.shape[2] > 1 and max(starts) == 0 and _has_triton()
+    return q.is_cuda and half and q.shape[2] > 1 and q.shape[3] % 8 == 0 and q.shape[3] <= 256 and _has_triton()
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, counts: Rows, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, firsts: Rows, counts: Rows, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and scores of a first call; see `buzz.attention.attend` for the arguments."""
+    """Output and scores of one call; see `buzz.attention.attend` for the arguments.
+
+    Args:
+        firsts: of row b the queries firsts[b] .. counts[b] - 1 count for the scores.
+    """
     from buzz.attention.column_sums import column_sums
 
-    Lq, C = q.shape[2], k.shape[2]
-    q, k, v = q.contiguous(), k[:, :, :Lq], v[:, :, :Lq]
-    output, lse = _with_lse(q, k, v, scale)
-    zeros = Rows([0] * len(counts))
-    scores = column_sums(q, k, lse, starts=zeros, firsts=zeros, counts=counts, scale=scale)
-    return output, F.pad(scores, (0, C - Lq))
+    q = q.contiguous()
+    output, lse = _by_rows(q, k, v, starts, counts, scale)
+    return output, column_sums(q, k, lse, starts=starts, firsts=firsts, counts=counts, scale=scale)
 
 
-def _with_lse(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal attention and float32 log-sum-exp [B, Hq, Lq]: cuDNN, which is faster, or flash where it cannot."""
-    aten = torch.ops.aten
-    try:
-        output, lse = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True, False, scale=scale)[:2]
-    except RuntimeError:
-        output, lse = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, False, scale=scale)[:2]
+def _by_rows(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: Rows, counts: Rows, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output [B, Hq, Lq, D] and log-sum-exp float32 [B, Hq, Lq]: all rows together if they start at the same slot."""
+    end = starts[0] + q.shape[2]
+    if min(starts) == max(starts) and end <= k.shape[2]:
+        return causal(q, k[:, :, :end], v[:, :, :end], scale)
+    output, lse = torch.zeros_like(q), q.new_zeros(q.shape[:3], dtype=torch.float32)
+    for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        if count:
+            one, end = slice(row, row + 1), start + count
+            output[one, :, :count], lse[one, :, :count] = causal(
+                q[one, :, :count], k[one, :, :end], v[one, :, :end], scale
+            )
+    return output, lse
+
+
+def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and natural log-sum-exp float32 [B, Hq, Lq] of queries [B, Hq, Lq, D] that are the last of S tokens.
+
+    A whole prompt goes to cuDNN, which is faster; to flash attention what cuDNN cannot, and a chunk of a prompt: there
+    flash aligns the last query with the last key, as is wanted here, and cuDNN the first with the first.
+    """
+    aten, result = torch.ops.aten, None
+    if q.shape[2] == k.shape[2]:
+        with contextlib.suppress(RuntimeError):
+            result = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True, False, scale=scale)
+    if result is None:
+        result = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, False, scale=scale)
+    output, lse = result[:2]
     return output, lse.reshape(*q.shape[:2], -1)[..., : q.shape[2]].float()
 
 

@@ -131,7 +131,7 @@ def test_shapes_that_do_not_fit_are_named():
 @pytest.mark.parametrize("groups", [1, 3])
 def test_a_gpu_gives_what_the_cpu_gives(groups, dtype, tolerance):
     generator = torch.Generator().manual_seed(groups)
-    for starts, counts in (([0, 0], [70, 41]), ([12, 5], [33, 20]), ([40, 9], [1, 1])):
+    for starts, counts in (([0, 0], [70, 41]), ([12, 5], [33, 20]), ([12, 12], [33, 20]), ([40, 9], [1, 1])):
         slots = max(s + c for s, c in zip(starts, counts, strict=True))
         q, k, v = (torch.randn(2, h, n, 64, generator=generator).to(dtype) for h, n in
                    ((2 * groups, max(counts)), (2, slots), (2, slots)))  # fmt: skip

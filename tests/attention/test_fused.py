@@ -1,0 +1,68 @@
+"""The path of prompts and chunks on a GPU, with PyTorch's kernels replaced by a plain one where there is no GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from buzz.attention import eager, fused
+from buzz.rows import Rows
+
+pytest.importorskip("triton")
+
+
+def plain_causal(q, k, v, scale):
+    """What `fused.causal` is to give, from all logits in the open."""
+    width, slots = q.shape[2], k.shape[2]
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+    logits = q @ k.transpose(2, 3) * scale
+    hidden = torch.ones(width, slots, dtype=torch.bool).triu(slots - width + 1)
+    logits = logits.masked_fill(hidden, -torch.inf)
+    return logits.softmax(-1) @ v, logits.logsumexp(-1)
+
+
+@pytest.mark.parametrize(
+    ("starts", "counts", "last"),
+    [
+        ([0, 0], [40, 40], None),
+        ([0, 0], [40, 17], [40, 3]),
+        ([12, 12], [20, 9], None),  # a chunk; one row ends early
+        ([12, 12], [20, 20], [8, 20]),
+        ([30, 5], [20, 3], None),  # ragged: rows one by one
+        ([30, 0], [20, 0], [5, 5]),  # a row that takes no part
+    ],
+)
+def test_prompts_and_chunks(monkeypatch, starts, counts, last):
+    generator = torch.Generator().manual_seed(sum(starts))
+    slots = max(s + c for s, c in zip(starts, counts, strict=True)) + 2
+    q = torch.randn(2, 6, max(counts), 16, generator=generator)
+    k, v = (torch.randn(2, 2, slots, 16, generator=generator) for _ in range(2))
+    monkeypatch.setattr(fused, "causal", plain_causal)
+    firsts = Rows([0, 0] if last is None else [max(0, c - n) for c, n in zip(counts, last, strict=True)])
+    how = {"starts": Rows(starts), "counts": Rows(counts), "scale": 0.25}
+    output, scores = fused.attend(q, k, v, firsts=firsts, **how)
+    expected, _ = eager.attend(q, k, v, **how)
+    wanted = torch.zeros_like(scores)
+    for row, (start, first, count) in enumerate(zip(starts, firsts, counts, strict=True)):
+        torch.testing.assert_close(output[row, :, :count], expected[row, :, :count], atol=1e-5, rtol=1e-4)
+        if count > first:
+            one = slice(row, row + 1)
+            how = {"starts": Rows([start + first]), "counts": Rows([count - first]), "scale": 0.25}
+            wanted[one] = eager.attend(q[one, :, first:count], k[one], v[one], **how)[1]
+    torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("width", [37, 300, 1000])
+def test_pytorchs_kernels_align_the_last_query_with_the_last_key(dim, width):
+    generator = torch.Generator().manual_seed(dim)
+    q = torch.randn(2, 6, width, dim, generator=generator).bfloat16()
+    for slots in (width, width + 1, width + 555):
+        k, v = (torch.randn(2, 2, slots, dim, generator=generator).bfloat16() for _ in range(2))
+        output, lse = fused.causal(q.cuda(), k.cuda(), v.cuda(), dim**-0.5)
+        expected, expected_lse = plain_causal(q.double(), k.double(), v.double(), dim**-0.5)
+        assert (output.cpu() - expected).norm() / expected.norm() < 1e-2
+        assert lse.dtype == torch.float32
+        torch.testing.assert_close(lse.cpu().double(), expected_lse, atol=1e-2, rtol=1e-2)
