@@ -14,7 +14,7 @@ for file in "$model" "$data"/{xsum,cnn_dailymail,nq_open_10}.jsonl.gz "$data/wik
   [[ -r $file ]] || { echo "error: $file: cannot be read" >&2; exit 2; }
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 TOKENIZERS_PARALLELISM=false PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 mkdir -p "$out/parts" "$out/logs"
 
 # The keys of each task: rows as in docs/results.md, batches that leave room for all processes in 140 GiB.
