@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import LlamaForCausalLM
 
-from buzz.evaluation.benchmark import prompts
+from buzz.evaluation.benchmark import agreement, prompts
 from buzz.evaluation.benchmark.cli import main
 from buzz.evaluation.benchmark.config import SECTIONS
 
@@ -33,6 +33,7 @@ ALL = {
     "stream": {"tokens": [33, 70], "chunk": 16, "steps": 6, "methods": ["buzz"]},
     "evictions": {"context": 32, "steps": 50, "profiled": 4, "methods": ["dynamic", "buzz"]},
     "throughput": {"prompt": 24, "new_tokens": 12, "batches": [2], "limit": 5, "methods": ["dynamic", "buzz"]},
+    "agreement": {"prompts": 3, "shortest": 20, "longest": 40, "new_tokens": 30, "methods": ["buzz"]},
     "steps": {"prompt": 40, "steps": 9, "lengths": [16], "batches": [1, 2]},
 }
 
@@ -152,6 +153,29 @@ def test_throughput(sections):
     assert row["trials"] == [[4, "fits"], [5, "fits"]]
     assert row["tokens_per_s"] == pytest.approx(5 * 12 / (row["prefill_s"] + 11e-3 * row["ms_mean"]))
     assert of(sections["throughput"], batch=2, method="dynamic")["rows"] == 2
+
+
+def test_agreement(sections):
+    (row,) = sections["agreement"]
+    assert (row["prompts"], row["equal"], row["first"], row["gap"]) == (3, 3, None, None)
+
+
+def test_a_difference_is_found(tmp_path, monkeypatch):
+    class Shifted(agreement.Plain):
+        """Steps whose logits belong to other tokens."""
+
+        def prepare(self, step):
+            def run():
+                step()
+                step.logits.copy_(step.logits.roll(1, dims=-1))
+
+            return run
+
+    monkeypatch.setattr(agreement, "Plain", Shifted)
+    assert main(["--config", write(tmp_path, only("agreement")), f"output={tmp_path / 'out'}"]) == 0
+    (row,) = results(tmp_path / "out")["sections"]["agreement"]["rows"]
+    assert (row["equal"], row["first"]) == (0, 1)  # the first token is the prompt's own
+    assert row["gap"] == max(difference["gap"] for difference in row["differences"]) > 0
 
 
 def test_steps(sections):

@@ -33,7 +33,7 @@ def test_shipped_configs(path):
 def test_the_acceptance_table_is_whole():
     config = load_bench(CONFIGS[0].parent / "h100.yaml")
     assert config.model.shape == "llama-2-7b"
-    assert set(config.sections) == set(SECTIONS) - {"steps"}
+    assert set(config.sections) == set(SECTIONS) - {"agreement", "steps"}
     assert max(config.prefill.lengths) == 32768
     assert config.stream.tokens == [1024, 131072]
     # Unpatched contenders first, so that the model is patched once.
@@ -84,6 +84,8 @@ def test_policies_take_their_parameters_and_limits(tmp_path):
         ({"methods": [{"policy": "buzz", "budget": 0.5}]}, "methods[0] (buzz).budget: is 0.5 (a float), an integer"),
         ({"methods": [{"policy": "static", "window": 4}]}, "methods[0].window: unknown key, allowed: policy, name"),
         ({"methods": []}, "methods: is [] (a list), a list of at least one method is wanted"),
+        ({"agreement": {"shortest": 9, "longest": 8}}, "agreement.longest: is 8, shortest is 9"),
+        ({"agreement": {"methods": ["dynamic"]}}, "agreement.methods: has no policy"),
         ({"steps": {"batches": [2, 3]}}, "steps.batches: is [2, 3] (a list), multiples of the ones before"),
         ({"throughput": {"largest": False}}, "throughput.batches: is null, a list of integers is wanted"),
         ({"stream": {"tokens": [1]}}, "stream.tokens: is [1] (a list), integers of at least 2 are wanted"),

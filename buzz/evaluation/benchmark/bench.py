@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,9 @@ from buzz.evaluation.benchmark.book import Book
 from buzz.evaluation.benchmark.contenders import Contender
 from buzz.evaluation.benchmark.measure import Clock, attempt
 from buzz.evaluation.command_line import tell
+from buzz.evaluation.data import resolve_path
+
+_TEXT = "package:buzz/evaluation/samples/articles.jsonl"
 
 
 class Stage:
@@ -65,6 +69,15 @@ class Bench:
         """Random tokens [batch, length], the same for every contender."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randint(self.model.config.vocab_size, (batch, length), generator=generator).to(self.device)
+
+    def text(self, length: int) -> torch.Tensor:
+        """Real text, repeated as needed, [1, at least length]; random tokens where there is no tokenizer."""
+        if self.tokenizer is None:
+            return self.ids(1, length)
+        lines = resolve_path(_TEXT, "text").read_text(encoding="utf-8").splitlines()
+        text = "\n\n".join(json.loads(line)["document"] for line in lines)
+        ids = self.tokenizer(text, return_tensors="pt").input_ids
+        return ids.repeat(1, -(-length // ids.shape[1])).to(self.device)
 
     def point(self, section: str, key: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
         """Measure a point unless the book has it.

@@ -142,6 +142,17 @@ class Throughput:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """Greedy answers of `new_tokens` to `prompts` texts of `shortest` to `longest` tokens, decoded in two ways."""
+
+    prompts: int = _count(20)
+    shortest: int = _count(1024)
+    longest: int = _count(4096)
+    new_tokens: int = _count(200)
+    methods: list[str] | None = field(default=None, metadata=_NAMES)
+
+
+@dataclass(frozen=True)
 class Steps:
     """Single forward calls timed by turns: at equal cache `lengths`, and in `batches` rows after a long `prompt`."""
 
@@ -159,6 +170,7 @@ SECTIONS: dict[str, type] = {
     "stream": Stream,
     "evictions": Evictions,
     "throughput": Throughput,
+    "agreement": Agreement,
     "steps": Steps,
 }
 
@@ -189,6 +201,7 @@ class BenchConfig:
     stream: Stream | None = field(default=None, metadata=_optional(Stream))
     evictions: Evictions | None = field(default=None, metadata=_optional(Evictions))
     throughput: Throughput | None = field(default=None, metadata=_optional(Throughput))
+    agreement: Agreement | None = field(default=None, metadata=_optional(Agreement))
     steps: Steps | None = field(default=None, metadata=_optional(Steps))
     only: list[str] | None = field(default=None, metadata=parsed_by(_names))
     seconds: float | None = field(default=None, metadata=_POSITIVE)
@@ -242,6 +255,12 @@ def parse_bench(raw: Mapping[str, Any]) -> BenchConfig:
         raise ConfigError("throughput.batches", "is null", "a list of integers is wanted where largest is false")
     if config.stream is not None and min(config.stream.tokens) < 2:
         raise ConfigError("stream.tokens", said(config.stream.tokens), "integers of at least 2 are wanted")
+    if config.agreement is not None:
+        if config.agreement.longest < config.agreement.shortest:
+            what = f"is {config.agreement.longest}, shortest is {config.agreement.shortest}"
+            raise ConfigError("agreement.longest", what, "at least as much is wanted")
+        if not any(contender.patched for contender in config.contenders(config.agreement)):
+            raise ConfigError("agreement.methods", "has no policy", "at least one is wanted")
     _multiples(config.steps)
     _known(config.only, [name for name in SECTIONS if getattr(config, name) is not None], "only")
     if not config.sections:

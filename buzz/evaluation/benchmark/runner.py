@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from buzz.evaluation.benchmark.agreement import agreement
 from buzz.evaluation.benchmark.bench import Bench
 from buzz.evaluation.benchmark.book import RESULTS, Book, OutOfTimeError
 from buzz.evaluation.benchmark.ceilings import ceilings
@@ -27,6 +28,7 @@ _CONTENDED: dict[str, Callable[..., None]] = {
     "stream": stream,
     "evictions": evictions,
     "throughput": throughput,
+    "agreement": agreement,
 }
 
 

@@ -5,7 +5,6 @@ What a patched step costs at equal cache length, and a full cache against BUZZ a
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,9 +16,7 @@ import buzz
 from buzz.evaluation.benchmark.bench import Bench
 from buzz.evaluation.benchmark.config import Steps
 from buzz.evaluation.benchmark.measure import Clock, cache_mib
-from buzz.evaluation.data import resolve_path
 
-_TEXT = "package:buzz/evaluation/samples/articles.jsonl"
 _BLOCK = 8  # steps between two changes of cache
 _POLICIES = ("buzz", "buzz_no_max")
 FULL = "DynamicCache"
@@ -60,7 +57,7 @@ class _Timed:
 
 def steps(bench: Bench, config: Steps) -> None:
     """A group of rows for every length, and one for every batch after the long prompt."""
-    ids = _text(bench, max(config.prompt, *config.lengths))
+    ids = bench.text(max(config.prompt, *config.lengths))
     bench.stage.clear()
     with torch.inference_mode():
         bench.model(ids[:, : max(config.lengths)], logits_to_keep=1)  # first calls pack weights and start threads
@@ -82,16 +79,6 @@ def _keep(bench: Bench, title: str, rows: Sequence[dict[str, Any]]) -> None:
         bench.book.rows("steps").append({"group": title, **row})
     bench.book.save()  # a group at once: its rows were measured by turns
     bench.say(f"steps: {title}")
-
-
-def _text(bench: Bench, length: int) -> torch.Tensor:
-    """Real text, repeated as needed, [1, at least length]; random tokens where there is no tokenizer."""
-    if bench.tokenizer is None:
-        return bench.ids(1, length)
-    lines = resolve_path(_TEXT, "text").read_text(encoding="utf-8").splitlines()
-    text = "\n\n".join(json.loads(line)["document"] for line in lines)
-    ids = bench.tokenizer(text, return_tensors="pt").input_ids
-    return ids.repeat(1, -(-length // ids.shape[1])).to(bench.device)
 
 
 @torch.inference_mode()

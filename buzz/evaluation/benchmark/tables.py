@@ -103,6 +103,16 @@ LAYOUTS: dict[str, Layout] = {
             Column("cache MiB", "cache_mib", 0),
         ),
     ),
+    "agreement": Layout(
+        (),
+        (_METHOD,),
+        (
+            Column("prompts", "prompts", 0),
+            Column("equal", "equal", 0),
+            Column("first difference at token", "first", 0),
+            Column("largest gap of logits there", "gap", 4),
+        ),
+    ),
     "steps": Layout(
         ("group",),
         (_METHOD,),

@@ -34,6 +34,16 @@ class Plain:
         return step
 
 
+class Off:
+    """Runs no steps: all decoding goes through the model's own forward."""
+
+    def usable(self, device: torch.device) -> bool:
+        return False
+
+    def prepare(self, step: StaticStep) -> Callable[[], None]:
+        raise RuntimeError("nothing is decoded in static memory")
+
+
 @dataclass
 class Arena:
     """Buffers with the step that runs on them. `holder` is the cache that lives there."""

@@ -1,0 +1,81 @@
+"""Section `agreement`: whether decoding in static memory gives the tokens of the model's own forward."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from buzz.evaluation.benchmark.bench import Bench
+from buzz.evaluation.benchmark.config import Agreement
+from buzz.evaluation.benchmark.contenders import Contender
+from buzz.patching.decoding.arena import Off, Plain
+
+
+def agreement(bench: Bench, config: Agreement, contenders: Sequence[Contender]) -> None:
+    """Every policy on every prompt, greedily, once in each way.
+
+    Where the two part, the model's own forward tells how near its two likeliest tokens were. From there on the texts
+    differ, so only the first difference of a prompt says anything.
+    """
+    for contender in contenders:
+        if contender.patched:
+
+            def measure(contender=contender) -> dict[str, Any]:
+                found = [_compare(bench, contender, ids, config.new_tokens) for ids in _prompts(bench, config)]
+                parted = [difference for difference in found if difference is not None]
+                return {
+                    "prompts": len(found),
+                    "equal": len(found) - len(parted),
+                    "first": min((step for step, _ in parted), default=None),
+                    "gap": max((gap for _, gap in parted), default=None),
+                    "differences": [{"step": step, "gap": gap} for step, gap in parted],
+                }
+
+            bench.contender_point("agreement", contender, {}, measure)
+
+
+def _prompts(bench: Bench, config: Agreement) -> Iterator[torch.Tensor]:
+    """Real text [1, L] from places of its own, of lengths spread evenly from the shortest to the longest."""
+    text = bench.text(config.longest)
+    for number in range(config.prompts):
+        length = config.shortest + (config.longest - config.shortest) * number // max(1, config.prompts - 1)
+        yield text.roll(-number * text.shape[1] // config.prompts, dims=1)[:, :length]
+
+
+def _compare(bench: Bench, contender: Contender, ids: torch.Tensor, tokens: int) -> tuple[int, float] | None:
+    """The first new token that differs, and the gap between the logits of the two likeliest there; None: none does."""
+    model = bench.model
+    settings = GenerationConfig(
+        pad_token_id=0, do_sample=False, max_new_tokens=tokens, return_dict_in_generate=True, output_logits=True
+    )
+
+    def answer(run: Any) -> Any:
+        cache = contender.cache(model.config, ids.shape[1] + tokens)
+        settings.output_logits = isinstance(run, Off)  # which the static loop does not record
+        with _decoding(model, run), torch.inference_mode():
+            return model.generate(ids, past_key_values=cache, generation_config=settings)
+
+    own = answer(Off())
+    static = answer(None if ids.is_cuda else Plain())
+    differ = (own.sequences != static.sequences)[0, ids.shape[1] :].nonzero()
+    if not len(differ):
+        return None
+    step = int(differ[0])
+    first, second = own.logits[step][0].float().topk(2).values.tolist()
+    return step, first - second
+
+
+@contextlib.contextmanager
+def _decoding(model: Any, run: Any) -> Iterator[None]:
+    """Steps of generate() run like this inside the block; None: as they do anyway."""
+    engine = model._buzz_handle.engine
+    before = engine.run
+    engine.run = run or before
+    try:
+        yield
+    finally:
+        engine.run = before
