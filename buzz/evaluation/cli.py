@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from buzz.evaluation.command_line import Parser, short_warnings
-from buzz.evaluation.distributed import PeerLostError, join, speaks
+from buzz.evaluation.distributed import PeerLostError, adopt_mpi, join, speaks
 from buzz.evaluation.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: those after the program's name; None: the process's own.
     """
+    adopt_mpi()
     try:
         with short_warnings(_tell):
             return _main(arguments)

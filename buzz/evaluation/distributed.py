@@ -90,6 +90,28 @@ class Group:
 ALONE = Group()
 
 
+# What Open MPI, Intel MPI and MVAPICH call the words of torchrun.
+_WORDS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+_MPI = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+)
+
+
+def adopt_mpi() -> None:
+    """Where mpirun started this process, name its place in the environment as torchrun does.
+
+    `accelerate launch --cpu --mpirun_hostfile` leaves it at MPI's own names.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return
+    for names in _MPI:
+        if all(name in os.environ for name in names):
+            os.environ.update({word: os.environ[name] for word, name in zip(_WORDS, names, strict=True)})
+            return
+
+
 def launched() -> bool:
     """Whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -105,7 +127,7 @@ def join() -> Group:
     if not launched():
         if _lost_processes():
             warnings.warn(
-                "accelerate launch --cpu has started a single process (it needs mpirun for more); "
+                "accelerate launch --cpu has started one process (more need mpirun and --mpirun_hostfile); "
                 "torchrun --nproc-per-node N starts several",
                 stacklevel=2,
             )

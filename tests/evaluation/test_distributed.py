@@ -16,7 +16,7 @@ from conftest import articles
 from processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
 
 from buzz.evaluation.config import load_config
-from buzz.evaluation.distributed import ALONE, Group, join
+from buzz.evaluation.distributed import ALONE, Group, adopt_mpi, join, launched
 from buzz.evaluation.model_source import resolve_device
 from buzz.evaluation.runner import run
 
@@ -185,6 +185,20 @@ def test_batches_are_dealt_in_turn():
     groups = [Group(rank, 3, rank) for rank in range(3)]
     owners = [[group.rank for group in groups if group.mine(number)] for number in range(7)]
     assert owners == [[0], [1], [2], [0], [1], [2], [0]]
+
+
+@pytest.mark.parametrize("prefix", ["OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "PMI_"])
+def test_mpi_names_its_processes_too(monkeypatch, prefix):
+    monkeypatch.setattr(os, "environ", {f"{prefix}SIZE": "3", f"{prefix}RANK": "2"})
+    adopt_mpi()
+    assert not launched()  # not all of the names: something else has set them
+    os.environ["MPI_LOCALRANKID" if prefix == "PMI_" else f"{prefix}LOCAL_RANK"] = "1"
+    adopt_mpi()
+    assert launched()
+    assert [os.environ[word] for word in ("WORLD_SIZE", "RANK", "LOCAL_RANK")] == ["3", "2", "1"]
+    os.environ.update(WORLD_SIZE="5")  # a launcher between mpirun and this process has the last word
+    adopt_mpi()
+    assert os.environ["WORLD_SIZE"] == "5"
 
 
 @pytest.mark.parametrize(
