@@ -15,11 +15,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
     Products are rounded before they are added, as transformers does it, so that equal angles give equal bits.
     """
-    half = x.shape[-1] // 2
-    rotated = x * cos
-    rotated[..., :half].add_(x[..., half:] * sin[..., :half])
-    rotated[..., half:].add_(x[..., :half] * sin[..., half:])
-    return rotated
+    return x.roll(x.shape[-1] // 2, dims=-1).mul_(sin).add_(x * cos)
 
 
 def signed(sin: torch.Tensor) -> torch.Tensor:
