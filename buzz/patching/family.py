@@ -38,7 +38,7 @@ class Family:
         finish: (backbone, hidden [B, 1, width]) -> what goes into the output layer.
         table: (context, slots, like) -> cos and sin [at least slots, D] by which cached keys are rotated to their
             slots, or None if they are not rotated.
-        static: backbone -> whether all this works for it.
+        static: context -> whether all this works for it: angles of rotation must not depend on the length.
     """
 
     name: str
