@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 
 import torch
 
+from buzz.attention.device import HALF, runs_triton
 from buzz.rows import Rows
 
 
 def usable(q: torch.Tensor) -> bool:
     """Whether this is a prompt or a chunk in half precision on a CUDA device, and Triton is installed."""
-    half = q.dtype in (torch.float16, torch.bfloat16)
-    return q.is_cuda and half and q.shape[2] > 1 and q.shape[3] % 8 == 0 and q.shape[3] <= 256 and _has_triton()
+    return q.dtype in HALF and q.shape[2] > 1 and q.shape[3] % 8 == 0 and q.shape[3] <= 256 and runs_triton(q)
 
 
 def attend(
@@ -26,7 +25,8 @@ def attend(
     """
     from buzz.attention.column_sums import column_sums
 
-    q = q.contiguous()
+    if q.stride(-1) != 1:
+        q = q.contiguous()
     output, lse = _by_rows(q, k, v, starts, counts, scale)
     return output, column_sums(q, k, lse, starts=starts, firsts=firsts, counts=counts, scale=scale)
 
@@ -62,7 +62,3 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> t
         result = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, False, scale=scale)
     output, lse = result[:2]
     return output, lse.reshape(*q.shape[:2], -1)[..., : q.shape[2]].float()
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
+from buzz.attention.device import HALF
 from buzz.attention.eager import causal, grouped
 from buzz.rows import Rows
 
@@ -30,7 +31,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, s
     if max(starts) == 0:
         return _grouped(q, k[:, :, :Lq], v[:, :, :Lq], is_causal=True, scale=scale)
     end = starts[0] + Lq
-    if uniform and end <= C and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+    if uniform and end <= C and q.is_cuda and q.dtype in HALF:
         # Flash attention aligns the last query with the last key by itself.
         return _grouped(q, k[:, :, :end], v[:, :, :end], attn_mask=causal_lower_right(Lq, end), scale=scale)
     chunk = max(16, _CHUNK_ELEMENTS // (C * (1 if uniform else B)))
@@ -46,7 +47,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, s
 def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> torch.Tensor:
     """PyTorch's attention of q [B, Hq, L, D] over k and v [B, Hkv, S, D] by a kernel that holds no L x S matrix."""
     group = q.shape[1] // k.shape[1]
-    if group == 1 or not q.is_cuda or q.dtype in (torch.float16, torch.bfloat16):
+    if group == 1 or not q.is_cuda or q.dtype in HALF:
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=group > 1, **how)
     # In float32 no fused CUDA kernel knows groups: one call for each query head of a group.
     heads = [F.scaled_dot_product_attention(part, k, v, **how) for part in grouped(q, k.shape[1]).unbind(2)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from typing import Any
 
 import torch
 
-_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+from buzz.attention.device import HALF, runs_triton
 
 
 def attend_step(
@@ -95,7 +94,7 @@ def _attend_step(
     live: torch.Tensor | None,
 ) -> torch.Tensor:
     how: dict[str, Any] = {"scale": scale, "logn_base": logn_base, "cos": cos, "sin": sin, "live": live}
-    if q.is_cuda and q.dtype in _TRITON_DTYPES and importlib.util.find_spec("triton") is not None:
+    if q.dtype in (*HALF, torch.float32) and runs_triton(q):
         from buzz.attention import decode
 
         return decode.attend(q, k, v, keys, values, scores, lengths, **how)

@@ -18,10 +18,11 @@ from buzz.patching.decoding.engine import Engine
 from buzz.patching.decoding.entry import GeneratePatch
 from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
+from buzz.patching.prompt import Patched, Prompt, mlp_forward, norm_forward
 
 
 @dataclass
-class _Patched:
+class _Attention:
     """What a patched attention module remembers."""
 
     family: Family
@@ -32,7 +33,7 @@ class _Patched:
 
 def _attention_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Stands in for the attention module's forward; without a BeehiveCache it is the forward that was there."""
-    patched: _Patched = self._buzz
+    patched: _Attention = self._buzz
     cache = kwargs.get("past_key_values")
     if isinstance(cache, StaticLayer):
         return patched.family.step(self, hidden_states, cache, kwargs), None
@@ -42,16 +43,18 @@ def _attention_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwa
         return patched.family.forward(self, hidden_states, cache, patched.context, kwargs), None
 
 
-def _enter(family: Family, backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _enter(family: Family, prompt: Prompt, backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Before a backbone's forward: tell the cache which rows come, and bring their tokens to the left."""
     names = inspect.signature(type(backbone).forward).parameters
     inputs = dict(zip(list(names)[1:], args, strict=False)) | kwargs
     cache = inputs.get("past_key_values")
+    prompt.open = False  # a call that failed may have left it open
     if not isinstance(cache, BeehiveCache):
         return None
     key = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
     tokens, given = inputs[key], inputs.get("position_ids")
     call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
+    prompt.open = tokens.is_cuda and call.columns > 1
     if call.order is not None:
         inputs[key] = _pick_columns(tokens, call.order[:, : call.width])
         if given is not None:
@@ -62,8 +65,9 @@ def _enter(family: Family, backbone: Any, args: tuple[Any, ...], kwargs: dict[st
     return (), inputs
 
 
-def _leave(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+def _leave(prompt: Prompt, backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """After a backbone's forward: put every column back where the caller had it."""
+    prompt.open = False
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, BeehiveCache) or (call := cache.last_call) is None or call.order is None:
         return output
@@ -93,16 +97,22 @@ class PatchHandle:
         backbones = [m for m in model.modules() if isinstance(m, family.backbone)]
         contexts = []
         for backbone in backbones:
+            prompt = Prompt()
             self._hooks += [
-                backbone.register_forward_pre_hook(_Enter(family), with_kwargs=True),
-                backbone.register_forward_hook(_leave, with_kwargs=True),
+                backbone.register_forward_pre_hook(_Enter(family, prompt), with_kwargs=True),
+                backbone.register_forward_hook(_Leave(prompt), with_kwargs=True),
             ]
             context = family.context(backbone)
             contexts.append(context)
             for module in [m for m in backbone.modules() if isinstance(m, family.attention)]:
-                module._buzz = _Patched(family, context, module.forward, "forward" in vars(module))  # type: ignore
+                module._buzz = _Attention(family, context, module.forward, "forward" in vars(module))  # type: ignore
                 module.forward = MethodType(_attention_forward, module)
                 self._modules.append(module)
+            for kind, forward in ((family.norm, norm_forward), (family.mlp, mlp_forward)):
+                for module in [m for m in backbone.modules() if kind is not None and isinstance(m, kind)]:
+                    module._buzz = Patched(prompt, module.forward, "forward" in vars(module))  # type: ignore
+                    module.forward = MethodType(forward, module)
+                    self._modules.append(module)
         self.engine = Engine(model, family, backbones, contexts[0], Captured())
         self.generate_patch = GeneratePatch(model)
         model._buzz_handle = self  # type: ignore[assignment]
@@ -110,7 +120,7 @@ class PatchHandle:
     def remove(self) -> None:
         """Put every forward back as it was. Doing it again changes nothing."""
         for module in self._modules:
-            patched: _Patched = module._buzz
+            patched: _Attention | Patched = module._buzz
             if patched.own:
                 module.forward = patched.forward
             else:
@@ -137,6 +147,15 @@ class PatchHandle:
 @dataclass(frozen=True)
 class _Enter:
     family: Family
+    prompt: Prompt
 
     def __call__(self, backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _enter(self.family, backbone, args, kwargs)
+        return _enter(self.family, self.prompt, backbone, args, kwargs)
+
+
+@dataclass(frozen=True)
+class _Leave:
+    prompt: Prompt
+
+    def __call__(self, backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return _leave(self.prompt, backbone, args, kwargs, output)

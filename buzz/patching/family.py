@@ -24,6 +24,8 @@ class Family:
         model: class of the language model whose logits are its output layer's, applied to the backbone's output.
         backbone: class of the module that embeds tokens and runs the layers; has `layers`.
         attention: class of its attention modules; each has `layer_idx`.
+        norm: class of its RMS norms, with `weight` and `variance_epsilon`; None: it has none.
+        mlp: class of its gated MLPs, with `gate_proj`, `up_proj`, `down_proj` and `act_fn`; None: it has none.
         forward: the attention forward for a BeehiveCache: (module, hidden [B, L, width], cache, context, kwargs)
             -> output [B, L, width].
         position_ids: (backbone, cache, given, device) -> int64 [1 or B, L], the positions the backbone embeds.
@@ -45,6 +47,8 @@ class Family:
     model: type[nn.Module]
     backbone: type[nn.Module]
     attention: type[nn.Module]
+    norm: type[nn.Module] | None
+    mlp: type[nn.Module] | None
     forward: Callable[[Any, torch.Tensor, BeehiveCache, Any, dict[str, Any]], torch.Tensor]
     position_ids: Callable[[Any, BeehiveCache, torch.Tensor | None, torch.device], torch.Tensor]
     context: Callable[[Any], Any]

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaModel
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaForCausalLM,
+    LlamaMLP,
+    LlamaModel,
+    LlamaRMSNorm,
+)
 
 from buzz.cache import BeehiveCache
 from buzz.patching.attend import attend_cached, attend_static
@@ -72,6 +78,8 @@ LLAMA = Family(
     model=LlamaForCausalLM,
     backbone=LlamaModel,
     attention=LlamaAttention,
+    norm=LlamaRMSNorm,
+    mlp=LlamaMLP,
     forward=_forward,
     position_ids=_position_ids,
     context=lambda backbone: RotaryTable(backbone.rotary_emb),

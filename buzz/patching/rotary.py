@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from buzz.attention.device import HALF, runs_triton
+
 # Rope types whose angles depend on how far a call reaches, so that a table of one call is wrong for another.
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 _ROUND = 1024
@@ -15,6 +17,10 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
     Products are rounded before they are added, as transformers does it, so that equal angles give equal bits.
     """
+    if x.dim() == 4 and x.shape[2] > 1 and x.dtype in HALF and x.stride(-1) == 1 and runs_triton(x):
+        from buzz.attention import rotation
+
+        return rotation.rotate(x, cos, sin)
     return x.roll(x.shape[-1] // 2, dims=-1).mul_(sin).add_(x * cos)
 
 
