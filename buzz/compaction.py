@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from buzz.device import runs_triton
 from buzz.rows import Rows
 from buzz.schedule import Eviction, Step
 
@@ -66,6 +67,11 @@ def _compact_alike(
             watch(layer, eviction, slots if len(slots) == 1 else slots.unflatten(0, (layers, -1))[layer])
     for new, old in zip(target, source, strict=True):
         if new is None:
+            continue
+        if not in_place and rows is None and new.dim() == 4 and old.stride(-1) == 1 and runs_triton(new):
+            from buzz.gather import gather_slots
+
+            gather_slots(old, slots, new[:, :, :kept])
             continue
         packed = _gather(_rows(old, rows)[:, :, :length], slots)
         new[_index(rows, new), :, :kept] = packed

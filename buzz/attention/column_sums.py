@@ -2,26 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
+from buzz.device import HALF
 from buzz.rows import Rows
 
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # an older Triton
+    TensorDescriptor = None  # type: ignore[assignment, misc]
+
 LOG2E = 1.4426950408889634
+
+# exp2 of four numbers: three by the special function unit, which is what the kernel waits for; one by arithmetic, to a
+# relative error of 3e-6. It is split into an integer, which becomes the exponent, and a rest in [-1/2, 1/2], whose
+# exp2 is a polynomial that minimises the largest relative error.
+_EXP2_OF_FOUR = tl.constexpr("""
+{
+    .reg .f32 x, whole, rest, y;
+    .reg .b32 exponent, bits;
+    ex2.approx.ftz.f32 $0, $4;
+    ex2.approx.ftz.f32 $1, $5;
+    ex2.approx.ftz.f32 $2, $6;
+    max.ftz.f32 x, $7, 0fC2FC0000;
+    add.rn.ftz.f32 whole, x, 0f4B400000;
+    mov.b32 exponent, whole;
+    sub.rn.ftz.f32 whole, whole, 0f4B400000;
+    sub.rn.ftz.f32 rest, x, whole;
+    mov.f32 y, 0f3C1CCBEB;
+    fma.rn.ftz.f32 y, y, rest, 0f3D650A20;
+    fma.rn.ftz.f32 y, y, rest, 0f3E76036D;
+    fma.rn.ftz.f32 y, y, rest, 0f3F31706E;
+    fma.rn.ftz.f32 y, y, rest, 0f3F7FFFF4;
+    shl.b32 exponent, exponent, 23;
+    mov.b32 bits, y;
+    add.s32 bits, bits, exponent;
+    mov.b32 $3, bits;
+}
+""")
 
 
 @triton.jit
 def _column_sums(
     Q, K, LSE, ROWS, OUT,
-    q_row, q_head, q_token, k_row, k_head, k_slot, lse_row, lse_head, out_row, out_head,
+    q_row, q_head, q_token, q_column, k_row, k_head, k_slot, lse_row, lse_head, out_row, out_head,
     kv_heads, slots, scale,
     GROUP: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    TILES: tl.constexpr, EXP2: tl.constexpr,
 ):  # fmt: skip
     """One program sums, for N keys of one KV head, exp2(scale q k - lse) over all queries that see them.
 
-    ROWS int32 [B, 3]: cached slots before the call, first and end of the queries that count. The key blocks with the
-    most queries come first. No atomics: the same input gives the same bits.
+    ROWS int32 [B, 3]: cached slots before the call, first and end of the queries that count. Q is a pointer, and its
+    strides count elements; with TILES it is a descriptor of a matrix, and its strides count rows of that, q_column
+    columns. The key blocks with the most queries come first. No atomics: the same input gives the same bits.
     """
     row, head = tl.program_id(1) // kv_heads, tl.program_id(1) % kv_heads
     start, first, end = tl.load(ROWS + 3 * row), tl.load(ROWS + 3 * row + 1), tl.load(ROWS + 3 * row + 2)
@@ -31,47 +68,67 @@ def _column_sums(
     keys = K + row.to(tl.int64) * k_row + head.to(tl.int64) * k_head
     k = tl.load(keys + n[:, None].to(tl.int64) * k_slot + d[None, :], mask=inside, other=0.0)  # [N, D]
 
-    sums = tl.zeros([N, M], dtype=tl.float32)
+    # A sum for every place of a tile until the end: no thread waits for another.
+    sums = tl.zeros([M, N], dtype=tl.float32)
     begin = tl.maximum(first, tl.program_id(0) * N - start) // M * M
     # Queries in [clear, full) see every key of the block and all count: nothing is masked there.
     clear = tl.maximum(first, tl.program_id(0) * N + N - 1 - start)
     clear = tl.minimum((clear + M - 1) // M * M, end)
     full = tl.maximum(end // M * M, clear)
     for g in range(GROUP):
-        query_head = (head * GROUP + g).to(tl.int64)
-        queries = Q + row.to(tl.int64) * q_row + query_head * q_head
-        lses = LSE + row.to(tl.int64) * lse_row + query_head * lse_head
+        query_head = head * GROUP + g
+        lses = LSE + row.to(tl.int64) * lse_row + query_head.to(tl.int64) * lse_head
         for m0 in range(begin, clear, M):
-            sums += _received(queries, lses, k, n, d, m0, start, first, end, q_token, scale, D, D_PADDED, M, True)
+            q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, True)
+            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, EXP2, True)
         for m0 in range(clear, full, M):
-            sums += _received(queries, lses, k, n, d, m0, start, first, end, q_token, scale, D, D_PADDED, M, False)
+            q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, False)
+            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, EXP2, False)
         for m0 in range(full, end, M):
-            sums += _received(queries, lses, k, n, d, m0, start, first, end, q_token, scale, D, D_PADDED, M, True)
+            q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, True)
+            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, EXP2, True)
     out = OUT + row.to(tl.int64) * out_row + head.to(tl.int64) * out_head
-    tl.store(out + n, tl.sum(sums, axis=1), mask=n < slots)
+    tl.store(out + n, tl.sum(sums, axis=0), mask=n < slots)
+
+
+@triton.jit
+def _queries(
+    Q, row, head, m0, end, d, q_row, q_head, q_token, q_column,
+    D: tl.constexpr, D_PADDED: tl.constexpr, M: tl.constexpr, TILES: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """M queries of one head, [M, D_PADDED]. Past the end of a head, and of D, a tile has what lies there, or zeros."""
+    if TILES:
+        q = Q.load([row * q_row + head * q_head + m0, head * q_column])
+    else:
+        m = m0 + tl.arange(0, M)
+        places = Q + row.to(tl.int64) * q_row + head.to(tl.int64) * q_head
+        places += m[:, None].to(tl.int64) * q_token + d[None, :]
+        if MASKED:
+            q = tl.load(places, mask=(m < end)[:, None] & (d < D)[None, :], other=0.0)
+        elif D == D_PADDED:
+            q = tl.load(places)
+        else:
+            q = tl.load(places, mask=(d < D)[None, :], other=0.0)
+    return q
 
 
 @triton.jit
 def _received(
-    queries, lses, k, n, d, m0, start, first, end, q_token, scale,
-    D: tl.constexpr, D_PADDED: tl.constexpr, M: tl.constexpr, MASKED: tl.constexpr,
+    q, k, lses, m0, n, start, first, end, scale, M: tl.constexpr, EXP2: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
-    """Probabilities [N, M] of M queries."""
+    """Probabilities [M, N] of M queries."""
     m = m0 + tl.arange(0, M)
-    places = queries + m[:, None].to(tl.int64) * q_token + d[None, :]
-    if MASKED:
-        q = tl.load(places, mask=(m < end)[:, None] & (d < D)[None, :], other=0.0)
-        lse = tl.load(lses + m, mask=m < end, other=0.0)
-    elif D == D_PADDED:
-        q = tl.load(places)
-        lse = tl.load(lses + m)
+    lse = tl.load(lses + m, mask=m < end, other=0.0) if MASKED else tl.load(lses + m)
+    logits = tl.dot(q, tl.trans(k), input_precision="ieee")
+    logits = logits * scale - (lse * 1.4426950408889634)[:, None]
+    if EXP2:
+        probs = tl.inline_asm_elementwise(
+            _EXP2_OF_FOUR, "=f,=f,=f,=f,f,f,f,f", [logits], dtype=tl.float32, is_pure=True, pack=4
+        )
     else:
-        q = tl.load(places, mask=(d < D)[None, :], other=0.0)
-        lse = tl.load(lses + m)
-    logits = tl.dot(k, tl.trans(q), input_precision="ieee")
-    probs = tl.exp2(logits * scale - (lse * 1.4426950408889634)[None, :])
+        probs = tl.exp2(logits)
     if MASKED:
-        seen = (n[:, None] <= start + m[None, :]) & ((m >= first) & (m < end))[None, :]
+        seen = (n[None, :] <= start + m[:, None]) & ((m >= first) & (m < end))[:, None]
         probs = tl.where(seen, probs, 0.0)
     return probs
 
@@ -82,7 +139,7 @@ def column_sums(
     """Attention probability that every slot received, summed over queries and over the query heads of the group.
 
     Args:
-        q: [B, Hq, Lq, D], the last axis contiguous. k: [B, Hkv, C, D] likewise.
+        q: [B, Hq, Lq, D], the last axis contiguous, finite throughout. k: [B, Hkv, C, D] likewise.
         lse: float32 [B, Hq, Lq], natural log-sum-exp of each query's scaled logits over the slots that it sees.
         starts: cached slots of each row before the call; query i of row b sees the slots 0 .. starts[b] + i.
         firsts, counts: of row b the queries firsts[b] .. counts[b] - 1 count.
@@ -96,18 +153,51 @@ def column_sums(
     out = torch.empty(B, Hkv, C, dtype=torch.float32, device=q.device)
     rows = torch.stack([starts.on(q.device), firsts.on(q.device), counts.on(q.device)], dim=1).int()  # [B, 3]
     padded = max(16, triton.next_power_of_2(D))
-    M, N, warps, stages = _blocks(q.dtype, padded)
-    _column_sums[(triton.cdiv(C, N), B * Hkv)](
-        q, k, lse, rows, out,
-        *q.stride()[:3], *k.stride()[:3], *lse.stride()[:2], *out.stride()[:2],
-        Hkv, C, scale * LOG2E,
-        GROUP=Hq // Hkv, D=D, D_PADDED=padded, M=M, N=N, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    M, N, how = _blocks(q.dtype, padded)
+    tiles = None
+    half = q.is_cuda and q.dtype in HALF
+    if half:
+        how["maxnreg"] = _REGISTERS
+        tiles = _tiles(q, M, padded)
+    queries, strides = (q, (*q.stride()[:3], 0)) if tiles is None else tiles
+    with torch.cuda.device_of(q):
+        _column_sums[(triton.cdiv(C, N), B * Hkv)](
+            queries, k, lse, rows, out,
+            *strides, *k.stride()[:3], *lse.stride()[:2], *out.stride()[:2],
+            Hkv, C, scale * LOG2E,
+            GROUP=Hq // Hkv, D=D, D_PADDED=padded, M=M, N=N, TILES=tiles is not None,
+            EXP2=half, **how,
+        )  # fmt: skip
     return out
 
 
-def _blocks(dtype: torch.dtype, head_dim: int) -> tuple[int, int, int, int]:
-    """Queries and keys of a block, warps, pipeline stages."""
+# Of a thread: three programs of 128 threads share a multiprocessor's 65536, so that one multiplies while another
+# takes exponentials.
+_REGISTERS = 168
+
+
+def _blocks(dtype: torch.dtype, head_dim: int) -> tuple[int, int, dict[str, Any]]:
+    """Queries and keys of a block, and how it is run."""
     if dtype == torch.float32:
-        return 32, 64, 4, 2
-    return (64, 128, 4, 3) if head_dim <= 128 else (64, 64, 4, 2)
+        return 32, 64, {"num_warps": 4, "num_stages": 2}
+    return 64, 128 if head_dim <= 128 else 64, {"num_warps": 4, "num_stages": 2}
+
+
+def _tiles(q: torch.Tensor, M: int, width: int) -> tuple[Any, tuple[int, int, int, int]] | None:
+    """q as a matrix of which the copy engine of a Hopper GPU fetches tiles, and its strides there; None: it cannot.
+
+    Rows are the tokens of all heads if those of a head lie together, and tokens alone if the heads of a token do.
+    """
+    B, Hq, Lq, D = q.shape
+    if TensorDescriptor is None or torch.cuda.get_device_capability(q.device)[0] < 9 or q.data_ptr() % 16:
+        return None
+    if q.is_contiguous():
+        matrix, strides = q.view(-1, D), (Hq * Lq, Lq, 1, 0)
+    elif q.transpose(1, 2).is_contiguous():
+        matrix, strides = q.transpose(1, 2).reshape(B * Lq, Hq * D), (Lq, 0, 1, D)
+    else:
+        return None
+    return TensorDescriptor.from_tensor(matrix, [M, width]), strides
+
+
+__all__ = ["column_sums"]

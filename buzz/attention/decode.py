@@ -11,6 +11,7 @@ import triton.language as tl
 
 LOG2E = 1.4426950408889634
 _MOST_SPLITS = 256
+_SHORT = 2048  # slots, up to which a program is small
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Launch:
             head dimension.
         splits: programs that share a row and KV head; None: enough for `programs`.
         programs: programs per multiprocessor to aim at, over all rows and heads.
-        warps: of a program.
-        stages: depth of the pipeline of loads; 1: none; None: 2 with `dot` in half precision, else 1.
+        warps: of a program; None: 2 up to 2048 slots, else 4.
+        stages: depth of the pipeline of loads; 1: none; None: 2 in half precision, else 1.
         dot: matrix products for the heads of a group, padded to 16; None: from 3 heads on, for which the registers
             would not do otherwise.
         score_slots: slots whose scores one program updates, a power of two.
@@ -31,8 +32,8 @@ class Launch:
 
     slots: int | None = None
     splits: int | None = None
-    programs: int = 16
-    warps: int = 4
+    programs: int = 4
+    warps: int | None = None
     stages: int | None = None
     dot: bool | None = None
     score_slots: int = 1024
@@ -317,7 +318,7 @@ def attend(
             HALF_PADDED=max(least, triton.next_power_of_2(half)), N=N, ROTATE=cos is not None,
             LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot,
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
-            STAGES=launch.stages or (2 if dot and not exact else 1), num_warps=launch.warps,
+            STAGES=launch.stages or (1 if exact else 2), num_warps=launch.warps or (2 if C <= _SHORT else 4),
         )  # fmt: skip
         blocks = 0 if scores is None else triton.cdiv(C, launch.score_slots)
         received = out if scores is None else scores

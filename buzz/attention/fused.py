@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 
-from buzz.attention.device import HALF, runs_triton
+from buzz.device import HALF, runs_triton
 from buzz.rows import Rows
 
 

@@ -30,15 +30,8 @@ def _rotate(
         x1 = tl.load(places, mask=inside, other=0.0).to(tl.float32)
         x2 = tl.load(places + HALF, mask=inside, other=0.0).to(tl.float32)
         places = OUT + row * out_row + head * out_head + t * out_token + h
-        tl.store(places, _sum(x1 * cos1, x2 * sin1, OUT), mask=inside)
-        tl.store(places + HALF, _sum(x2 * cos2, x1 * sin2, OUT), mask=inside)
-
-
-@triton.jit
-def _sum(a, b, OUT):
-    """a + b, where every product and the sum are rounded to the output's dtype."""
-    dtype = OUT.dtype.element_ty
-    return (a.to(dtype).to(tl.float32) + b.to(dtype).to(tl.float32)).to(dtype)
+        tl.store(places, (x1 * cos1 + x2 * sin1).to(OUT.dtype.element_ty), mask=inside)
+        tl.store(places + HALF, (x2 * cos2 + x1 * sin2).to(OUT.dtype.element_ty), mask=inside)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -50,7 +43,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
             `sin`.
 
     Returns:
-        [B, H, L, D] in the order in memory that x has. Products are rounded to x's dtype before they are added.
+        [B, H, L, D] in the order in memory that x has; float32 arithmetic, rounded once.
     """
     B, H, L, D = x.shape
     cos, sin = (t[None, None] if t.dim() == 2 else t for t in (cos, sin))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from buzz.attention.device import HALF, runs_triton
+from buzz.device import HALF, runs_triton
 
 
 def attend_step(

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from buzz.cache import BeehiveCache
+from buzz.cache import BeehiveCache, Call
 from buzz.patching.decoding.capture import Captured
 from buzz.patching.decoding.engine import Engine
 from buzz.patching.decoding.entry import GeneratePatch
 from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
-from buzz.patching.prompt import Patched, Prompt, mlp_forward, norm_forward
+from buzz.patching.prompt import PatchedLayer, Prompt, layer_forward
 
 
 @dataclass
@@ -48,17 +48,20 @@ def _enter(family: Family, prompt: Prompt, backbone: Any, args: tuple[Any, ...],
     names = inspect.signature(type(backbone).forward).parameters
     inputs = dict(zip(list(names)[1:], args, strict=False)) | kwargs
     cache = inputs.get("past_key_values")
-    prompt.open = False  # a call that failed may have left it open
     if not isinstance(cache, BeehiveCache):
+        prompt.close()  # a call that failed may have left it open
         return None
     key = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
     tokens, given = inputs[key], inputs.get("position_ids")
     call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
-    prompt.open = tokens.is_cuda and call.columns > 1
+    if family.read is not None:
+        prompt.begin(backbone, call.columns)
     if call.order is not None:
         inputs[key] = _pick_columns(tokens, call.order[:, : call.width])
         if given is not None:
             given = _pick_columns(given.expand(len(tokens), -1), call.order[:, : call.width])
+        if prompt.ends_only:
+            prompt.ends = _back(call)[:, -1:].to(tokens.device)
     inputs["position_ids"] = family.position_ids(backbone, cache, given, tokens.device)
     # transformers takes a 4D mask as it is, so none is built; which slots a query sees follows from the cache.
     inputs["attention_mask"] = tokens.new_empty(1, 1, 1, 0)
@@ -67,17 +70,30 @@ def _enter(family: Family, prompt: Prompt, backbone: Any, args: tuple[Any, ...],
 
 def _leave(prompt: Prompt, backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """After a backbone's forward: put every column back where the caller had it."""
-    prompt.open = False
+    ends_only = prompt.ends_only and output[0].shape[1] == 1
+    prompt.close()
     cache = kwargs.get("past_key_values")
-    if not isinstance(cache, BeehiveCache) or (call := cache.last_call) is None or call.order is None:
+    if not isinstance(cache, BeehiveCache) or (call := cache.last_call) is None or call.order is None or ends_only:
         return output
-    back = call.order.argsort(dim=1).clamp(max=call.width - 1)  # pads get the column of some token
+    back = _back(call)
     if isinstance(output, tuple):
         return (_pick_columns(output[0], back), *output[1:])
     output.last_hidden_state = _pick_columns(output.last_hidden_state, back)
     if output.get("hidden_states") is not None:
         output.hidden_states = tuple(_pick_columns(h, back) for h in output.hidden_states)
     return output
+
+
+def _back(call: Call) -> torch.Tensor:
+    """Where every column of the caller is, int64 [B, columns]; pads get the column of some token."""
+    assert call.order is not None
+    return call.order.argsort(dim=1).clamp(max=call.width - 1)
+
+
+def _ask(prompt: Prompt, model: Any, kwargs: dict[str, Any]) -> None:
+    """Before a language model's forward: what will be looked at."""
+    keep, hidden = kwargs.get("logits_to_keep"), kwargs.get("output_hidden_states")
+    prompt.asked = type(keep) is int and keep == 1 and not hidden and not model.config.output_hidden_states
 
 
 def _pick_columns(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -108,10 +124,12 @@ class PatchHandle:
                 module._buzz = _Attention(family, context, module.forward, "forward" in vars(module))  # type: ignore
                 module.forward = MethodType(_attention_forward, module)
                 self._modules.append(module)
-            for kind, forward in ((family.norm, norm_forward), (family.mlp, mlp_forward)):
-                for module in [m for m in backbone.modules() if kind is not None and isinstance(m, kind)]:
-                    module._buzz = Patched(prompt, module.forward, "forward" in vars(module))  # type: ignore
-                    module.forward = MethodType(forward, module)
+            for owner in [m for m in model.modules() if isinstance(m, family.model) and backbone in m.children()]:
+                self._hooks.append(owner.register_forward_pre_hook(_Ask(prompt), with_kwargs=True))
+            for module in backbone.modules() if family.read is not None else ():
+                if isinstance(module, family.layer):
+                    module._buzz = PatchedLayer(prompt, family.read, module.forward, "forward" in vars(module))  # type: ignore
+                    module.forward = MethodType(layer_forward, module)
                     self._modules.append(module)
         self.engine = Engine(model, family, backbones, contexts[0], Captured())
         self.generate_patch = GeneratePatch(model)
@@ -120,7 +138,7 @@ class PatchHandle:
     def remove(self) -> None:
         """Put every forward back as it was. Doing it again changes nothing."""
         for module in self._modules:
-            patched: _Attention | Patched = module._buzz
+            patched: _Attention | PatchedLayer = module._buzz
             if patched.own:
                 module.forward = patched.forward
             else:
@@ -151,6 +169,14 @@ class _Enter:
 
     def __call__(self, backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _enter(self.family, self.prompt, backbone, args, kwargs)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    prompt: Prompt
+
+    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _ask(self.prompt, model, kwargs)
 
 
 @dataclass(frozen=True)

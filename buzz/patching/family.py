@@ -13,6 +13,7 @@ from buzz.cache import BeehiveCache
 
 if TYPE_CHECKING:
     from buzz.patching.decoding.step import StaticLayer
+    from buzz.patching.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,14 @@ class Family:
         model: class of the language model whose logits are its output layer's, applied to the backbone's output.
         backbone: class of the module that embeds tokens and runs the layers; has `layers`.
         attention: class of its attention modules; each has `layer_idx`.
-        norm: class of its RMS norms, with `weight` and `variance_epsilon`; None: it has none.
-        mlp: class of its gated MLPs, with `gate_proj`, `up_proj`, `down_proj` and `act_fn`; None: it has none.
+        layer: class of its decoder layers.
         forward: the attention forward for a BeehiveCache: (module, hidden [B, L, width], cache, context, kwargs)
             -> output [B, L, width].
         position_ids: (backbone, cache, given, device) -> int64 [1 or B, L], the positions the backbone embeds.
         context: backbone -> whatever `forward` needs beside the module.
         known_positions: backbone -> how many positions it can embed; None: any.
+        read: a layer's forward in a prompt on a GPU, in fewer kernels: (layer, hidden [B, L, width], prompt, kwargs)
+            -> hidden [B, L, width], of the last layer [B, 1, width] if the prompt is `ends_only`; None: its own.
 
     And for decoding in static memory, where nothing may depend on the host knowing a length:
 
@@ -47,12 +49,12 @@ class Family:
     model: type[nn.Module]
     backbone: type[nn.Module]
     attention: type[nn.Module]
-    norm: type[nn.Module] | None
-    mlp: type[nn.Module] | None
+    layer: type[nn.Module]
     forward: Callable[[Any, torch.Tensor, BeehiveCache, Any, dict[str, Any]], torch.Tensor]
     position_ids: Callable[[Any, BeehiveCache, torch.Tensor | None, torch.device], torch.Tensor]
     context: Callable[[Any], Any]
     known_positions: Callable[[Any], int | None]
+    read: Callable[[Any, torch.Tensor, Prompt, dict[str, Any]], torch.Tensor] | None
     step: Callable[[Any, torch.Tensor, StaticLayer, dict[str, Any]], torch.Tensor]
     embed: Callable[[Any, torch.Tensor, torch.Tensor, bool], tuple[torch.Tensor, dict[str, Any]]]
     finish: Callable[[Any, torch.Tensor], torch.Tensor]

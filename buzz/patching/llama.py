@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
+    LlamaDecoderLayer,
     LlamaForCausalLM,
     LlamaMLP,
     LlamaModel,
@@ -17,6 +18,7 @@ from buzz.cache import BeehiveCache
 from buzz.patching.attend import attend_cached, attend_static
 from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
+from buzz.patching.prompt import Prompt, add_gated_mlp, rms_norm
 from buzz.patching.rotary import RotaryTable, rotate, signed
 
 
@@ -42,6 +44,17 @@ def _forward(
         slots = cache.append(rotate(k, cos, sin), v, layer)
         keys = slots.keys
     return module.o_proj(attend_cached(cache, layer, q, keys, slots, module.scaling))
+
+
+def _read(layer: Any, hidden: torch.Tensor, prompt: Prompt, kwargs: dict[str, Any]) -> torch.Tensor:
+    x = rms_norm(layer.input_layernorm, LlamaRMSNorm, hidden)
+    attention = layer.self_attn
+    attended, _ = attention(hidden_states=x, **kwargs)
+    if prompt.ends_only and attention.layer_idx == attention.config.num_hidden_layers - 1:
+        hidden, attended = prompt.at_ends(hidden), prompt.at_ends(attended)
+    hidden = hidden + attended
+    x = rms_norm(layer.post_attention_layernorm, LlamaRMSNorm, hidden)
+    return add_gated_mlp(hidden, layer.mlp, LlamaMLP, x)
 
 
 def _position_ids(
@@ -78,12 +91,12 @@ LLAMA = Family(
     model=LlamaForCausalLM,
     backbone=LlamaModel,
     attention=LlamaAttention,
-    norm=LlamaRMSNorm,
-    mlp=LlamaMLP,
+    layer=LlamaDecoderLayer,
     forward=_forward,
     position_ids=_position_ids,
     context=lambda backbone: RotaryTable(backbone.rotary_emb),
     known_positions=lambda backbone: None,
+    read=_read,
     step=_step,
     embed=_embed,
     finish=lambda backbone, hidden: backbone.norm(hidden),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoder, OPTForCausalLM
+from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoder, OPTDecoderLayer, OPTForCausalLM
 
 from buzz.cache import BeehiveCache
 from buzz.patching.attend import attend_cached, attend_static
@@ -74,11 +74,11 @@ OPT = Family(
     model=OPTForCausalLM,
     backbone=OPTDecoder,
     attention=OPTAttention,
-    norm=None,
-    mlp=None,
+    layer=OPTDecoderLayer,
     forward=_forward,
     position_ids=_position_ids,
     context=lambda backbone: None,
+    read=None,
     known_positions=_known_positions,
     step=_step,
     embed=_embed,

@@ -1,7 +1,8 @@
-"""Norms and gated MLPs of a prompt on a GPU: one kernel each, where transformers' own forward runs several.
+"""What the modules of a backbone know of a prompt on a GPU, and how they read it in fewer passes over the memory.
 
-A prompt is long, so what these modules cost is memory traffic. Outside prompts, with another cache, on a CPU, in
-float32 and where gradients are recorded they run the forward that was there.
+A prompt is long, so beside its matrix products it costs memory traffic: norms, gates and sums run as one kernel each
+where transformers' own forward runs several, and the last layer computes what it is asked for. Outside prompts, with
+another cache, on a CPU, in float32 and where gradients are recorded, the forward that was there runs.
 """
 
 from __future__ import annotations
@@ -13,49 +14,82 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.activations import ACT2FN
 
-from buzz.attention.device import HALF, runs_triton
-
-_SILU = (nn.SiLU, type(ACT2FN["silu"]))
+from buzz.device import HALF, runs_triton
 
 
 @dataclass
 class Prompt:
-    """Whether the model is inside a call of many tokens on a GPU; one for all modules of a backbone."""
+    """The call that a backbone is in; one for all its modules.
+
+    open: it is a call of many tokens that takes the fewer kernels. asked: the next call is asked for the logits of
+    every row's last column alone. ends_only: this one is. ends: int64 [B, 1], where those columns are; None: at the
+    right.
+    """
 
     open: bool = False
+    asked: bool = False
+    ends_only: bool = False
+    ends: torch.Tensor | None = None
 
-    def takes(self, x: torch.Tensor) -> bool:
-        """Whether a module with this input is to take its one kernel."""
-        return self.open and x.dtype in HALF and not torch.is_grad_enabled()
+    def begin(self, backbone: nn.Module, columns: int) -> None:
+        """A call of an evicting cache begins."""
+        weight = next(backbone.parameters())
+        self.open = columns > 1 and weight.dtype in HALF and runs_triton(weight) and not torch.is_grad_enabled()
+        self.ends_only = self.open and self.asked
+        self.asked, self.ends = False, None
+
+    def close(self) -> None:
+        """No call is open, or one of another cache."""
+        self.open = self.ends_only = False
+        self.ends = None
+
+    def at_ends(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Every row's last column [B, 1, width] of hidden [B, L, width]."""
+        if self.ends is None:
+            return hidden[:, -1:]
+        return hidden.gather(1, self.ends[..., None].expand(-1, -1, hidden.shape[2]))
 
 
 @dataclass
-class Patched:
-    """What a patched norm or MLP remembers."""
+class PatchedLayer:
+    """What a patched decoder layer remembers."""
 
     prompt: Prompt
+    read: Callable[..., torch.Tensor]  # its forward in a prompt: (layer, hidden, prompt, kwargs) -> hidden
     forward: Callable[..., Any]  # the one that was there
     own: bool  # whether that one sat on the module itself
 
 
-def norm_forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Stands in for the forward of an RMS norm: PyTorch's fused kernel.
-
-    That one multiplies by the weight before it rounds to half precision, transformers after.
-    """
-    patched: Patched = self._buzz
-    if patched.prompt.takes(hidden) and hidden.dtype == self.weight.dtype:
-        return F.rms_norm(hidden, self.weight.shape, self.weight, self.variance_epsilon)
-    return patched.forward(hidden)
+def layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for the forward of a decoder layer."""
+    patched: PatchedLayer = self._buzz
+    if args or not patched.prompt.open:
+        return patched.forward(hidden_states, *args, **kwargs)
+    return patched.read(self, hidden_states, patched.prompt, kwargs)
 
 
-def mlp_forward(self: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Stands in for the forward of an MLP that is gated by SiLU: one kernel between the projections."""
-    patched: Patched = self._buzz
-    if not patched.prompt.takes(hidden) or not runs_triton(hidden) or not isinstance(self.act_fn, _SILU):
-        return patched.forward(hidden)
+def rms_norm(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> torch.Tensor:
+    """An RMS norm by PyTorch's fused kernel, which multiplies by the weight before it rounds, transformers after."""
+    if not _plain(norm, kind) or norm.weight.dtype != hidden.dtype:
+        return norm(hidden)
+    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def add_gated_mlp(hidden: torch.Tensor, mlp: Any, kind: type[nn.Module], x: torch.Tensor) -> torch.Tensor:
+    """hidden + mlp(x), written to `hidden`, for an MLP down(silu(gate(x)) * up(x))."""
+    if not _plain(mlp, kind) or mlp.config.hidden_act not in ("silu", "swish"):
+        return hidden.add_(mlp(x))
     from buzz.patching.gate import silu_gate_
 
-    return self.down_proj(silu_gate_(self.gate_proj(hidden), self.up_proj(hidden)))
+    x, down = silu_gate_(mlp.gate_proj(x), mlp.up_proj(x)), mlp.down_proj
+    if not _plain(down, nn.Linear) or down.bias is not None:
+        return hidden.add_(down(x))
+    hidden.view(-1, hidden.shape[-1]).addmm_(x.view(-1, x.shape[-1]), down.weight.t())  # the product adds by itself
+    return hidden
+
+
+def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module does what its class does: not replaced by an adapter, say, and nobody watches it."""
+    watched = module._forward_hooks or module._forward_pre_hooks
+    return type(module) is kind and "forward" not in vars(module) and not watched

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from buzz.attention.device import HALF, runs_triton
+from buzz.device import HALF, runs_triton
 
 # Rope types whose angles depend on how far a call reaches, so that a table of one call is wrong for another.
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -15,7 +15,8 @@ _ROUND = 1024
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate x [B, H, L, D]; cos and sin are [..., L, D] as `RotaryTable` and `signed` give them.
 
-    Products are rounded before they are added, as transformers does it, so that equal angles give equal bits.
+    Products are rounded before they are added, as transformers does it, so that equal angles give equal bits; but of
+    many tokens on a GPU in half precision the sum alone is rounded, in one kernel.
     """
     if x.dim() == 4 and x.shape[2] > 1 and x.dtype in HALF and x.stride(-1) == 1 and runs_triton(x):
         from buzz.attention import rotation

@@ -1,4 +1,4 @@
-"""The Triton kernel against the plain rotation, bit for bit: on a GPU where there is one, else interpreted."""
+"""The Triton kernel against the plain rotation: on a GPU where there is one, else interpreted."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import torch
 pytest.importorskip("triton")
 
 from buzz.attention.rotation import rotate
-from buzz.patching import rotary
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check(got, x, cos, sin):
-    """Against `buzz.patching.rotary.rotate` on the CPU. Triton's interpreter rounds to bfloat16 by cutting off."""
-    expected = rotary.rotate(x.cpu(), cos.cpu(), sin.cpu())
-    if DEVICE == "cpu" and x.dtype == torch.bfloat16:
-        torch.testing.assert_close(got, expected, rtol=2**-6, atol=2**-6)
-    else:
-        assert torch.equal(got.cpu(), expected)
+    """Against float64, to one rounding; Triton's interpreter rounds to bfloat16 by cutting off."""
+    half = x.shape[-1] // 2
+    x, cos, sin = (t.cpu().double() for t in (x, cos, sin))
+    first, second = x * cos, x.roll(half, dims=-1) * sin
+    error = (got.cpu().double() - first - second).abs()
+    roundings = 3 if DEVICE == "cpu" and got.dtype == torch.bfloat16 else 1
+    # Every product and the sum may be rounded.
+    assert (error <= roundings * torch.finfo(got.dtype).eps * (first.abs() + second.abs()) + 1e-7).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("heads", "tokens", "dim"), [(1, 9, 16), (9, 20, 80), (3, 33, 64), (8, 8, 96)])
-def test_same_bits(heads, tokens, dim, dtype):
+def test_shapes_and_layouts(heads, tokens, dim, dtype):
     generator = torch.Generator().manual_seed(dim)
     projected = torch.randn(2, tokens, heads, dim, generator=generator).to(dtype)
     x = projected.to(DEVICE).transpose(1, 2)  # as a projection leaves it

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import buzz
-from buzz.patching import prompt
+from buzz.patching import llama, prompt
 
 from ..conftest import VOCAB, tiny_llama
 
@@ -36,51 +36,124 @@ def test_gate_of_other_shapes():
 
 @pytest.fixture
 def everywhere(monkeypatch):
-    """Take the kernels on this machine too, and count the calls."""
-    calls = []
+    """Read prompts in fewer kernels on this machine too."""
     monkeypatch.setattr(prompt, "runs_triton", lambda x: True)
-    monkeypatch.setattr(prompt.Prompt, "open", property(lambda self: True, lambda self, value: None), raising=False)
-    for name in ("rms_norm",):
-        own = getattr(F, name)
-        monkeypatch.setattr(prompt.F, name, lambda *a, own=own, **k: calls.append(name) or own(*a, **k))
+
+
+def count_calls(monkeypatch, *names):
+    """Names of the functions that are called from now on."""
+    calls = []
+    for name in names:
+        own = getattr(llama, name)
+        monkeypatch.setattr(llama, name, lambda *a, name=name, own=own: calls.append(name) or own(*a))
     return calls
 
 
+def masked(rows, columns):
+    """Rows padded at the left, one not at all and one at both ends."""
+    mask = torch.ones(rows, columns, dtype=torch.int64)
+    mask[1, :7] = 0
+    mask[2, :3] = mask[2, -2:] = 0
+    return mask.to(DEVICE)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+@pytest.mark.parametrize("policy", ["full", "buzz"])
 @torch.no_grad()
-def test_a_prompt_is_read_as_before(everywhere):
-    """In bfloat16, so to within its rounding; three layers with two norms each, and one at the end."""
-    model = tiny_llama().bfloat16()
-    ids = torch.arange(40)[None] % VOCAB
+def test_a_prompt_is_read_as_by_the_layers_themselves(everywhere, monkeypatch, policy, keep):
+    """In bfloat16, so to within its rounding; the cache is the same."""
+    model = tiny_llama().bfloat16().to(DEVICE)
+    ids = (torch.arange(120).view(3, 40) % VOCAB).to(DEVICE)
+    how = {"attention_mask": masked(3, 40), "logits_to_keep": keep}
+    results = []
+    with buzz.patch_model(model):
+        for opened in (False, True):
+            calls = count_calls(monkeypatch, "rms_norm", "add_gated_mlp")
+            if not opened:
+                monkeypatch.setattr(prompt, "HALF", ())
+            cache = buzz.BeehiveCache(buzz.make_policy(policy), model.config)
+            output = model(ids, past_key_values=cache, output_hidden_states=False, **how)
+            assert len(calls) == (9 if opened else 0)
+            step = model(ids[:, :1], past_key_values=cache).logits
+            results.append((output.logits, step, cache.layers[2].keys.float()))
+            monkeypatch.setattr(prompt, "HALF", (torch.bfloat16,))
+    for plain, fewer in zip(*results, strict=True):
+        assert plain.shape == fewer.shape
+        assert (plain - fewer).norm() < 2e-2 * plain.norm()
+
+
+@torch.no_grad()
+def test_the_last_layer_computes_what_it_is_asked_for(everywhere):
+    model = tiny_llama().half().to(DEVICE)
+    ids = (torch.arange(80).view(2, 40) % VOCAB).to(DEVICE)
+    seen = []
+    model.model.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    with buzz.patch_model(model):
+
+        def run(**how):
+            return model(ids, past_key_values=buzz.BeehiveCache(buzz.make_policy("full"), model.config), **how)
+
+        run(logits_to_keep=1)
+        run()
+        assert len(run(logits_to_keep=1, output_hidden_states=True).hidden_states) == 4
+        run(logits_to_keep=torch.tensor([3, 39]))
+        model(ids, logits_to_keep=1)
+    assert seen == [1, 40, 40, 40, 40]
+
+
+@torch.no_grad()
+def test_modules_that_others_changed_are_called(everywhere):
+    """Such as the layers of an adapter, and those that somebody watches."""
+    model = tiny_llama().half().to(DEVICE)
+    ids = torch.arange(40)[None].to(DEVICE)
+    seen = []
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    down = model.model.layers[0].mlp.down_proj
+    down.__class__ = Doubled
+    model.model.layers[1].mlp.register_forward_hook(lambda *a: seen.append("mlp"))
+    model.model.layers[1].input_layernorm.register_forward_hook(lambda *a: seen.append("norm"))
+    model.model.layers[2].mlp.down_proj.register_forward_hook(lambda *a: seen.append("down"))
     expected = model(ids).logits
+    seen.clear()
     with buzz.patch_model(model):
-        cache = buzz.BeehiveCache(buzz.make_policy("full"), model.config)
-        got = model(ids, past_key_values=cache).logits
-    assert len(everywhere) == 7
-    assert (got - expected).norm() < 2e-2 * expected.norm()
+        got = model(ids, past_key_values=buzz.BeehiveCache(buzz.make_policy("full"), model.config)).logits
+    assert seen == ["norm", "mlp", "down"]
+    assert (got - expected).norm() < 1e-2 * expected.norm()
 
 
-def test_where_gradients_are_recorded_nothing_changes(everywhere):
-    model = tiny_llama().bfloat16()
+def test_where_gradients_are_recorded_the_layers_own_forward_runs(everywhere, monkeypatch):
+    model = tiny_llama().bfloat16().to(DEVICE)
+    calls = count_calls(monkeypatch, "rms_norm", "add_gated_mlp")
+    ids = torch.arange(9, device=DEVICE)[None]
     with buzz.patch_model(model):
-        model(torch.arange(9)[None], past_key_values=buzz.BeehiveCache(buzz.make_policy("full"), model.config))
-    assert not everywhere
+        model(ids, past_key_values=buzz.BeehiveCache(buzz.make_policy("full"), model.config))
+    assert not calls
 
 
 @torch.no_grad()
-def test_only_prompts_on_a_gpu_are_open():
+def test_only_prompts_of_evicting_caches_are_open(everywhere):
     """And a call that fails leaves nothing open."""
-    model = tiny_llama().to(DEVICE)
+    model = tiny_llama().half().to(DEVICE)
+    seen = []
     with buzz.patch_model(model):
-        state = model.model.norm._buzz.prompt
-        seen = []
-        model.model.layers[0].mlp.register_forward_pre_hook(lambda module, args: seen.append(state.open))
+        state = model.model.layers[0]._buzz.prompt
+        model.model.layers[0].self_attn.register_forward_pre_hook(lambda module, args: seen.append(state.open))
         cache = buzz.BeehiveCache(buzz.make_policy("full"), model.config)
         ids = torch.arange(9, device=DEVICE)[None]
         model(ids, past_key_values=cache)
         model(ids[:, :1], past_key_values=cache)
         model(ids)
-        assert seen == [DEVICE == "cuda", False, False]
-        state.open = True  # as a call leaves it that fails on the way
+        assert seen == [True, False, False]
+        failing = model.model.layers[1].mlp.register_forward_pre_hook(lambda module, args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(ids, past_key_values=buzz.BeehiveCache(buzz.make_policy("full"), model.config))
+        assert state.open
+        failing.remove()
         model(ids)
-        assert seen[-1] is False and not state.open
-    assert "forward" not in vars(model.model.norm)
+        assert seen[-1] is False
+        assert not state.open
+    assert "forward" not in vars(model.model.layers[0])

@@ -20,8 +20,8 @@ _JUMP = 8  # and never tried at more than so many times what is known to fit
 
 def prefill(bench: Bench, config: Prefill, contenders: Sequence[Contender]) -> None:
     """Time and memory of the first call, one row, by contender and length."""
-    for contender in contenders:
-        for length in config.lengths:
+    for length in config.lengths:
+        for contender in contenders:  # one after the other: a GPU that is hot runs slower
             if contender.takes(length, 1):
 
                 def measure(contender=contender, length=length) -> dict[str, Any]:

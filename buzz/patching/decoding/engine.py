@@ -67,7 +67,8 @@ class Engine:
             return "it is quantised"
         if len({p.device for p in model.parameters()}) > 1 or len({m.k_proj.weight.dtype for m in self._attention}) > 1:
             return "its weights have several devices or dtypes"
-        if any(_watched(module, 1 if module is backbone else 0) for module in model.modules()):
+        own = {model: (0, 1), backbone: (1, 1)}
+        if any(_watched(module, *own.get(module, (0, 0))) for module in model.modules()):
             return "its modules have hooks, which a captured step would not call"
         return None
 
@@ -173,9 +174,9 @@ class Engine:
         return Arena(stacks, step, self.run.prepare(step))
 
 
-def _watched(module: nn.Module, own: int) -> bool:
+def _watched(module: nn.Module, after: int, before: int) -> bool:
     """Whether a module has hooks beside so many of ours and those of transformers, which sleep during a step."""
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+    for hooks, own in ((module._forward_hooks, after), (module._forward_pre_hooks, before)):
         if sum(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks.values()) > own:
             return True
     return False
