@@ -14,3 +14,12 @@ class Rows(tuple[int, ...]):
         if device not in known:
             known[device] = torch.tensor(self, dtype=torch.int64).to(device, non_blocking=True)
         return known[device]
+
+    def beside(self, *others: Rows, device: torch.device) -> torch.Tensor:
+        """These integers and others of the same rows as int32 [B, 1 + others]; copied once, as by `on`."""
+        known: dict[tuple[tuple[Rows, ...], torch.device], torch.Tensor] = self.__dict__.setdefault("_beside", {})
+        key = (others, device)
+        if key not in known:
+            columns = torch.tensor(list(zip(self, *others, strict=True)), dtype=torch.int32)
+            known[key] = columns.to(device, non_blocking=True)
+        return known[key]

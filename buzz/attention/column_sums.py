@@ -14,7 +14,7 @@ from buzz.rows import Rows
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # an older Triton
-    TensorDescriptor = None  # type: ignore[assignment, misc]
+    TensorDescriptor = None
 
 LOG2E = 1.4426950408889634
 
@@ -151,7 +151,7 @@ def column_sums(
     B, Hq, _, D = q.shape
     Hkv, C = k.shape[1:3]
     out = torch.empty(B, Hkv, C, dtype=torch.float32, device=q.device)
-    rows = torch.stack([starts.on(q.device), firsts.on(q.device), counts.on(q.device)], dim=1).int()  # [B, 3]
+    rows = starts.beside(firsts, counts, device=q.device)
     padded = max(16, triton.next_power_of_2(D))
     M, N, how = _blocks(q.dtype, padded)
     tiles = None

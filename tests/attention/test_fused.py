@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from buzz.attention import eager, fused
+from buzz.attention import attend, eager, fused
+from buzz.evaluation.benchmark.kernels import reference
+from buzz.policies import ScoreSpec
 from buzz.rows import Rows
 
 pytest.importorskip("triton")
+
+EVERYTHING = ScoreSpec(accumulate=True, queries=None)
 
 
 def plain_causal(q, k, v, scale):
@@ -66,3 +70,28 @@ def test_pytorchs_kernels_align_the_last_query_with_the_last_key(dim, width):
         assert (output.cpu() - expected).norm() / expected.norm() < 1e-2
         assert lse.dtype == torch.float32
         torch.testing.assert_close(lse.cpu().double(), expected_lse, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("group", "dim"), [(1, 128), (3, 64), (4, 80), (8, 96), (2, 256)])
+@pytest.mark.parametrize("length", [2, 63, 64, 129, 1000, 4097, 33001])
+def test_long_prompts(length, group, dim, dtype):
+    """Output and scores of `attend` against float32, all rows together and row by row; twice the same bits."""
+    generator = torch.Generator("cuda").manual_seed(length + dim)
+    how = {"device": "cuda", "dtype": dtype, "generator": generator}
+    # As projections leave them: the heads of a token lie together.
+    q, k, v = (torch.randn(2, length, n, dim, **how).transpose(1, 2) for n in (2 * group, 2, 2))
+    exact = [reference(q[row, None], k[row, None], v[row, None], dim**-0.5) for row in range(2)]
+    short = (length + 1) // 2
+    shorter = reference(q[1:, :, :short], k[1:, :, :short], v[1:, :, :short], dim**-0.5)
+    for counts, wanted in (([length, length], exact), ([length, short], [exact[0], shorter])):
+        runs = [attend(q, k, v, starts=[0, 0], counts=counts, scale=dim**-0.5, spec=EVERYTHING) for _ in range(2)]
+        for row, (count, (output, scores, _)) in enumerate(zip(counts, wanted, strict=True)):
+            got, received = runs[0][0][row, :, :count], runs[0][1][row]
+            assert (got.float() - output[0]).norm() < 1e-2 * output.norm()
+            assert (received[:, :count] - scores[0]).norm() < 1e-3 * scores.norm()
+            assert not received[:, count:].any()
+            assert torch.equal(got, runs[1][0][row, :, :count])
+        assert torch.equal(runs[0][1], runs[1][1])

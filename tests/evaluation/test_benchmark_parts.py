@@ -9,7 +9,7 @@ import torch
 
 import buzz
 from buzz.evaluation.benchmark.config import BenchModel
-from buzz.evaluation.benchmark.decoding import WARM, step_figures, steps_to_measure
+from buzz.evaluation.benchmark.decoding import ENDLESS, WARM, step_figures, steps_to_measure
 from buzz.evaluation.benchmark.kernels import reference
 from buzz.evaluation.benchmark.measure import Clock, Marks, attempt, generate, timed
 from buzz.evaluation.benchmark.model import SHAPES, load, token_bytes, weight_bytes
@@ -34,6 +34,14 @@ def cycle(evict_in_next_step: bool) -> tuple[list[float], list[int]]:
         if evicted:
             times[step + evict_in_next_step] += 0.005
     return times, lengths
+
+
+def test_answers_of_a_fixed_length_have_no_end_of_sequence():
+    model = tiny_llama()
+    model.generation_config.eos_token_id = list(range(model.config.vocab_size))
+    how = {"max_new_tokens": 5, "do_sample": False}
+    assert model.generate(tokens(1, 4), **how).shape[1] == 5
+    assert model.generate(tokens(1, 4), **how, **ENDLESS).shape[1] == 9
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 import buzz
 from buzz.evaluation.benchmark.bench import Bench
@@ -18,6 +17,8 @@ from buzz.evaluation.benchmark.model import token_bytes, weight_bytes
 from buzz.evaluation.benchmark.waits import Watched
 
 WARM = 8  # steps that compile, capture and allocate
+# Options of generate(): no token ends an answer. A generation config without one would get the model's.
+ENDLESS: dict[str, Any] = {"eos_token_id": None}
 _EVICTIONS = 3  # at least so many are in the measured steps
 _MOST = 4096
 _APART = 4  # evictions closer together than so many steps cannot be told from the steps
@@ -74,7 +75,7 @@ def evictions(bench: Bench, config: Evictions, contenders: Sequence[Contender]) 
                 room = config.context + WARM + max(config.steps, config.profiled) + 5
                 cache = contender.cache(bench.model.config, room)
                 row = _decoded(bench, ids, cache, config.steps, config.seconds)
-                for kind, end in (("", {}), ("fixed_", {"generation_config": GenerationConfig(pad_token_id=0)})):
+                for kind, end in (("", {}), ("fixed_", ENDLESS)):
                     watched = Watched(bench.clock, WARM, config.profiled)
                     cache = contender.cache(bench.model.config, room)
                     generate(bench.model, ids, cache, watched.tokens, watched, **end)

@@ -1,4 +1,4 @@
-"""Compiled steps: what is compiled, and how often. Captures are for GPUs alone; here steps are compiled and run."""
+"""Compiled steps: what is compiled, and how often. Captures are for GPUs alone; elsewhere steps are compiled and run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import buzz
-from buzz.patching.decoding.capture import compiled_stages, free_capacity
+from buzz.patching.decoding.arena import Off
+from buzz.patching.decoding.capture import Captured, compiled_stages, free_capacity
 from tests.conftest import tiny_llama, tiny_opt, tokens
 
 POLICIES = [
@@ -51,3 +52,25 @@ def test_all_capacities_share_what_is_compiled(make):
         assert ids[0].tolist() == ids[1].tolist()
     assert len(set(compiled.capacities)) == len(POLICIES)
     assert compiled.counter.frame_count == 2
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("make", [tiny_llama, tiny_opt])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_captured_steps_give_the_tokens_of_the_models_own_forward(make, compiled):
+    """Over evictions, in caches of several capacities, of padded rows; in float32."""
+    torch._dynamo.reset()
+    model, prompt = make().cuda(), tokens(3, 40, seed=1).cuda()
+    mask = torch.ones_like(prompt)
+    mask[1, :9] = 0
+    for policy in POLICIES:
+        ids = []
+        for run in (Off(), Captured(compiled)):
+            with buzz.patch_model(model) as handle, torch.no_grad():
+                handle.engine.run = run
+                cache = buzz.BeehiveCache(policy, model.config)
+                how = {"attention_mask": mask, "max_new_tokens": 60, "do_sample": False}
+                ids.append(model.generate(prompt, past_key_values=cache, **how))
+                assert all(layer.home is None for layer in cache.layers) == isinstance(run, Off)
+        assert ids[0].tolist() == ids[1].tolist()
