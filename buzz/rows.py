@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 
@@ -12,14 +15,19 @@ class Rows(tuple[int, ...]):
         """The integers as int64 [B]. Copied at the first call for a device, which does not wait for it."""
         known: dict[torch.device, torch.Tensor] = self.__dict__.setdefault("_on", {})
         if device not in known:
-            known[device] = torch.tensor(self, dtype=torch.int64).to(device, non_blocking=True)
+            known[device] = _copied(self, torch.int64, device)
         return known[device]
 
     def beside(self, *others: Rows, device: torch.device) -> torch.Tensor:
-        """These integers and others of the same rows as int32 [B, 1 + others]; copied once, as by `on`."""
+        """These integers and others of the same rows as int32 [B, 1 + others]; copied as by `on`."""
         known: dict[tuple[tuple[Rows, ...], torch.device], torch.Tensor] = self.__dict__.setdefault("_beside", {})
         key = (others, device)
         if key not in known:
-            columns = torch.tensor(list(zip(self, *others, strict=True)), dtype=torch.int32)
-            known[key] = columns.to(device, non_blocking=True)
+            known[key] = _copied(list(zip(self, *others, strict=True)), torch.int32, device)
         return known[key]
+
+
+def _copied(integers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    # From pageable memory a copy may wait until the device has done all that it was given.
+    pinned = device.type == "cuda"
+    return torch.tensor(integers, dtype=dtype, pin_memory=pinned).to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Compiled steps: what is compiled, and how often. Captures are for GPUs alone; elsewhere steps are compiled and run."""
+"""Compiled steps: what is compiled, and how often. Captures are for GPUs; elsewhere steps are compiled and run."""
 
 from __future__ import annotations
 
