@@ -68,8 +68,8 @@ def _column_sums(
     keys = K + row.to(tl.int64) * k_row + head.to(tl.int64) * k_head
     k = tl.load(keys + n[:, None].to(tl.int64) * k_slot + d[None, :], mask=inside, other=0.0)  # [N, D]
 
-    # A sum for every place of a tile until the end: no thread waits for another.
-    sums = tl.zeros([M, N], dtype=tl.float32)
+    # A sum for every two places of a tile that one thread has, until the end: no thread waits for another.
+    sums = tl.zeros([M // 16, 8, N], dtype=tl.float32)
     begin = tl.maximum(first, tl.program_id(0) * N - start) // M * M
     # Queries in [clear, full) see every key of the block and all count: nothing is masked there.
     clear = tl.maximum(first, tl.program_id(0) * N + N - 1 - start)
@@ -88,7 +88,7 @@ def _column_sums(
             q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, True)
             sums += _received(q, k, lses, m0, n, start, first, end, scale, M, EXP2, True)
     out = OUT + row.to(tl.int64) * out_row + head.to(tl.int64) * out_head
-    tl.store(out + n, tl.sum(sums, axis=0), mask=n < slots)
+    tl.store(out + n, tl.sum(tl.sum(sums, axis=0), axis=0), mask=n < slots)
 
 
 @triton.jit
@@ -116,7 +116,10 @@ def _queries(
 def _received(
     q, k, lses, m0, n, start, first, end, scale, M: tl.constexpr, EXP2: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
-    """Probabilities [M, N] of M queries."""
+    """Probabilities of M queries, those of every two that are eight apart added: [M / 16, 8, N].
+
+    Of the result of a matrix product, a thread holds just such pairs of rows.
+    """
     m = m0 + tl.arange(0, M)
     lse = tl.load(lses + m, mask=m < end, other=0.0) if MASKED else tl.load(lses + m)
     logits = tl.dot(q, tl.trans(k), input_precision="ieee")
@@ -130,7 +133,7 @@ def _received(
     if MASKED:
         seen = (n[None, :] <= start + m[:, None]) & ((m >= first) & (m < end))[:, None]
         probs = tl.where(seen, probs, 0.0)
-    return probs
+    return tl.sum(tl.reshape(probs, [M // 16, 2, 8, probs.shape[1]]), axis=1)
 
 
 def column_sums(
