@@ -61,7 +61,7 @@ def _enter(family: Family, prompt: Prompt, backbone: Any, args: tuple[Any, ...],
         if given is not None:
             given = _pick_columns(given.expand(len(tokens), -1), call.order[:, : call.width])
         if prompt.ends_only:
-            prompt.ends = _back(call)[:, -1:].to(tokens.device)
+            prompt.ends = _back(call)[:, -1:]
     inputs["position_ids"] = family.position_ids(backbone, cache, given, tokens.device)
     # transformers takes a 4D mask as it is, so none is built; which slots a query sees follows from the cache.
     inputs["attention_mask"] = tokens.new_empty(1, 1, 1, 0)
@@ -127,8 +127,8 @@ class PatchHandle:
             for owner in [m for m in model.modules() if isinstance(m, family.model) and backbone in m.children()]:
                 self._hooks.append(owner.register_forward_pre_hook(_Ask(prompt), with_kwargs=True))
             for module in backbone.modules() if family.read is not None else ():
-                if isinstance(module, family.layer):
-                    module._buzz = PatchedLayer(prompt, family.read, module.forward, "forward" in vars(module))  # type: ignore
+                if isinstance(module, family.layer) and "forward" not in vars(module):
+                    module._buzz = PatchedLayer(prompt, family.read, module.forward)  # type: ignore
                     module.forward = MethodType(layer_forward, module)
                     self._modules.append(module)
         self.engine = Engine(model, family, backbones, contexts[0], Captured())

@@ -48,7 +48,7 @@ class Prompt:
         """Every row's last column [B, 1, width] of hidden [B, L, width]."""
         if self.ends is None:
             return hidden[:, -1:]
-        return hidden.gather(1, self.ends[..., None].expand(-1, -1, hidden.shape[2]))
+        return hidden.gather(1, self.ends.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[2]))
 
 
 @dataclass
@@ -58,7 +58,7 @@ class PatchedLayer:
     prompt: Prompt
     read: Callable[..., torch.Tensor]  # its forward in a prompt: (layer, hidden, prompt, kwargs) -> hidden
     forward: Callable[..., Any]  # the one that was there
-    own: bool  # whether that one sat on the module itself
+    own: bool = False  # a layer with a forward of its own, such as one that moves inputs to its device, is left alone
 
 
 def layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

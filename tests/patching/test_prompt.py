@@ -125,6 +125,25 @@ def test_modules_that_others_changed_are_called(everywhere):
     assert (got - expected).norm() < 1e-2 * expected.norm()
 
 
+@torch.no_grad()
+def test_a_layer_with_a_forward_of_its_own_runs_it(everywhere):
+    """As accelerate gives it to layers on several devices."""
+    model = tiny_llama().half().to(DEVICE)
+    seen = []
+    layer = model.model.layers[2]  # the last one, which then gives all columns
+    own = layer.forward
+    layer.forward = lambda *a, **k: seen.append("own") or own(*a, **k)
+    ids = (torch.arange(80).view(2, 40) % VOCAB).to(DEVICE)
+    mask = masked(3, 40)[:2]
+    how = {"attention_mask": mask, "logits_to_keep": 1}
+    with buzz.patch_model(model):
+        got = model(ids, past_key_values=buzz.BeehiveCache(buzz.make_policy("full"), model.config), **how).logits
+    assert seen == ["own"]
+    assert layer.forward is not own
+    expected = model(ids, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **how).logits
+    assert (got - expected).norm() < 1e-2 * expected.norm()
+
+
 def test_where_gradients_are_recorded_the_layers_own_forward_runs(everywhere, monkeypatch):
     model = tiny_llama().bfloat16().to(DEVICE)
     calls = count_calls(monkeypatch, "rms_norm", "add_gated_mlp")
