@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from buzz.attention.launch import Tiles
 from buzz.device import HALF
 from buzz.rows import Rows
 
@@ -137,7 +139,15 @@ def _received(
 
 
 def column_sums(
-    q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, *, starts: Rows, firsts: Rows, counts: Rows, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    lse: torch.Tensor,
+    *,
+    starts: Rows,
+    firsts: Rows,
+    counts: Rows,
+    scale: float,
+    tiles: Tiles | None = None,
 ) -> torch.Tensor:
     """Attention probability that every slot received, summed over queries and over the query heads of the group.
 
@@ -147,6 +157,7 @@ def column_sums(
         starts: cached slots of each row before the call; query i of row b sees the slots 0 .. starts[b] + i.
         firsts, counts: of row b the queries firsts[b] .. counts[b] - 1 count.
         scale: factor of the logits.
+        tiles: for sweeps; None: as is best known.
 
     Returns:
         float32 [B, Hkv, C].
@@ -156,37 +167,37 @@ def column_sums(
     out = torch.empty(B, Hkv, C, dtype=torch.float32, device=q.device)
     rows = starts.beside(firsts, counts, device=q.device)
     padded = max(16, triton.next_power_of_2(D))
-    M, N, how = _blocks(q.dtype, padded)
-    tiles = None
+    cut: Any = _chosen(tiles or Tiles(), q.dtype, padded)
     half = q.is_cuda and q.dtype in HALF
-    if half:
-        how["maxnreg"] = _REGISTERS
-        tiles = _tiles(q, M, padded)
-    queries, strides = (q, (*q.stride()[:3], 0)) if tiles is None else tiles
+    matrix = _matrix(q, cut.queries, padded) if half else None
+    queries, strides = (q, (*q.stride()[:3], 0)) if matrix is None else matrix
+    how = {"num_warps": cut.warps, "num_stages": cut.stages}
+    if half and cut.registers:
+        how["maxnreg"] = cut.registers
     with torch.cuda.device_of(q):
-        _column_sums[(triton.cdiv(C, N), B * Hkv)](
+        _column_sums[(triton.cdiv(C, cut.keys), B * Hkv)](
             queries, k, lse, rows, out,
             *strides, *k.stride()[:3], *lse.stride()[:2], *out.stride()[:2],
             Hkv, C, scale * LOG2E,
-            GROUP=Hq // Hkv, D=D, D_PADDED=padded, M=M, N=N, TILES=tiles is not None,
-            EXP2=half, **how,
+            GROUP=Hq // Hkv, D=D, D_PADDED=padded, M=cut.queries, N=cut.keys, TILES=matrix is not None,
+            EXP2=half and cut.polynomial, **how,
         )  # fmt: skip
     return out
 
 
-# Of a thread: three programs of 128 threads share a multiprocessor's 65536, so that one multiplies while another
-# takes exponentials.
-_REGISTERS = 168
-
-
-def _blocks(dtype: torch.dtype, head_dim: int) -> tuple[int, int, dict[str, Any]]:
-    """Queries and keys of a block, and how it is run."""
+def _chosen(tiles: Tiles, dtype: torch.dtype, head_dim: int) -> Tiles:
+    """Tiles without a None."""
     if dtype == torch.float32:
-        return 32, 64, {"num_warps": 4, "num_stages": 2}
-    return 64, 128 if head_dim <= 128 else 64, {"num_warps": 4, "num_stages": 2}
+        best = Tiles(32, 64, 4, 2, 0)
+    else:
+        # With so many registers three programs of 128 threads share a multiprocessor's 65536, so that one multiplies
+        # while another takes exponentials.
+        best = Tiles(64, 128 if head_dim <= 128 else 64, 4, 2, 168)
+    given = {name: value for name, value in dataclasses.asdict(tiles).items() if value is not None}
+    return dataclasses.replace(best, **given)
 
 
-def _tiles(q: torch.Tensor, M: int, width: int) -> tuple[Any, tuple[int, int, int, int]] | None:
+def _matrix(q: torch.Tensor, M: int, width: int) -> tuple[Any, tuple[int, int, int, int]] | None:
     """q as a matrix of which the copy engine of a Hopper GPU fetches tiles, and its strides there; None: it cannot.
 
     Rows are the tokens of all heads if those of a head lie together, and tokens alone if the heads of a token do.

@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
+from buzz.attention.launch import Launch
+
 LOG2E = 1.4426950408889634
 _MOST_SPLITS = 256
 _SHORT = 2048  # slots, up to which a program is small
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How the kernels are cut up; the results differ in rounding alone. For sweeps: `attend` chooses well by itself.
-
-    Args:
-        slots: slots that a program looks at together, a power of two, with `dot` at least 16; None: by dtype, group and
-            head dimension.
-        splits: programs that share a row and KV head; None: enough for `programs`.
-        programs: programs per multiprocessor to aim at, over all rows and heads.
-        warps: of a program; None: 2 up to 2048 slots, else 4.
-        stages: depth of the pipeline of loads; 1: none; None: 2 in half precision, else 1.
-        dot: matrix products for the heads of a group, padded to 16; None: from 3 heads on, for which the registers
-            would not do otherwise.
-        score_slots: slots whose scores one program updates, a power of two.
-    """
-
-    slots: int | None = None
-    splits: int | None = None
-    programs: int = 4
-    warps: int | None = None
-    stages: int | None = None
-    dot: bool | None = None
-    score_slots: int = 1024
 
 
 @triton.jit

@@ -27,7 +27,14 @@ ALL = {
     "model": {"shape": "tiny", "device": "cpu"},
     "methods": METHODS,
     "ceilings": {"copy_mib": 1, "matmul": 64, "repeats": 3},
-    "kernels": {"lengths": [21], "cached": [17], "batches": [2], "repeats": 3},
+    "kernels": {
+        "lengths": [21],
+        "cached": [17],
+        "batches": [2],
+        "repeats": 3,
+        "tiles": [{"keys": 32}],
+        "launches": [{"splits": 2}],
+    },
     "prefill": {"lengths": [16, 48], "repeats": 3},
     "decode": {"contexts": [20, 40], "batches": [1, 2], "steps": 6, "methods": ["dynamic", "static", "buzz"]},
     "stream": {"tokens": [33, 70], "chunk": 16, "steps": 6, "methods": ["buzz"]},
@@ -93,6 +100,8 @@ def test_kernels_have_their_errors(sections):
         assert alone["failed"] == "ModuleNotFoundError: No module named 'triton'"
     else:
         assert alone["score_error"] < 1e-5
+        assert of(rows, kind="prompt", what="scores alone, keys=32")["score_error"] < 1e-5
+        assert of(rows, kind="step", what="attend_step, scores, splits=2")["score_error"] < 1e-5
     assert "failed" in of(rows, kind="prompt", what="cudnn")  # there is none on a CPU, and the others went on
     for what in ("sdpa", "attend_step", "attend_step, scores"):
         row = of(rows, kind="step", what=what)

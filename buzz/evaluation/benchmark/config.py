@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from buzz.attention.launch import Launch, Tiles
 from buzz.evaluation.benchmark.contenders import Contender, parse_contenders
 from buzz.evaluation.config import ModelConfig, read_config
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.methods import NAME
-from buzz.evaluation.schema import at_least, build, check, matching, parsed_by, said
+from buzz.evaluation.schema import at_least, build, check, keys_of, matching, parsed_by, said
 
 _SOME = "a list of at least one integer, each at least 1, is wanted"
 _POSITIVE = check(lambda value: value > 0, "a number above 0 is wanted")
@@ -45,6 +46,17 @@ def _seconds(default: float) -> Any:
     return field(default=default, metadata=_POSITIVE)
 
 
+def _variants(cls: type) -> dict[str, Any]:
+    """Field metadata of a list of mappings, each with some fields of a dataclass."""
+
+    def parse(raw: Any, where: str) -> list[Any]:
+        if not isinstance(raw, list):
+            raise ConfigError(where, said(raw), f"a list of mappings with keys of {', '.join(keys_of(cls))} is wanted")
+        return [build(cls, item, f"{where}[{index}]") for index, item in enumerate(raw)]
+
+    return parsed_by(parse)
+
+
 @dataclass(frozen=True)
 class BenchModel:
     """A shape with random weights (see `buzz.evaluation.benchmark.model`), or a model as a run names it."""
@@ -71,12 +83,17 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Kernels:
-    """One layer's attention: of prompts of `lengths` tokens, and of one token over `cached` slots in `batches` rows."""
+    """One layer's attention: of prompts of `lengths` tokens, and of one token over `cached` slots in `batches` rows.
+
+    tiles, launches: further ways to cut up the kernels of the scores and of one token.
+    """
 
     lengths: list[int] = field(default_factory=lambda: [2048, 4096, 8192, 16384, 32768], metadata=_INTEGERS)
     cached: list[int] = field(default_factory=lambda: [640, 4096, 32768], metadata=_INTEGERS)
     batches: list[int] = field(default_factory=lambda: [1, 16], metadata=_INTEGERS)
     repeats: int = _count(7)
+    tiles: list[Tiles] = field(default_factory=list, metadata=_variants(Tiles))
+    launches: list[Launch] = field(default_factory=list, metadata=_variants(Launch))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from buzz.attention import attend
+from buzz.attention.launch import Launch, Tiles
 from buzz.evaluation.benchmark.bench import Bench
 from buzz.evaluation.benchmark.config import Kernels
 from buzz.evaluation.benchmark.measure import captured, timed
@@ -44,21 +45,34 @@ def kernels(bench: Bench, config: Kernels) -> None:
     """A prompt's attention by length, and one token's by cached slots and batch; float32 statistics in all of them."""
     heads = Heads.of(bench.model.config)
     for length in config.lengths:
-        keys = [{"kind": "prompt", "length": length, "what": what} for what in PROMPT]
-        if all(bench.book.find("kernels", key) for key in keys):
+        cut = {what: None for what in PROMPT} | {f"{PROMPT[-1]}, {_said(tiles)}": tiles for tiles in config.tiles}
+        if all(bench.book.find("kernels", {"kind": "prompt", "length": length, "what": what}) for what in cut):
             continue
         inputs = _Prompt.make(bench, heads, length)
-        for key in keys:
-            bench.point("kernels", key, lambda key=key, inputs=inputs: inputs.measure(key["what"], config.repeats))  # type: ignore[misc]
+        for what, tiles in cut.items():
+
+            def measure_prompt(what=what, tiles=tiles, inputs=inputs) -> dict[str, Any]:
+                return inputs.measure(what if tiles is None else PROMPT[-1], config.repeats, tiles)
+
+            bench.point("kernels", {"kind": "prompt", "length": length, "what": what}, measure_prompt)
     for batch in config.batches:
         for slots in config.cached:
-            for what in STEP:
+            steps = {what: None for what in STEP} | {f"{STEP[-1]}, {_said(cut)}": cut for cut in config.launches}
+            for what, launch in steps.items():
                 key = {"kind": "step", "length": slots, "batch": batch, "what": what}
 
-                def measure(what=what, slots=slots, batch=batch) -> dict[str, Any]:
-                    return _step(bench, heads, slots, batch, what, config.repeats)
+                def measure(what=what, launch=launch, slots=slots, batch=batch) -> dict[str, Any]:
+                    return _step(
+                        bench, heads, slots, batch, what if launch is None else STEP[-1], config.repeats, launch
+                    )
 
                 bench.point("kernels", key, measure)
+
+
+def _said(cut: Tiles | Launch) -> str:
+    """What is not as by default."""
+    own = {name: value for name, value in vars(cut).items() if value != getattr(type(cut)(), name)}
+    return " ".join(f"{name}={value}" for name, value in own.items()) or "default"
 
 
 # --- a prompt --------------------------------------------------------------------------------------------------------
@@ -93,9 +107,9 @@ class _Prompt:
             self._exact = reference(self.q, self.k, self.v, self.scale)
         return self._exact
 
-    def measure(self, what: str, repeats: int) -> dict[str, Any]:
+    def measure(self, what: str, repeats: int, tiles: Tiles | None) -> dict[str, Any]:
         output, scores, lse = self.exact
-        call = self._call(what, lse)
+        call = self._call(what, lse, tiles)
         got, received = call()
         taken = statistics.median(timed(call, self.bench.clock, repeats, inner=_INNER))
         length, dim = self.q.shape[2:]
@@ -107,7 +121,7 @@ class _Prompt:
             "score_error": None if received is None else relative_error(received, scores),
         }
 
-    def _call(self, what: str, lse: torch.Tensor) -> Callable[[], tuple[Any, Any]]:
+    def _call(self, what: str, lse: torch.Tensor, tiles: Tiles | None) -> Callable[[], tuple[Any, Any]]:
         q, k, v, scale = self.q, self.k, self.v, self.scale
         zero, counts = Rows([0]), Rows([q.shape[2]])  # brought to the device once
         if what in _BACKENDS:
@@ -123,7 +137,8 @@ class _Prompt:
             return lambda: attend(q, k, v, starts=zero, counts=counts, scale=scale, spec=_EVERYTHING)
         from buzz.attention.column_sums import column_sums
 
-        return lambda: (None, column_sums(q, k, lse, starts=zero, firsts=zero, counts=counts, scale=scale))
+        how = {"starts": zero, "firsts": zero, "counts": counts, "scale": scale, "tiles": tiles}
+        return lambda: (None, column_sums(q, k, lse, **how))  # type: ignore[arg-type]
 
 
 def reference(
@@ -163,7 +178,9 @@ def relative_error(got: torch.Tensor, exact: torch.Tensor) -> float:
 STEP = ("sdpa", "attend_step", "attend_step, scores")
 
 
-def _step(bench: Bench, heads: Heads, slots: int, batch: int, what: str, repeats: int) -> dict[str, Any]:
+def _step(
+    bench: Bench, heads: Heads, slots: int, batch: int, what: str, repeats: int, launch: Launch | None
+) -> dict[str, Any]:
     """One token a row against `slots` cached ones, over several sets of buffers in turn, as the layers of a model."""
     dtype, device = bench.model.dtype, bench.device
     size = 2 * batch * heads.keys * (slots + 1) * heads.dim * dtype.itemsize
@@ -193,6 +210,10 @@ def _step(bench: Bench, heads: Heads, slots: int, batch: int, what: str, repeats
 
         def layer(i: int) -> torch.Tensor:
             received = None if scores is None else scores[i]
+            if launch is not None:
+                from buzz.attention import decode
+
+                return decode.attend(q, k, v, keys[i], values[i], received, lengths, **table, launch=launch)
             return attend_step(q, k, v, keys[i], values[i], received, lengths, **table)
 
         row, error = _step_errors(layer, q, k, v, keys, values, scores, table)

@@ -1,0 +1,50 @@
+"""How the Triton kernels of attention are cut up. Results differ in rounding alone; the defaults were measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How `column_sums` is cut up; None: as is best known for the dtype and head dimension.
+
+    Args:
+        queries, keys: of a tile, powers of two, at least 16. A program has one block of keys for all of its queries.
+        warps: of a program.
+        stages: tiles of queries that are on their way at once.
+        registers: of a thread at most, which decides how many programs share a multiprocessor; 0: no limit.
+        polynomial: every fourth exponential by arithmetic; in half precision on a GPU alone.
+    """
+
+    queries: int | None = None
+    keys: int | None = None
+    warps: int | None = None
+    stages: int | None = None
+    registers: int | None = None
+    polynomial: bool = True
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How `attend_step` is cut up.
+
+    Args:
+        slots: slots that a program looks at together, a power of two, with `dot` at least 16; None: by dtype, group and
+            head dimension.
+        splits: programs that share a row and KV head; None: enough for `programs`.
+        programs: programs per multiprocessor to aim at, over all rows and heads.
+        warps: of a program; None: 2 up to 2048 slots, else 4.
+        stages: depth of the pipeline of loads; 1: none; None: 2 in half precision, else 1.
+        dot: matrix products for the heads of a group, padded to 16; None: from 3 heads on, for which the registers
+            would not do otherwise.
+        score_slots: slots whose scores one program updates, a power of two.
+    """
+
+    slots: int | None = None
+    splits: int | None = None
+    programs: int = 4
+    warps: int | None = None
+    stages: int | None = None
+    dot: bool | None = None
+    score_slots: int = 1024
