@@ -20,9 +20,9 @@ except ImportError:  # an older Triton
 
 LOG2E = 1.4426950408889634
 
-# exp2 of four numbers: three by the special function unit, which is what the kernel waits for; one by arithmetic, to a
-# relative error of 3e-6. It is split into an integer, which becomes the exponent, and a rest in [-1/2, 1/2], whose
-# exp2 is a polynomial that minimises the largest relative error.
+# exp2 of four numbers: three by the special function unit, which at a head dimension of 128 would have to work for as
+# many cycles as the tensor cores; one by arithmetic, to a relative error of 3e-6. It is split into an integer, which
+# becomes the exponent, and a rest in [-1/2, 1/2], whose exp2 is a polynomial that minimises the largest relative error.
 _EXP2_OF_FOUR = tl.constexpr("""
 {
     .reg .f32 x, whole, rest, y;
@@ -98,7 +98,7 @@ def _queries(
     Q, row, head, m0, end, d, q_row, q_head, q_token, q_column,
     D: tl.constexpr, D_PADDED: tl.constexpr, M: tl.constexpr, TILES: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """M queries of one head, [M, D_PADDED]. Past the end of a head, and of D, a tile has what lies there, or zeros."""
+    """M queries of one head, [M, D_PADDED]. Past the end of a head a tile has what lies there, or zeros."""
     if TILES:
         q = Q.load([row * q_row + head * q_head + m0, head * q_column])
     else:
@@ -200,10 +200,13 @@ def _chosen(tiles: Tiles, dtype: torch.dtype, head_dim: int) -> Tiles:
 def _matrix(q: torch.Tensor, M: int, width: int) -> tuple[Any, tuple[int, int, int, int]] | None:
     """q as a matrix of which the copy engine of a Hopper GPU fetches tiles, and its strides there; None: it cannot.
 
-    Rows are the tokens of all heads if those of a head lie together, and tokens alone if the heads of a token do.
+    Rows are the tokens of all heads if those of a head lie together, and tokens alone if the heads of a token do. Tiles
+    are as wide as a head: padded ones would fetch what nobody reads.
     """
     B, Hq, Lq, D = q.shape
-    if TensorDescriptor is None or torch.cuda.get_device_capability(q.device)[0] < 9 or q.data_ptr() % 16:
+    if TensorDescriptor is None or width != D or q.data_ptr() % 16:
+        return None
+    if torch.cuda.get_device_capability(q.device)[0] < 9:
         return None
     if q.is_contiguous():
         matrix, strides = q.view(-1, D), (Hq * Lq, Lq, 1, 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +40,8 @@ class Prompt:
         self.asked, self.ends = False, None
 
     def close(self) -> None:
-        """No call is open, or one of another cache."""
-        self.open = self.ends_only = False
+        """No call is open, or one of another cache: nothing that was asked holds for the next."""
+        self.open = self.asked = self.ends_only = False
         self.ends = None
 
     def at_ends(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,8 @@ class PatchedLayer:
     prompt: Prompt
     read: Callable[..., torch.Tensor]  # its forward in a prompt: (layer, hidden, prompt, kwargs) -> hidden
     forward: Callable[..., Any]  # the one that was there
-    own: bool = False  # a layer with a forward of its own, such as one that moves inputs to its device, is left alone
+    # Layers with a forward of their own, such as one that moves inputs to its device, are not patched.
+    own: ClassVar[bool] = False
 
 
 def layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
