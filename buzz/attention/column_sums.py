@@ -20,33 +20,6 @@ except ImportError:  # an older Triton
 
 LOG2E = 1.4426950408889634
 
-# exp2 of four numbers: three by the special function unit, which at a head dimension of 128 would have to work for as
-# many cycles as the tensor cores; one by arithmetic, to a relative error of 3e-6. It is split into an integer, which
-# becomes the exponent, and a rest in [-1/2, 1/2], whose exp2 is a polynomial that minimises the largest relative error.
-_EXP2_OF_FOUR = tl.constexpr("""
-{
-    .reg .f32 x, whole, rest, y;
-    .reg .b32 exponent, bits;
-    ex2.approx.ftz.f32 $0, $4;
-    ex2.approx.ftz.f32 $1, $5;
-    ex2.approx.ftz.f32 $2, $6;
-    max.ftz.f32 x, $7, 0fC2FC0000;
-    add.rn.ftz.f32 whole, x, 0f4B400000;
-    mov.b32 exponent, whole;
-    sub.rn.ftz.f32 whole, whole, 0f4B400000;
-    sub.rn.ftz.f32 rest, x, whole;
-    mov.f32 y, 0f3C1CCBEB;
-    fma.rn.ftz.f32 y, y, rest, 0f3D650A20;
-    fma.rn.ftz.f32 y, y, rest, 0f3E76036D;
-    fma.rn.ftz.f32 y, y, rest, 0f3F31706E;
-    fma.rn.ftz.f32 y, y, rest, 0f3F7FFFF4;
-    shl.b32 exponent, exponent, 23;
-    mov.b32 bits, y;
-    add.s32 bits, bits, exponent;
-    mov.b32 $3, bits;
-}
-""")
-
 
 @triton.jit
 def _column_sums(
@@ -54,7 +27,7 @@ def _column_sums(
     q_row, q_head, q_token, q_column, k_row, k_head, k_slot, lse_row, lse_head, out_row, out_head,
     kv_heads, slots, scale,
     GROUP: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    TILES: tl.constexpr, EXP2: tl.constexpr,
+    TILES: tl.constexpr,
 ):  # fmt: skip
     """One program sums, for N keys of one KV head, exp2(scale q k - lse) over all queries that see them.
 
@@ -82,13 +55,13 @@ def _column_sums(
         lses = LSE + row.to(tl.int64) * lse_row + query_head.to(tl.int64) * lse_head
         for m0 in range(begin, clear, M):
             q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, True)
-            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, EXP2, True)
+            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, True)
         for m0 in range(clear, full, M):
             q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, False)
-            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, EXP2, False)
+            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, False)
         for m0 in range(full, end, M):
             q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, True)
-            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, EXP2, True)
+            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, True)
     out = OUT + row.to(tl.int64) * out_row + head.to(tl.int64) * out_head
     tl.store(out + n, tl.sum(tl.sum(sums, axis=0), axis=0), mask=n < slots)
 
@@ -116,7 +89,7 @@ def _queries(
 
 @triton.jit
 def _received(
-    q, k, lses, m0, n, start, first, end, scale, M: tl.constexpr, EXP2: tl.constexpr, MASKED: tl.constexpr
+    q, k, lses, m0, n, start, first, end, scale, M: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
     """Probabilities of M queries, those of every two that are eight apart added: [M / 16, 8, N].
 
@@ -126,12 +99,7 @@ def _received(
     lse = tl.load(lses + m, mask=m < end, other=0.0) if MASKED else tl.load(lses + m)
     logits = tl.dot(q, tl.trans(k), input_precision="ieee")
     logits = logits * scale - (lse * 1.4426950408889634)[:, None]
-    if EXP2:
-        probs = tl.inline_asm_elementwise(
-            _EXP2_OF_FOUR, "=f,=f,=f,=f,f,f,f,f", [logits], dtype=tl.float32, is_pure=True, pack=4
-        )
-    else:
-        probs = tl.exp2(logits)
+    probs = tl.exp2(logits)
     if MASKED:
         seen = (n[None, :] <= start + m[:, None]) & ((m >= first) & (m < end))[:, None]
         probs = tl.where(seen, probs, 0.0)
@@ -179,8 +147,7 @@ def column_sums(
             queries, k, lse, rows, out,
             *strides, *k.stride()[:3], *lse.stride()[:2], *out.stride()[:2],
             Hkv, C, scale * LOG2E,
-            GROUP=Hq // Hkv, D=D, D_PADDED=padded, M=cut.queries, N=cut.keys, TILES=matrix is not None,
-            EXP2=half and cut.polynomial, **how,
+            GROUP=Hq // Hkv, D=D, D_PADDED=padded, M=cut.queries, N=cut.keys, TILES=matrix is not None, **how,
         )  # fmt: skip
     return out
 

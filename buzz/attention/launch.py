@@ -14,7 +14,6 @@ class Tiles:
         warps: of a program.
         stages: tiles of queries that are on their way at once.
         registers: of a thread at most, which decides how many programs share a multiprocessor; 0: no limit.
-        polynomial: every fourth exponential by arithmetic; in half precision on a GPU alone.
     """
 
     queries: int | None = None
@@ -22,7 +21,6 @@ class Tiles:
     warps: int | None = None
     stages: int | None = None
     registers: int | None = None
-    polynomial: bool = True
 
 
 @dataclass(frozen=True)
