@@ -18,7 +18,7 @@ from buzz.cache import BeehiveCache
 from buzz.patching.attend import attend_cached, attend_static
 from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
-from buzz.patching.prompt import Prompt, add_gated_mlp, rms_norm
+from buzz.patching.prompt import Prompt, add_gated_mlp, normed, sum_and_normed
 from buzz.patching.rotary import RotaryTable, rotate, signed
 
 
@@ -47,13 +47,12 @@ def _forward(
 
 
 def _read(layer: Any, hidden: torch.Tensor, prompt: Prompt, kwargs: dict[str, Any]) -> torch.Tensor:
-    x = rms_norm(layer.input_layernorm, LlamaRMSNorm, hidden)
+    x = normed(layer.input_layernorm, LlamaRMSNorm, hidden)
     attention = layer.self_attn
     attended, _ = attention(hidden_states=x, **kwargs)
     if prompt.ends_only and attention.layer_idx == attention.config.num_hidden_layers - 1:
         hidden, attended = prompt.at_ends(hidden), prompt.at_ends(attended)
-    hidden = hidden + attended
-    x = rms_norm(layer.post_attention_layernorm, LlamaRMSNorm, hidden)
+    hidden, x = sum_and_normed(layer.post_attention_layernorm, LlamaRMSNorm, hidden, attended)
     return add_gated_mlp(hidden, layer.mlp, LlamaMLP, x)
 
 

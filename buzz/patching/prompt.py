@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from buzz.device import HALF, runs_triton
@@ -70,11 +69,29 @@ def layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: 
     return patched.read(self, hidden_states, patched.prompt, kwargs)
 
 
-def rms_norm(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> torch.Tensor:
-    """An RMS norm by PyTorch's fused kernel, which multiplies by the weight before it rounds, transformers after."""
-    if not _plain(norm, kind) or norm.weight.dtype != hidden.dtype:
+def normed(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> torch.Tensor:
+    """The output of an RMS norm, which is multiplied by the weight before it is rounded; transformers does it after."""
+    if not _fusible(norm, kind, hidden):
         return norm(hidden)
-    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    from buzz.patching.norm import rms_norm
+
+    return rms_norm(hidden, norm.weight, norm.variance_epsilon)
+
+
+def sum_and_normed(
+    norm: Any, kind: type[nn.Module], hidden: torch.Tensor, addend: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """hidden + addend, and what an RMS norm makes of it, as `normed`."""
+    if addend.dtype != hidden.dtype or not _fusible(norm, kind, hidden):
+        hidden = hidden + addend
+        return hidden, norm(hidden)
+    from buzz.patching.norm import add_rms_norm
+
+    return add_rms_norm(hidden, addend, norm.weight, norm.variance_epsilon)
+
+
+def _fusible(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> bool:
+    return _plain(norm, kind) and norm.weight.dtype == hidden.dtype
 
 
 def add_gated_mlp(hidden: torch.Tensor, mlp: Any, kind: type[nn.Module], x: torch.Tensor) -> torch.Tensor:

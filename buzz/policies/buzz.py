@@ -89,6 +89,18 @@ class BuzzPolicy(Policy):
         winner = padded.unflatten(-1, (-1, self.stride)).argmax(dim=-1)  # [B, H, segments], first one on a tie
         return winner + torch.arange(start, stop, self.stride, device=scores.device)
 
+    def peak(self, length: int, sampled: int = 0) -> int | None:
+        """As for every policy, but from eviction to eviction instead of token by token: every new prompt asks."""
+        if not self.bounded:
+            return None
+        due, highest, seen = self.sink + self.window + self.threshold + 1, length, set[tuple[int, int]]()
+        while (length, sampled) not in seen:
+            seen.add((length, sampled))
+            at = max(length + 1, due)  # slots in the call after which the next eviction comes
+            highest = max(highest, at)
+            length, sampled = self.plan(at, sampled)  # type: ignore[misc]
+        return highest
+
     def steady(self) -> Steady | None:
         """As for every policy, but from eviction to eviction instead of token by token: budgets ask for it often."""
         if not self.bounded:

@@ -14,6 +14,7 @@ from ..conftest import VOCAB, tiny_llama
 pytest.importorskip("triton")
 
 from buzz.patching.gate import silu_gate_
+from buzz.patching.norm import add_rms_norm, rms_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -32,6 +33,25 @@ def test_gate_of_other_shapes():
     for gate, up in ((x, x[:2]), (x[:, :3], x[:, :3])):
         with pytest.raises(ValueError, match="contiguous and alike"):
             silu_gate_(gate, up)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [64, 576, 4096])
+def test_norms(dtype, width):
+    x, addend = (torch.randn(2, 5, width, device=DEVICE).mul(3).to(dtype) for _ in range(2))
+    weight = torch.rand(width, device=DEVICE).add(0.5).to(dtype)
+
+    def expected(x):
+        x = x.float()
+        return x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.float()
+
+    # The interpreter truncates to bfloat16 where a GPU rounds.
+    close = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 0}
+    got = rms_norm(x.transpose(0, 1), weight, 1e-5)
+    torch.testing.assert_close(got, expected(x.transpose(0, 1)).to(dtype), **close)
+    total, got = add_rms_norm(x, addend, weight, 1e-5)
+    torch.testing.assert_close(total, x + addend, **close)
+    torch.testing.assert_close(got, expected(total).to(dtype), **close)
 
 
 @pytest.fixture
@@ -68,7 +88,7 @@ def test_a_prompt_is_read_as_by_the_layers_themselves(everywhere, monkeypatch, p
     results = []
     with buzz.patch_model(model):
         for opened in (False, True):
-            calls = count_calls(monkeypatch, "rms_norm", "add_gated_mlp")
+            calls = count_calls(monkeypatch, "normed", "sum_and_normed", "add_gated_mlp")
             if not opened:
                 monkeypatch.setattr(prompt, "HALF", ())
             cache = buzz.BeehiveCache(buzz.make_policy(policy), model.config)
@@ -148,7 +168,7 @@ def test_a_layer_with_a_forward_of_its_own_runs_it(everywhere):
 
 def test_where_gradients_are_recorded_the_layers_own_forward_runs(everywhere, monkeypatch):
     model = tiny_llama().bfloat16().to(DEVICE)
-    calls = count_calls(monkeypatch, "rms_norm", "add_gated_mlp")
+    calls = count_calls(monkeypatch, "normed", "sum_and_normed", "add_gated_mlp")
     ids = torch.arange(9, device=DEVICE)[None]
     with buzz.patch_model(model):
         model(ids, past_key_values=buzz.BeehiveCache(buzz.make_policy("full"), model.config))
