@@ -14,9 +14,10 @@ from buzz.policies import Policy, ScoreSpec
 from buzz.rows import Rows
 from buzz.schedule import Eviction, PerRow, Schedule, Step
 from buzz.stacked import StackedCalls
-from buzz.storage import UNPATCHED, BeehiveLayer, Seen
+from buzz.storage import UNPATCHED, BeehiveLayer, Seen, settle
 
 POSITIONS = ("cache", "original")
+_TOGETHER = 8192  # tokens of a first prompt, over all rows and layers, that wait to be compacted together
 
 
 class Slots(NamedTuple):
@@ -53,7 +54,8 @@ class BeehiveCache(StackedCalls, Cache):
 
     Rows are left-aligned and ragged: row b holds slots 0 .. lengths[b] - 1, pads never enter, and every row evicts as
     it would alone. The schedule is Python integers. Buffers are preallocated and compacted in place; a prompt is
-    compacted layer by layer, so the full-length keys and values of one layer at most exist at a time.
+    compacted layer by layer, so the full-length keys and values of one layer at most exist at a time (of several
+    layers, if those have no more than 8192 tokens).
 
     Args:
         policy: an eviction policy, one per layer, or one per batch row (`PerRow`).
@@ -113,7 +115,8 @@ class BeehiveCache(StackedCalls, Cache):
         self._tokens: list[int] = []  # tokens of each row, pads excluded
         self._call: Call | None = None  # the open one
         self.last_call: Call | None = None
-        self._settled = 0  # layers that the open call has passed
+        self._passed = 0  # layers that the open call has passed
+        self._waiting: list[int] = []  # those of them that are still to be settled
         self.history: list[list[float]] = []
         self._decode_calls: list[int] = []
 
@@ -157,7 +160,8 @@ class BeehiveCache(StackedCalls, Cache):
     def observe(self, scores: torch.Tensor | None, layer: int) -> None:
         """One layer is done: take in what its slots received, float32 [B, H, S] if asked for. The last ends the call.
 
-        A prompt is compacted here, layer by layer; in decoding all layers evict together at the end.
+        A prompt is compacted here: a long one layer by layer, a short one several layers together, which costs the
+        host less. In decoding all layers evict together at the end.
         """
         call = self._call
         if call is None:
@@ -165,22 +169,30 @@ class BeehiveCache(StackedCalls, Cache):
         step = call.steps[self._owner[layer]]
         self.layers[layer].observe(scores, step)
         if call.columns > 1:
-            self.layers[layer].settle(step, self.least, self._watch([layer]))
-        self._settled += 1
-        if self._settled == len(self.layers):
+            self._waiting.append(layer)
+            if self._full(call) or self._owner[layer + 1 : layer + 2] != [self._owner[layer]]:
+                settle([self.layers[i] for i in self._waiting], step, self.least, self._watch(self._waiting))
+                self._waiting = []
+        self._passed += 1
+        if self._passed == len(self.layers):
             self._end(call)
+
+    def _full(self, call: Call) -> bool:
+        """Whether the layers that wait to be settled may be joined by no other."""
+        tokens = len(call.counts) * call.width
+        return not self.layers[self._waiting[0]].borrowed or (len(self._waiting) + 1) * tokens > _TOGETHER
 
     def _end(self, call: Call) -> None:
         if call.columns == 1:
             stacked = self._evict_stacks(call) if self._stacks else set()
             for layer, owner in enumerate(self._owner):
                 if owner not in stacked:
-                    self.layers[layer].settle(call.steps[owner], self.least, self._watch([layer]))
+                    settle([self.layers[layer]], call.steps[owner], self.least, self._watch([layer]))
         for owner, schedule in self._schedules.items():
             schedule.close(call.steps[owner])
         self._seen.columns += call.columns
         self._tokens = [seen + count for seen, count in zip(self._tokens, call.counts, strict=True)]
-        self._call, self._settled = None, 0
+        self._call, self._passed = None, 0
         if call.columns == 1:
             self._decode_calls.append(len(self.history))
         self.history.append(self._mean_lengths())

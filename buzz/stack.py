@@ -56,6 +56,11 @@ class Stack:
         """The keys, values [B, H, capacity, D] and accumulated scores [B, H, capacity] of one layer, as views."""
         return Block(self.keys[index], self.values[index], None if self.scores is None else self.scores[index])
 
+    def block(self, first: int, layers: int) -> Block:
+        """Those of consecutive layers as [layers * B, H, capacity, D] and [layers * B, H, capacity], as views."""
+        whole = Block(self.keys, self.values, self.scores)
+        return Block(*(None if t is None else t[first : first + layers].flatten(0, 1) for t in whole))
+
     def fits(self, like: torch.Tensor, slots: int, scored: bool) -> bool:
         """Whether keys like [B, H, any, D] have room here for so many slots, with scores or without."""
         same = (*like.shape[:2], like.shape[3]) == (*self.keys.shape[1:3], self.keys.shape[4])
@@ -69,5 +74,5 @@ class Stack:
             received: float32 [layers * B, H, S], what the slots received in this call if that is what is read.
             watch: called for every layer, by its index in the stack.
         """
-        block = Block(*(None if t is None else t.flatten(0, 1) for t in (self.keys, self.values, self.scores)))
+        block = self.block(0, self.layers)
         compact(block, block, received, step, self.layers, watch)

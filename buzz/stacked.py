@@ -35,7 +35,7 @@ class StackedCalls:
     _tokens: list[int]
     _decode_calls: list[int]
     _call: Call | None
-    _settled: int
+    _passed: int
 
     def layer_lengths(self, layer: int) -> list[int]:
         """Cached tokens of each row in one layer."""
@@ -125,4 +125,4 @@ class StackedCalls:
         for owner, schedule in self._schedules.items():
             schedule.states = states[owner]
         del self.history[calls:], self._decode_calls[decode_calls:]
-        self._call, self._settled = None, 0
+        self._call, self._passed = None, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -25,7 +26,9 @@ class BeehiveLayer(CacheLayerMixin):
     """Keys, values and scores of one layer; rows are left-aligned, memory past a row's end is finite but meaningless.
 
     keys, values: [B, H, capacity, D] in the model's dtype. scores: float32 [B, H, capacity], zero past a row's end,
-    or None where the policy accumulates none. home: the stack that these are views of, None for buffers of its own.
+    or None where the policy accumulates none. call_scores: float32 [B, H, S], what the slots received in the open call
+    alone. borrowed: keys and values are the model's own, of a first prompt that is still to be settled. home: the stack
+    that these are views of, None for buffers of its own. offered: a stack and a place in it for buffers to come.
     """
 
     keys: Any  # a tensor once `is_initialized`
@@ -37,14 +40,14 @@ class BeehiveLayer(CacheLayerMixin):
     def __init__(self, seen: Seen) -> None:
         super().__init__()
         self._seen = seen
-        self._offer: tuple[Stack, int] | None = None
+        self.offered: tuple[Stack, int] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Give all memory back."""
         self.keys = self.values = self.scores = None
-        self.call_scores: torch.Tensor | None = None  # what the slots received in the open call alone
-        self._borrowed = False  # keys and values are the model's own tensors of a first prompt
+        self.call_scores: torch.Tensor | None = None
+        self.borrowed = False
         self.home: Stack | None = None
         self.is_initialized = False
 
@@ -56,10 +59,11 @@ class BeehiveLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Allocated bytes."""
-        return sum(t.numel() * t.element_size() for t in self._tensors if t is not None)
+        return sum(t.numel() * t.element_size() for t in self.tensors if t is not None)
 
     @property
-    def _tensors(self) -> Block:
+    def tensors(self) -> Block:
+        """Keys, values and scores, as they are."""
         return Block(self.keys, self.values, self.scores)
 
     def append(self, k: torch.Tensor, v: torch.Tensor, step: Step, least: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,12 +77,12 @@ class BeehiveLayer(CacheLayerMixin):
         """
         k, v, end = k.detach(), v.detach(), max(step.ends)
         if not self.is_initialized and k.shape[2] > 1:
-            self.keys, self.values, self._borrowed = k, v, True
+            self.keys, self.values, self.borrowed = k, v, True
         else:
             if end > self.capacity or not self.is_initialized:
-                old, used = self._tensors, max(step.starts)
-                self._allocate(k, max(end, least), step)
-                for new, before in zip(self._tensors, old, strict=True):
+                old, used = self.tensors, max(step.starts)
+                _allocate([self], k, max(end, least), step)
+                for new, before in zip(self.tensors, old, strict=True):
                     if before is not None:
                         new[:, :, :used] = before[:, :, :used]
             self._write(k, v, step)
@@ -91,51 +95,42 @@ class BeehiveLayer(CacheLayerMixin):
             return
         if not step.spec.accumulate:
             self.call_scores = scores
-        elif self._borrowed:
+        elif self.borrowed:
             self.scores = scores
         else:
             self.scores[:, :, : scores.shape[2]] += scores
 
-    def settle(self, step: Step, least: int, watch: Watch | None = None) -> None:
-        """Run the evictions of a call: in place, unless a first prompt needs its buffers or much memory can go."""
-        kept = max(length for length, _ in step.after)
-        wasteful = step.evictions and self.home is None and self.capacity > 2 * max(kept, least)
-        if self._borrowed or (wasteful and self.capacity > 2 * max(step.capacity, least)):
-            old = self._tensors
-            self._allocate(old.keys, max(kept, least), step)
-            compact(self._tensors, old, self.call_scores, step, 1, watch)
-        elif step.evictions:
-            compact(self._tensors, self._tensors, self.call_scores, step, 1, watch)
-        self.call_scores = None
+    def adopt(self, block: Block, home: Stack | None) -> None:
+        """From now on these are the layer's buffers, views of the stack `home` if that is given."""
+        self.keys, self.values, self.scores = block
+        self.borrowed, self.home = False, home
 
     # Life in a stack.
 
     def offer(self, stack: Stack, index: int) -> None:
         """Buffers allocated from now on are layer `index` of a stack, wherever that has the room."""
-        self._offer = (stack, index)
+        self.offered = (stack, index)
 
     def move_in(self, used: int) -> None:
         """Move to the stack that was offered; `used` slots are copied, and the old buffers given back."""
-        assert self._offer is not None
-        stack, index = self._offer
+        assert self.offered is not None
+        stack, index = self.offered
         if self.home is stack:
             return
-        old = self._tensors
-        self.keys, self.values, self.scores = new = stack.layer(index)
-        for target, source in zip(new, old, strict=True):
+        new = stack.layer(index)
+        for target, source in zip(new, self.tensors, strict=True):
             if target is not None:
                 target[:, :, :used] = source[:, :, :used]
-        if self.scores is not None:
-            self.scores[:, :, used:] = 0
-        self.home = stack
+        if new.scores is not None:
+            new.scores[:, :, used:] = 0
+        self.adopt(new, stack)
 
     def move_out(self) -> None:
         """Leave the stack, if the layer lives in one, for buffers of its own of the same size; forget the offer."""
-        self._offer = None
+        self.offered = None
         if self.home is not None:
             with torch.inference_mode(False):
-                self.keys, self.values, self.scores = (None if t is None else t.clone() for t in self._tensors)
-            self.home = None
+                self.adopt(Block(*(None if t is None else t.clone() for t in self.tensors)), None)
 
     # What CacheLayerMixin asks for; storage goes through append, observe and settle instead.
 
@@ -158,31 +153,7 @@ class BeehiveLayer(CacheLayerMixin):
         """Make row i what row rows[i] was; the number of rows may change."""
         if self.is_initialized:
             rows = rows.to(self.keys.device)
-            self.keys, self.values, self.scores = (
-                None if t is None else t.index_select(0, rows) for t in self._tensors
-            )
-            self.home = None
-
-    def _allocate(self, like: torch.Tensor, needed: int, step: Step) -> None:
-        """New, empty buffers of `needed` slots at least, and as many as later calls will want."""
-        B, H, _, D = like.shape
-        spec = step.score_spec
-        scored = spec is not None and spec.accumulate
-        self._borrowed = False
-        if self._offer is not None and self._offer[0].fits(like, needed, scored):
-            stack, index = self._offer
-            self.keys, self.values, self.scores = stack.layer(index)
-            if self.scores is not None:
-                self.scores.zero_()
-            self.home = stack
-            return
-        # Normal tensors even under inference mode, so that a later call outside of it may write to them. Zeros,
-        # since what lies past a row's end takes part in matrix products, with weight 0.
-        capacity = max(needed, step.capacity)
-        with torch.inference_mode(False):
-            self.keys, self.values = (like.new_zeros(B, H, capacity, D) for _ in range(2))
-            self.scores = like.new_zeros(B, H, capacity, dtype=torch.float32) if scored else None
-        self.home = None
+            self.adopt(Block(*(None if t is None else t.index_select(0, rows) for t in self.tensors)), None)
 
     def _write(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> None:
         """Put each row's tokens behind its slots."""
@@ -199,3 +170,64 @@ class BeehiveLayer(CacheLayerMixin):
             for row, (start, end) in enumerate(zip(step.starts, step.ends, strict=True)):
                 self.keys[row, :, start:end] = k[row, :, : end - start]
                 self.values[row, :, start:end] = v[row, :, : end - start]
+
+
+def settle(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch | None = None) -> None:
+    """Run the evictions of a call in layers that share a schedule: in one layer, or in several with a first prompt.
+
+    In place, unless a first prompt needs its buffers or much memory can go.
+
+    Args:
+        least: slots to allocate at least.
+        watch: called for every layer, by its index among these.
+    """
+    first, kept = layers[0], max(length for length, _ in step.after)
+    received = _together([layer.call_scores for layer in layers])
+    wasteful = step.evictions and first.home is None and first.capacity > 2 * max(kept, least)
+    if first.borrowed or (wasteful and first.capacity > 2 * max(step.capacity, least)):
+        old = Block(*map(_together, zip(*(layer.tensors for layer in layers), strict=True)))
+        new = _allocate(layers, first.keys, max(kept, least), step)
+        compact(new, old, received, step, len(layers), watch)
+    elif step.evictions:
+        compact(first.tensors, first.tensors, received, step, 1, watch)
+    for layer in layers:
+        layer.call_scores = None
+
+
+def _together(tensors: list[Any] | tuple[Any, ...]) -> Any:
+    """Tensors of several layers [B, H, ...] as [layers * B, H, ...] in the same order in memory; None of Nones."""
+    if len(tensors) == 1 or tensors[0] is None:
+        return tensors[0]
+    if tensors[0].transpose(1, 2).is_contiguous():
+        return torch.cat([t.transpose(1, 2) for t in tensors]).transpose(1, 2)
+    return torch.cat(tensors)
+
+
+def _allocate(layers: Sequence[BeehiveLayer], like: torch.Tensor, needed: int, step: Step) -> Block:
+    """New, empty buffers for layers that share a schedule, in a stack if one is offered: [layers * B, H, slots, D].
+
+    Args:
+        like: keys [B, H, any, D] of one of them.
+        needed: slots at least; there are as many as later calls will want.
+    """
+    B, H, _, D = like.shape
+    spec = step.score_spec
+    scored = spec is not None and spec.accumulate
+    stack, first = layers[0].offered or (None, 0)
+    # Normal tensors even under inference mode, so that a later call outside of it may write to them.
+    with torch.inference_mode(False):
+        if stack is not None and stack.fits(like, needed, scored):
+            parts = [stack.layer(index) for index in range(first, first + len(layers))]
+            block = stack.block(first, len(layers))
+            if scored:
+                block.scores.zero_()
+        else:
+            # Zeros, since what lies past a row's end takes part in matrix products, with weight 0.
+            stack, shape = None, (len(layers) * B, H, max(needed, step.capacity))
+            keys, values = (like.new_zeros(*shape, D) for _ in range(2))
+            block = Block(keys, values, like.new_zeros(shape, dtype=torch.float32) if scored else None)
+            split = [[None] * len(layers) if t is None else t.split(B) for t in block]
+            parts = [Block(*part) for part in zip(*split, strict=True)]
+        for layer, part in zip(layers, parts, strict=True):
+            layer.adopt(part, stack)
+    return block

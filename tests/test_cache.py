@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
 def labelled(cache, counts, first_labels, layer):
     """Keys [B, H, L, D] whose entries name their token, rows left-aligned and padded with -1."""
     width = max(1, *counts)
-    keys = torch.full((len(counts), HEADS, width, DIM), -1.0)
+    keys = torch.full((len(counts), width, HEADS, DIM), -1.0).transpose(1, 2)  # in memory as models have them
     for row, (count, label) in enumerate(zip(counts, first_labels, strict=True)):
         keys[row, :, :count] = torch.arange(label, label + count)[:, None] + 1000.0 * layer
     return keys
@@ -60,9 +60,19 @@ def call(cache, counts, columns, heads, labels, generator):
     st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2**16)), min_size=1, max_size=4),
     st.integers(0, 40),
     st.integers(0, 2**16),
+    st.sampled_from([0, 60, 8192]),
 )
-def test_rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed):
-    """Ragged prompts and chunks, then decoding: every row of every layer and head holds what the reference holds."""
+def test_rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed, together):
+    """Ragged prompts and chunks, then decoding: every row of every layer and head holds what the reference holds.
+
+    Whether layers are compacted one by one, some of them together, or all of them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(buzz.cache, "_TOGETHER", together)
+        rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed)
+
+
+def rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed):
     name, params = setting
     cache = buzz.BeehiveCache(make_policy(name, **params), CONFIG)
     heads = [[[NaiveHead(name, params) for _ in range(HEADS)] for _ in range(rows)] for _ in range(LAYERS)]
@@ -89,6 +99,31 @@ def test_rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed):
                     tail = store.scores[row, :, length:]
                     assert tail.numel() == 0 or tail.abs().max() == 0
     assert cache.get_seq_length() == sum(columns for columns, _ in calls)
+
+
+@pytest.mark.parametrize("together", [0, 60, 8192])
+def test_layers_are_compacted_with_their_like(monkeypatch, together):
+    """Short prompts of several layers together, but never of layers with different policies; watched in order."""
+    monkeypatch.setattr(buzz.cache, "_TOGETHER", together)
+    policies = [make_policy("buzz", window=4, threshold=4)] * 3 + [make_policy("streaming", window=9)] * 2
+    config = LlamaConfig(num_hidden_layers=5, num_attention_heads=2, num_key_value_heads=HEADS, hidden_size=8)
+    cache = buzz.BeehiveCache(policies, config)
+    seen = []
+    cache.on_evict = lambda layer, eviction, slots: seen.append((layer, eviction.policy.name, slots.shape[-1]))
+    waiting = []
+    for layer in range(5):
+        keys = labelled(cache, [30], [0], layer)
+        slots = cache.append(keys, keys + 0.5, layer)
+        scores = None if slots.spec is None else torch.arange(30).mul(layer).remainder(7).float().expand(1, HEADS, 30)
+        cache.observe(scores, layer)
+        waiting.append(sum(store.borrowed for store in cache.layers))
+    assert waiting == {0: [0, 0, 0, 0, 0], 60: [1, 0, 0, 1, 0], 8192: [1, 2, 0, 1, 0]}[together]
+    kept = policies[0].plan(30).kept
+    assert seen == [*((i, "buzz", kept) for i in range(3)), *((i, "streaming", 13) for i in (3, 4))]
+    for layer, store in enumerate(cache.layers):
+        scores = None if layer > 2 else torch.arange(30).mul(layer).remainder(7).float().expand(1, HEADS, 30)
+        chosen = policies[layer].select(scores, 30)[0, 0]
+        assert store.keys[0, 0, : len(chosen), 0].tolist() == (chosen + 1000.0 * layer).tolist()
 
 
 @pytest.mark.parametrize("name", list(buzz.POLICIES))

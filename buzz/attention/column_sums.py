@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -152,6 +153,7 @@ def column_sums(
     return out
 
 
+@functools.cache
 def _chosen(tiles: Tiles, dtype: torch.dtype, head_dim: int) -> Tiles:
     """Tiles without a None."""
     if dtype == torch.float32:
@@ -173,7 +175,7 @@ def _matrix(q: torch.Tensor, M: int, width: int) -> tuple[Any, tuple[int, int, i
     B, Hq, Lq, D = q.shape
     if TensorDescriptor is None or width != D or q.data_ptr() % 16:
         return None
-    if torch.cuda.get_device_capability(q.device)[0] < 9:
+    if not _copies_tiles(q.device):
         return None
     if q.is_contiguous():
         matrix, strides = q.view(-1, D), (Hq * Lq, Lq, 1, 0)
@@ -182,6 +184,11 @@ def _matrix(q: torch.Tensor, M: int, width: int) -> tuple[Any, tuple[int, int, i
     else:
         return None
     return TensorDescriptor.from_tensor(matrix, [M, width]), strides
+
+
+@functools.cache
+def _copies_tiles(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] >= 9
 
 
 __all__ = ["column_sums"]

@@ -1,7 +1,8 @@
 """What the modules of a backbone know of a prompt on a GPU, and how they read it in fewer passes over the memory.
 
 A prompt is long, so beside its matrix products it costs memory traffic: norms, gates and sums run as one kernel each
-where transformers' own forward runs several, and the last layer computes what it is asked for. Outside prompts, with
+where transformers' own forward runs several (of a short one, as few calls as PyTorch does it in), and the last layer
+computes what it is asked for. Outside prompts, with
 another cache, on a CPU, in float32 and where gradients are recorded, the forward that was there runs.
 """
 
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from buzz.device import HALF, runs_triton
+from buzz.device import HALF, is_large, runs_triton
 
 
 @dataclass
@@ -73,6 +75,8 @@ def normed(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> torch.Tens
     """The output of an RMS norm, which is multiplied by the weight before it is rounded; transformers does it after."""
     if not _fusible(norm, kind, hidden):
         return norm(hidden)
+    if not is_large(hidden):
+        return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
     from buzz.patching.norm import rms_norm
 
     return rms_norm(hidden, norm.weight, norm.variance_epsilon)
@@ -82,9 +86,9 @@ def sum_and_normed(
     norm: Any, kind: type[nn.Module], hidden: torch.Tensor, addend: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """hidden + addend, and what an RMS norm makes of it, as `normed`."""
-    if addend.dtype != hidden.dtype or not _fusible(norm, kind, hidden):
+    if addend.dtype != hidden.dtype or not is_large(hidden) or not _fusible(norm, kind, hidden):
         hidden = hidden + addend
-        return hidden, norm(hidden)
+        return hidden, normed(norm, kind, hidden)
     from buzz.patching.norm import add_rms_norm
 
     return add_rms_norm(hidden, addend, norm.weight, norm.variance_epsilon)
@@ -98,13 +102,19 @@ def add_gated_mlp(hidden: torch.Tensor, mlp: Any, kind: type[nn.Module], x: torc
     """hidden + mlp(x), written to `hidden`, for an MLP down(silu(gate(x)) * up(x))."""
     if not _plain(mlp, kind) or mlp.config.hidden_act not in ("silu", "swish"):
         return hidden.add_(mlp(x))
-    from buzz.patching.gate import silu_gate_
-
-    x, down = silu_gate_(mlp.gate_proj(x), mlp.up_proj(x)), mlp.down_proj
+    x, down = _gated(mlp.gate_proj(x), mlp.up_proj(x)), mlp.down_proj
     if not _plain(down, nn.Linear) or down.bias is not None:
         return hidden.add_(down(x))
     hidden.view(-1, hidden.shape[-1]).addmm_(x.view(-1, x.shape[-1]), down.weight.t())  # the product adds by itself
     return hidden
+
+
+def _gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    if not is_large(gate):
+        return F.silu(gate).mul_(up)
+    from buzz.patching.gate import silu_gate_
+
+    return silu_gate_(gate, up)
 
 
 def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:

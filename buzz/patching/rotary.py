@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from buzz.device import HALF, runs_triton
+from buzz.device import HALF, is_large, runs_triton
 
 # Rope types whose angles depend on how far a call reaches, so that a table of one call is wrong for another.
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -18,7 +18,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     Products are rounded before they are added, as transformers does it, so that equal angles give equal bits; but of
     many tokens on a GPU in half precision the sum alone is rounded, in one kernel.
     """
-    if x.dim() == 4 and x.shape[2] > 1 and x.dtype in HALF and x.stride(-1) == 1 and runs_triton(x):
+    if x.dim() == 4 and x.dtype in HALF and x.stride(-1) == 1 and is_large(x) and runs_triton(x):
         from buzz.attention import rotation
 
         return rotation.rotate(x, cos, sin)

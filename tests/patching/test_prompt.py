@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import buzz
+from buzz import device
 from buzz.patching import llama, prompt
 
 from ..conftest import VOCAB, tiny_llama
@@ -56,8 +57,9 @@ def test_norms(dtype, width):
 
 @pytest.fixture
 def everywhere(monkeypatch):
-    """Read prompts in fewer kernels on this machine too."""
+    """Read prompts in fewer kernels on this machine too, and short ones as if they were long."""
     monkeypatch.setattr(prompt, "runs_triton", lambda x: True)
+    monkeypatch.setattr(device, "_LARGE", 0)
 
 
 def count_calls(monkeypatch, *names):
@@ -77,11 +79,11 @@ def masked(rows, columns):
     return mask.to(DEVICE)
 
 
-@pytest.mark.parametrize("keep", [0, 1, 2])
-@pytest.mark.parametrize("policy", ["full", "buzz"])
+@pytest.mark.parametrize(("policy", "keep", "large"), [("full", 0, True), ("buzz", 1, True), ("buzz", 2, False)])
 @torch.no_grad()
-def test_a_prompt_is_read_as_by_the_layers_themselves(everywhere, monkeypatch, policy, keep):
+def test_a_prompt_is_read_as_by_the_layers_themselves(everywhere, monkeypatch, policy, keep, large):
     """In bfloat16, so to within its rounding; the cache is the same."""
+    monkeypatch.setattr(device, "_LARGE", 0 if large else 1 << 23)
     model = tiny_llama().bfloat16().to(DEVICE)
     ids = (torch.arange(120).view(3, 40) % VOCAB).to(DEVICE)
     how = {"attention_mask": masked(3, 40), "logits_to_keep": keep}
