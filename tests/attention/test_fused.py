@@ -12,6 +12,7 @@ from buzz.rows import Rows
 
 pytest.importorskip("triton")
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EVERYTHING = ScoreSpec(accumulate=True, queries=None)
 
 
@@ -20,7 +21,7 @@ def plain_causal(q, k, v, scale):
     width, slots = q.shape[2], k.shape[2]
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
     logits = q @ k.transpose(2, 3) * scale
-    hidden = torch.ones(width, slots, dtype=torch.bool).triu(slots - width + 1)
+    hidden = torch.ones(width, slots, dtype=torch.bool, device=q.device).triu(slots - width + 1)
     logits = logits.masked_fill(hidden, -torch.inf)
     return logits.softmax(-1) @ v, logits.logsumexp(-1)
 
@@ -39,8 +40,8 @@ def plain_causal(q, k, v, scale):
 def test_prompts_and_chunks(monkeypatch, starts, counts, last):
     generator = torch.Generator().manual_seed(sum(starts))
     slots = max(s + c for s, c in zip(starts, counts, strict=True)) + 2
-    q = torch.randn(2, 6, max(counts), 16, generator=generator)
-    k, v = (torch.randn(2, 2, slots, 16, generator=generator) for _ in range(2))
+    q = torch.randn(2, 6, max(counts), 16, generator=generator).to(DEVICE)
+    k, v = (torch.randn(2, 2, slots, 16, generator=generator).to(DEVICE) for _ in range(2))
     monkeypatch.setattr(fused, "causal", plain_causal)
     firsts = Rows([0, 0] if last is None else [max(0, c - n) for c, n in zip(counts, last, strict=True)])
     how = {"starts": Rows(starts), "counts": Rows(counts), "scale": 0.25}
