@@ -17,7 +17,7 @@ from buzz.stacked import StackedCalls
 from buzz.storage import UNPATCHED, BeehiveLayer, Seen, settle
 
 POSITIONS = ("cache", "original")
-_TOGETHER = 8192  # tokens of a first prompt, over all rows and layers, that wait to be compacted together
+_TOGETHER = 6144  # tokens of a first prompt, over all rows and layers, that wait to be compacted together
 
 
 class Slots(NamedTuple):
@@ -55,7 +55,7 @@ class BeehiveCache(StackedCalls, Cache):
     Rows are left-aligned and ragged: row b holds slots 0 .. lengths[b] - 1, pads never enter, and every row evicts as
     it would alone. The schedule is Python integers. Buffers are preallocated and compacted in place; a prompt is
     compacted layer by layer, so the full-length keys and values of one layer at most exist at a time (of several
-    layers, if those have no more than 8192 tokens).
+    layers, if those have no more than 6144 tokens).
 
     Args:
         policy: an eviction policy, one per layer, or one per batch row (`PerRow`).

@@ -13,8 +13,12 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from buzz.evaluation.benchmark import agreement, prompts
+from buzz.evaluation.benchmark.bench import Stage
 from buzz.evaluation.benchmark.cli import main
 from buzz.evaluation.benchmark.config import SECTIONS
+from buzz.evaluation.benchmark.contenders import Contender
+from buzz.evaluation.methods import parse_method
+from tests.conftest import tiny_llama
 
 METHODS = [
     "dynamic",
@@ -40,7 +44,7 @@ ALL = {
     "stream": {"tokens": [33, 70], "chunk": 16, "steps": 6, "methods": ["buzz"]},
     "evictions": {"context": 32, "steps": 50, "profiled": 4, "methods": ["dynamic", "buzz"]},
     "throughput": {"prompt": 24, "new_tokens": 12, "batches": [2], "limit": 5, "methods": ["dynamic", "buzz"]},
-    "agreement": {"prompts": 3, "shortest": 20, "longest": 40, "new_tokens": 30, "methods": ["buzz"]},
+    "agreement": {"prompts": 3, "batch": 2, "shortest": 20, "longest": 40, "new_tokens": 30, "methods": ["buzz"]},
     "steps": {"prompt": 40, "steps": 9, "lengths": [16], "batches": [1, 2]},
 }
 
@@ -162,6 +166,23 @@ def test_throughput(sections):
     assert row["trials"] == [[4, "fits"], [5, "fits"]]
     assert row["tokens_per_s"] == pytest.approx(5 * 12 / (row["prefill_s"] + 11e-3 * row["ms_mean"]))
     assert of(sections["throughput"], batch=2, method="dynamic")["rows"] == 2
+
+
+def test_the_stage_holds_nothing_of_another_contender():
+    """A graph of one policy holds its cache, and would leave the next one less memory."""
+    model = tiny_llama()
+    stage = Stage(model)
+    full, other = (Contender(name, "policy", parse_method(name, f"methods.{name}")) for name in ("full", "buzz"))
+    dynamic = Contender("dynamic", "dynamic")
+    handles = []
+    for contender in (full, full, other, dynamic, other):
+        stage.set(contender)
+        handles.append(getattr(model, "_buzz_handle", None))
+    assert handles[0] is handles[1]
+    assert handles[3] is None
+    assert len({id(handle) for handle in handles}) == 4
+    stage.clear()
+    assert not hasattr(model, "_buzz_handle")
 
 
 def test_agreement(sections):

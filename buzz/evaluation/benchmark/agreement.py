@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from buzz.evaluation.benchmark.bench import Bench
@@ -25,10 +26,13 @@ def agreement(bench: Bench, config: Agreement, contenders: Sequence[Contender]) 
         if contender.patched:
 
             def measure(contender=contender) -> dict[str, Any]:
-                found = [_compare(bench, contender, ids, config.new_tokens) for ids in _prompts(bench, config)]
+                texts = list(_prompts(bench, config))
+                batches = [texts[i : i + config.batch] for i in range(0, len(texts), config.batch)]
+                found = [row for batch in batches for row in _compare(bench, contender, batch, config.new_tokens)]
                 parted = [difference for difference in found if difference is not None]
                 return {
                     "prompts": len(found),
+                    "rows": config.batch,
                     "equal": len(found) - len(parted),
                     "first": min((step for step, _ in parted), default=None),
                     "gap": max((gap for _, gap in parted), default=None),
@@ -39,34 +43,43 @@ def agreement(bench: Bench, config: Agreement, contenders: Sequence[Contender]) 
 
 
 def _prompts(bench: Bench, config: Agreement) -> Iterator[torch.Tensor]:
-    """Real text [1, L] from places of its own, of lengths spread evenly from the shortest to the longest."""
-    text = bench.text(config.longest)
+    """Real text [L] from places of its own, of lengths spread evenly from the shortest to the longest."""
+    text = bench.text(config.longest)[0]
     for number in range(config.prompts):
         length = config.shortest + (config.longest - config.shortest) * number // max(1, config.prompts - 1)
-        yield text.roll(-number * text.shape[1] // config.prompts, dims=1)[:, :length]
+        yield text.roll(-number * len(text) // config.prompts)[:length]
 
 
-def _compare(bench: Bench, contender: Contender, ids: torch.Tensor, tokens: int) -> tuple[int, float] | None:
-    """The first new token that differs, and the gap between the logits of the two likeliest there; None: none does."""
+def _compare(
+    bench: Bench, contender: Contender, texts: list[torch.Tensor], tokens: int
+) -> list[tuple[int, float] | None]:
+    """Of each row the first new token that differs, and the gap between the two likeliest there; None: none does."""
     model = bench.model
     settings = GenerationConfig(
         pad_token_id=0, do_sample=False, max_new_tokens=tokens, return_dict_in_generate=True, output_logits=True
     )
+    ids = pad_sequence(texts, batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True, padding_side="left")
 
     def answer(run: Any) -> Any:
         cache = contender.cache(model.config, ids.shape[1] + tokens)
         settings.output_logits = isinstance(run, Off)  # which the static loop does not record
         with _decoding(model, run), torch.inference_mode():
-            return model.generate(ids, past_key_values=cache, generation_config=settings)
+            return model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=settings)
 
     own = answer(Off())
     static = answer(None if ids.is_cuda else Plain())
-    differ = (own.sequences != static.sequences)[0, ids.shape[1] :].nonzero()
-    if not len(differ):
-        return None
-    step = int(differ[0])
-    first, second = own.logits[step][0].float().topk(2).values.tolist()
-    return step, first - second
+    differs = (own.sequences != static.sequences)[:, ids.shape[1] :]
+    found: list[tuple[int, float] | None] = []
+    for row, places in enumerate(differs):
+        steps = places.nonzero()
+        if not len(steps):
+            found.append(None)
+            continue
+        step = int(steps[0])
+        first, second = own.logits[step][row].float().topk(2).values.tolist()
+        found.append((step, first - second))
+    return found
 
 
 @contextlib.contextmanager

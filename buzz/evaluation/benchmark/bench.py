@@ -26,20 +26,23 @@ class Stage:
         self._model = model
         self._attention = model.config._attn_implementation
         self._handle: Any = None
+        self._contender: Contender | None = None
 
     def set(self, contender: Contender) -> None:
-        """Patched or not, with eager attention or not, and nothing compiled for another point."""
+        """Patched or not, with eager attention or not, and nothing compiled for another point or contender."""
+        if contender is not self._contender:
+            self.clear()  # a policy's graph holds its whole cache
+        self._contender = contender
         self._forget()
         if contender.patched and self._handle is None:
             self._handle = buzz.patch_model(self._model)
-        elif not contender.patched:
-            self._unpatch()
         wanted = "eager" if contender.kind == "eager" else self._attention
         if self._model.config._attn_implementation != wanted:
             self._model.set_attn_implementation(wanted)
 
     def clear(self) -> None:
         """The model as it was, without what patches and compiled graphs hold."""
+        self._contender = None
         self._forget()
         self._unpatch()
         if self._model.config._attn_implementation != self._attention:

@@ -160,9 +160,13 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Greedy answers of `new_tokens` to `prompts` texts of `shortest` to `longest` tokens, decoded in two ways."""
+    """Greedy answers of `new_tokens` to `prompts` texts of `shortest` to `longest` tokens, decoded in two ways.
+
+    batch: rows answered together; the shorter ones are padded at the left.
+    """
 
     prompts: int = _count(20)
+    batch: int = _count(1)
     shortest: int = _count(1024)
     longest: int = _count(4096)
     new_tokens: int = _count(200)
@@ -236,8 +240,9 @@ class BenchConfig:
         return {name: section for name, section in there.items() if self.only is None or name in self.only}
 
     def contenders(self, section: Any) -> list[Contender]:
-        """Those of a section. The unpatched ones come first: the model is patched once for all the others."""
-        named = [c for c in self.methods if section.methods is None or c.name in section.methods]
+        """Those of a section, in its order, but the unpatched ones first."""
+        known = {contender.name: contender for contender in self.methods}
+        named = [known[name] for name in (known if section.methods is None else section.methods)]
         return sorted(named, key=lambda contender: contender.patched)
 
 
