@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from buzz.attention.early import early_launch, let_next_start, wait_for_last
 from buzz.attention.launch import Launch
 
 LOG2E = 1.4426950408889634
@@ -69,7 +70,7 @@ def _attend_split(
     cos_slot, sin_slot, kv_heads, slots, splits, scale, logn,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr,
     N: tl.constexpr, ROTATE: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr, DOT: tl.constexpr,
-    LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program attends with the heads of a group to one split of the slots of one row and KV head.
 
@@ -78,6 +79,9 @@ def _attend_split(
     are read in halves, so that a rotation needs no exchange between threads; values too, for equal layouts. The new
     token belongs to split 0, which writes it to the cache; no program reads that slot.
     """
+    if EARLY:
+        let_next_start()
+        wait_for_last()
     row, head, split = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
     length = tl.load(LENGTHS + row).to(tl.int32)
     span, used = _share(length, splits, N)
@@ -205,12 +209,15 @@ def _finish(
     LENGTHS, LIVE, LOGITS, MAXIMA, SUMS, PARTS, OUT, SCORES,
     score_row, score_head, kv_heads, slots, splits,
     GROUP: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, N: tl.constexpr, SCORE_SLOTS: tl.constexpr,
-    CHUNK: tl.constexpr, HAS_LIVE: tl.constexpr,
+    CHUNK: tl.constexpr, HAS_LIVE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The first GROUP programs of a row and KV head put one head's output together; each further one adds to scores.
 
     OUT [B, Hq, D]. No atomics: a slot's score has one writer, and every sum one order.
     """
+    if EARLY:
+        let_next_start()
+        wait_for_last()
     row, head, job = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
     length = tl.load(LENGTHS + row).to(tl.int32)
     _, used = _share(length, splits, N)
@@ -282,6 +289,7 @@ def attend(
     maxima, sums = torch.empty(2, B, Hq, splits, dtype=torch.float32, device=q.device).unbind()
     parts = torch.empty(B, Hq, splits, D, dtype=torch.float32, device=q.device)
     logits = out if scores is None else torch.empty(B, Hq, C, dtype=torch.float32, device=q.device)
+    early = early_launch(q.device) if launch.early else {}
     # A kernel gets some tensor in the place of each that is not there, and does not look at it.
     cosines, sines = q if cos is None else cos, q if sin is None else sin
     with torch.cuda.device_of(q):
@@ -294,7 +302,8 @@ def attend(
             HALF_PADDED=max(least, triton.next_power_of_2(half)), N=N, ROTATE=cos is not None,
             LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot,
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
-            STAGES=launch.stages or (1 if exact else 2), num_warps=launch.warps or (2 if C <= _SHORT else 4),
+            STAGES=launch.stages or (1 if exact else 2), EARLY=bool(early),
+            num_warps=launch.warps or (2 if C <= _SHORT else 4), **early,
         )  # fmt: skip
         blocks = 0 if scores is None else triton.cdiv(C, launch.score_slots)
         received = out if scores is None else scores
@@ -302,7 +311,7 @@ def attend(
             lengths, lengths if live is None else live, logits, maxima, sums, parts, out, received,
             *received.stride()[:2], Hkv, C, splits,
             GROUP=group, D=D, D_PADDED=triton.next_power_of_2(D), N=N, SCORE_SLOTS=launch.score_slots, CHUNK=32,
-            HAS_LIVE=live is not None,
+            HAS_LIVE=live is not None, EARLY=bool(early), **early,
         )  # fmt: skip
     return out
 

@@ -37,6 +37,7 @@ class Launch:
         dot: matrix products for the heads of a group, padded to 16; None: from 3 heads on, for which the registers
             would not do otherwise.
         score_slots: slots whose scores one program updates, a power of two.
+        early: the kernels may start before those before them have ended (`buzz.attention.early`), where the device can.
     """
 
     slots: int | None = None
@@ -46,3 +47,4 @@ class Launch:
     stages: int | None = None
     dot: bool | None = None
     score_slots: int = 1024
+    early: bool = False

@@ -12,7 +12,7 @@ from torch import nn
 from buzz.cache import BeehiveCache
 
 if TYPE_CHECKING:
-    from buzz.patching.decoding.step import StaticLayer
+    from buzz.patching.decoding.step import Stages, StaticLayer
     from buzz.patching.prompt import Prompt
 
 
@@ -40,6 +40,8 @@ class Family:
         embed: (backbone, ids int64 [B, 1], positions int64 [B, 1], whether those are slots) -> what goes into the
             first layer [B, 1, width], and the keyword arguments of all layers.
         finish: (backbone, hidden [B, 1, width]) -> what goes into the output layer.
+        row: (backbone, output layer) -> how a step of one row whose keys are rotated to their slots is run on a GPU,
+            or None where it is compiled like any other; None: always.
         table: (context, slots, like) -> cos and sin [at least slots, D] by which cached keys are rotated to their
             slots, or None if they are not rotated.
         static: context -> whether all this works for it: angles of rotation must not depend on the length.
@@ -58,5 +60,6 @@ class Family:
     step: Callable[[Any, torch.Tensor, StaticLayer, dict[str, Any]], torch.Tensor]
     embed: Callable[[Any, torch.Tensor, torch.Tensor, bool], tuple[torch.Tensor, dict[str, Any]]]
     finish: Callable[[Any, torch.Tensor], torch.Tensor]
+    row: Callable[[Any, nn.Module], Stages | None] | None
     table: Callable[[Any, int, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]
     static: Callable[[Any], bool]

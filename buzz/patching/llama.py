@@ -18,6 +18,7 @@ from buzz.cache import BeehiveCache
 from buzz.patching.attend import attend_cached, attend_static
 from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
+from buzz.patching.llama_row import row_stages
 from buzz.patching.prompt import Prompt, add_gated_mlp, normed, sum_and_normed
 from buzz.patching.rotary import RotaryTable, rotate, signed
 
@@ -99,6 +100,7 @@ LLAMA = Family(
     step=_step,
     embed=_embed,
     finish=lambda backbone, hidden: backbone.norm(hidden),
+    row=row_stages,
     table=lambda context, slots, like: context.get(slots, like),
     static=lambda context: context.constant,
 )

@@ -83,6 +83,7 @@ OPT = Family(
     step=_step,
     embed=_embed,
     finish=_finish,
+    row=None,
     table=lambda context, slots, like: None,
     static=lambda context: True,
 )

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from buzz.device import HALF, is_large, runs_triton
+from buzz.patching.plain import is_plain
 
 
 @dataclass
@@ -95,15 +96,15 @@ def sum_and_normed(
 
 
 def _fusible(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> bool:
-    return _plain(norm, kind) and norm.weight.dtype == hidden.dtype
+    return is_plain(norm, kind) and norm.weight.dtype == hidden.dtype
 
 
 def add_gated_mlp(hidden: torch.Tensor, mlp: Any, kind: type[nn.Module], x: torch.Tensor) -> torch.Tensor:
     """hidden + mlp(x), written to `hidden`, for an MLP down(silu(gate(x)) * up(x))."""
-    if not _plain(mlp, kind) or mlp.config.hidden_act not in ("silu", "swish"):
+    if not is_plain(mlp, kind) or mlp.config.hidden_act not in ("silu", "swish"):
         return hidden.add_(mlp(x))
     x, down = _gated(mlp.gate_proj(x), mlp.up_proj(x)), mlp.down_proj
-    if not _plain(down, nn.Linear) or down.bias is not None:
+    if not is_plain(down, nn.Linear) or down.bias is not None:
         return hidden.add_(down(x))
     hidden.view(-1, hidden.shape[-1]).addmm_(x.view(-1, x.shape[-1]), down.weight.t())  # the product adds by itself
     return hidden
@@ -115,9 +116,3 @@ def _gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     from buzz.patching.gate import silu_gate_
 
     return silu_gate_(gate, up)
-
-
-def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module does what its class does: not replaced by an adapter, say, and nobody watches it."""
-    watched = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is kind and "forward" not in vars(module) and not watched

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ class Captured:
     Args:
         compiled: whether the layers are compiled first.
         options: inductor's, in place of those that are best known for the number of rows.
+        row: whether a step of one row is not compiled but run by the kernels that the model's family has for it. Off
+            until they are measured.
     """
 
-    def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None) -> None:
-        self._compiled, self._options = compiled, options
+    def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None, row: bool = False) -> None:
+        self._compiled, self._options, self._row = compiled, options, row
 
     def usable(self, device: torch.device) -> bool:
         return device.type == "cuda"
@@ -31,28 +33,31 @@ class Captured:
     def prepare(self, step: StaticStep) -> Callable[[], None]:
         """Warm up and capture; the step is not live, so nothing that counts is written.
 
-        What goes wrong in the compiler or in the capture costs speed only, and is told once.
+        What goes wrong in a kernel, the compiler or the capture costs speed only, and is told once.
         """
         # Not under inference mode: what is compiled there would be compiled again outside.
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(step.ids.device):
             step.live.zero_()
-            if self._compiled:
-                free_capacity(step)
-                options = _options(len(step.ids)) if self._options is None else self._options
-                if (replay := self._try(step, compiled_stages(options=dict(options)), "compiled")) is not None:
-                    return replay
-                self._compiled = False
-            return self._try(step, PLAIN, "captured") or step
+            for stages, what in self._ways(step):
+                try:
+                    return _capture(step, stages)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    first = (str(error).splitlines() or [""])[0]
+                    warnings.warn(f"decoding is not {what}: {type(error).__name__}: {first}", stacklevel=2)
+        return step
 
-    def _try(self, step: StaticStep, stages: Stages, what: str) -> Callable[[], None] | None:
-        try:
-            return _capture(step, stages)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            first = (str(error).splitlines() or [""])[0]
-            warnings.warn(f"decoding is not {what}: {type(error).__name__}: {first}", stacklevel=2)
-            return None
+    def _ways(self, step: StaticStep) -> Iterator[tuple[Stages, str]]:
+        """How a step can be run, the fastest way first; asked for the next one where one fails."""
+        if self._row and (stages := step.row_stages()) is not None:
+            yield stages, "run by the kernels for one row"
+        if self._compiled:
+            free_capacity(step)
+            options = _options(len(step.ids)) if self._options is None else self._options
+            yield compiled_stages(options=dict(options)), "compiled"
+            self._compiled = False
+        yield PLAIN, "captured"
 
 
 def free_capacity(step: StaticStep) -> None:

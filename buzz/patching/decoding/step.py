@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from buzz.device import runs_triton
 from buzz.patching.family import Family
 from buzz.rows import Rows
 from buzz.stack import Stack
@@ -106,6 +107,13 @@ class StaticStep:
         self.logits.copy_(stages.head(self._family.finish, self._backbone, self._head, hidden))
         self.lengths += self.live
         self.seen += self.live
+
+    def row_stages(self) -> Stages | None:
+        """How the step is best run if it is of one row: without a compiler. None: by a compiler."""
+        rotated = self.layers[0].cos is not None
+        if len(self.ids) > 1 or not rotated or self._family.row is None or not runs_triton(self.ids):
+            return None
+        return self._family.row(self._backbone, self._head)
 
     def set_lengths(self, lengths: Sequence[Sequence[int]]) -> None:
         """Tell the device how many slots every row of every schedule holds; does not wait for it."""
