@@ -181,17 +181,22 @@ def settle(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch 
         least: slots to allocate at least.
         watch: called for every layer, by its index among these.
     """
+    if step.evictions or layers[0].borrowed:
+        _evict(layers, step, least, watch)
+    for layer in layers:
+        layer.call_scores = None
+
+
+def _evict(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch | None) -> None:
     first, kept = layers[0], max(length for length, _ in step.after)
     received = _together([layer.call_scores for layer in layers])
-    wasteful = step.evictions and first.home is None and first.capacity > 2 * max(kept, least)
+    wasteful = first.home is None and first.capacity > 2 * max(kept, least)
     if first.borrowed or (wasteful and first.capacity > 2 * max(step.capacity, least)):
         old = Block(*map(_together, zip(*(layer.tensors for layer in layers), strict=True)))
         new = _allocate(layers, first.keys, max(kept, least), step)
         compact(new, old, received, step, len(layers), watch)
-    elif step.evictions:
+    else:
         compact(first.tensors, first.tensors, received, step, 1, watch)
-    for layer in layers:
-        layer.call_scores = None
 
 
 def _together(tensors: list[Any] | tuple[Any, ...]) -> Any:
