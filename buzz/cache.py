@@ -166,21 +166,30 @@ class BeehiveCache(StackedCalls, Cache):
         call = self._call
         if call is None:
             raise RuntimeError("observe() without append()")
-        step = call.steps[self._owner[layer]]
-        self.layers[layer].observe(scores, step)
+        self.layers[layer].observe(scores, call.steps[self._owner[layer]])
         if call.columns > 1:
+            if not self._may_join(layer, call):
+                self._settle_waiting(call)
             self._waiting.append(layer)
-            if self._full(call) or self._owner[layer + 1 : layer + 2] != [self._owner[layer]]:
-                settle([self.layers[i] for i in self._waiting], step, self.least, self._watch(self._waiting))
-                self._waiting = []
+            if layer == len(self.layers) - 1 or not self._may_join(layer, call):  # nor may one like it
+                self._settle_waiting(call)
         self._passed += 1
         if self._passed == len(self.layers):
             self._end(call)
 
-    def _full(self, call: Call) -> bool:
-        """Whether the layers that wait to be settled may be joined by no other."""
-        tokens = len(call.counts) * call.width
-        return not self.layers[self._waiting[0]].borrowed or (len(self._waiting) + 1) * tokens > _TOGETHER
+    def _may_join(self, layer: int, call: Call) -> bool:
+        """Whether a layer may be compacted together with those that wait."""
+        if not self._waiting:
+            return True
+        first, other = self.layers[self._waiting[0]], self.layers[layer]
+        if not first.borrowed or self._owner[layer] != self._owner[self._waiting[0]]:
+            return False
+        alike = (first.keys.shape, first.keys.device) == (other.keys.shape, other.keys.device)
+        return alike and (len(self._waiting) + 1) * len(call.counts) * call.width <= _TOGETHER
+
+    def _settle_waiting(self, call: Call) -> None:
+        layers, self._waiting = self._waiting, []
+        settle([self.layers[i] for i in layers], call.steps[self._owner[layers[0]]], self.least, self._watch(layers))
 
     def _end(self, call: Call) -> None:
         if call.columns == 1:

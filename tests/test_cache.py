@@ -117,13 +117,25 @@ def test_layers_are_compacted_with_their_like(monkeypatch, together):
         scores = None if slots.spec is None else torch.arange(30).mul(layer).remainder(7).float().expand(1, HEADS, 30)
         cache.observe(scores, layer)
         waiting.append(sum(store.borrowed for store in cache.layers))
-    assert waiting == {0: [0, 0, 0, 0, 0], 60: [1, 0, 0, 1, 0], 8192: [1, 2, 0, 1, 0]}[together]
+    assert waiting == {0: [0, 0, 0, 0, 0], 60: [1, 0, 1, 1, 0], 8192: [1, 2, 3, 1, 0]}[together]
     kept = policies[0].plan(30).kept
     assert seen == [*((i, "buzz", kept) for i in range(3)), *((i, "streaming", 13) for i in (3, 4))]
     for layer, store in enumerate(cache.layers):
         scores = None if layer > 2 else torch.arange(30).mul(layer).remainder(7).float().expand(1, HEADS, 30)
         chosen = policies[layer].select(scores, 30)[0, 0]
         assert store.keys[0, 0, : len(chosen), 0].tolist() == (chosen + 1000.0 * layer).tolist()
+
+
+def test_layers_that_differ_are_compacted_apart():
+    """In the number of heads here; a model on several devices has layers that differ in that."""
+    config = LlamaConfig(num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=HEADS, hidden_size=8)
+    cache = buzz.BeehiveCache(make_policy("streaming", window=9), config)
+    for layer, heads in enumerate((2, 2, 3, 3)):
+        keys = torch.full((1, 30, heads, DIM), float(layer)).transpose(1, 2)
+        cache.append(keys, keys, layer)
+        cache.observe(None, layer)
+    assert [store.keys.shape[1] for store in cache.layers] == [2, 2, 3, 3]
+    assert [store.keys[:, :, :13].unique().tolist() for store in cache.layers] == [[0.0], [1.0], [2.0], [3.0]]
 
 
 @pytest.mark.parametrize("name", list(buzz.POLICIES))

@@ -6,248 +6,14 @@ import math
 
 import torch
 import triton
-import triton.language as tl
 
-from buzz.attention.early import early_launch, let_next_start, wait_for_last
+from buzz.attention.decode_kernels import attend_split, finish
+from buzz.attention.early import early_launch
 from buzz.attention.launch import Launch
 
 LOG2E = 1.4426950408889634
 _MOST_SPLITS = 256
 _SHORT = 2048  # slots, up to which a program is small
-
-
-@triton.jit
-def _share(length, splits, N: tl.constexpr):
-    """Slots of a split and how many splits have any, of `length` cached slots: whole tiles, shared out evenly."""
-    span = tl.maximum(tl.cdiv(tl.cdiv(length, N), splits), 1) * N
-    return span, tl.maximum(tl.cdiv(length, span), 1)
-
-
-@triton.jit
-def _places(base, stride, n, h, FLAT: tl.constexpr):
-    """Pointers to elements h of the slots n: [N, len(h)], or [1, N, len(h)] where a group comes first."""
-    if FLAT:
-        places = base + n[:, None].to(tl.int64) * stride + h[None, :]
-    else:
-        places = base + n[None, :, None].to(tl.int64) * stride + h[None, None, :]
-    return places
-
-
-@triton.jit
-def _inside(n, end, h, width, FLAT: tl.constexpr):
-    if FLAT:
-        inside = (n < end)[:, None] & (h < width)[None, :]
-    else:
-        inside = (n < end)[None, :, None] & (h < width)[None, None, :]
-    return inside
-
-
-@triton.jit
-def _halves(base, stride, n, end, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr, FLAT: tl.constexpr):
-    """The two halves of the slots n, zero from `end` on."""
-    h = tl.arange(0, HALF_PADDED)
-    places = _places(base, stride, n, h, FLAT)
-    first = tl.load(places, mask=_inside(n, end, h, HALF, FLAT), other=0.0)
-    return first, tl.load(places + HALF, mask=_inside(n, end, h, D - HALF, FLAT), other=0.0)
-
-
-@triton.jit
-def _angles(
-    COS, cos_slot, SIN, sin_slot, n, end, HALF: tl.constexpr, HALF_PADDED: tl.constexpr, FLAT: tl.constexpr
-):  # fmt: skip
-    """Cosines and sines of the slots n, of one half: the other has the same."""
-    h = tl.arange(0, HALF_PADDED)
-    inside = _inside(n, end, h, HALF, FLAT)
-    c = tl.load(_places(COS + HALF, cos_slot, n, h, FLAT), mask=inside, other=0.0)
-    s = tl.load(_places(SIN + HALF, sin_slot, n, h, FLAT), mask=inside, other=0.0)
-    return c.to(tl.float32), s.to(tl.float32)
-
-
-@triton.jit
-def _attend_split(
-    Q, K_NEW, V_NEW, K, V, COS, SIN, LENGTHS, LOGITS, MAXIMA, SUMS, PARTS,
-    q_row, q_head, k_new_row, k_new_head, v_new_row, v_new_head, k_row, k_head, k_slot, v_row, v_head, v_slot,
-    cos_slot, sin_slot, kv_heads, slots, splits, scale, logn,
-    GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr,
-    N: tl.constexpr, ROTATE: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr, DOT: tl.constexpr,
-    LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """One program attends with the heads of a group to one split of the slots of one row and KV head.
-
-    MAXIMA, SUMS float32 [B, Hq, splits] and PARTS float32 [B, Hq, splits, D]: the split's largest logit, and its sums
-    of exp2(logit - maximum) and of the values weighted by that. LOGITS float32 [B, Hq, C], in units of log 2. Keys
-    are read in halves, so that a rotation needs no exchange between threads; values too, for equal layouts. The new
-    token belongs to split 0, which writes it to the cache; no program reads that slot.
-    """
-    if EARLY:
-        let_next_start()
-        wait_for_last()
-    row, head, split = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
-    length = tl.load(LENGTHS + row).to(tl.int32)
-    span, used = _share(length, splits, N)
-    if split >= used:
-        return
-    row, head = row.to(tl.int64), head.to(tl.int64)
-    keys, values = K + row * k_row + head * k_head, V + row * v_row + head * v_head
-    first_query = (row * kv_heads + head) * GROUP
-    logits_out = LOGITS + first_query * slots
-    g, h = tl.arange(0, GROUP_PADDED), tl.arange(0, HALF_PADDED)
-    in_group, in_first, in_second = g < GROUP, h < HALF, h < D - HALF
-
-    queries = Q + row * q_row + (head * GROUP + g[:, None]) * q_head + h[None, :]
-    q1 = tl.load(queries, mask=in_group[:, None] & in_first[None, :], other=0.0).to(tl.float32)
-    q2 = tl.load(queries + HALF, mask=in_group[:, None] & in_second[None, :], other=0.0).to(tl.float32)
-    if ROTATE:
-        cos = tl.load(COS + length.to(tl.int64) * cos_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
-        sin = tl.load(SIN + length.to(tl.int64) * sin_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
-        q1, q2 = q1 * cos[None, :] - q2 * sin[None, :], q2 * cos[None, :] + q1 * sin[None, :]
-    if LOGN:
-        scale *= tl.log2((length + 1).to(tl.float32)) * logn
-    q1, q2 = q1 * scale, q2 * scale  # [GROUP_PADDED, HALF_PADDED]
-
-    # Without a matrix product, every place of a tile keeps statistics of its own until the end: no thread waits.
-    # They start at a finite number, since -inf less -inf is none.
-    if DOT:
-        maximum = tl.full([GROUP_PADDED], -1e30, tl.float32)
-        total = tl.zeros([GROUP_PADDED], tl.float32)
-        part1 = tl.zeros([GROUP_PADDED, HALF_PADDED], tl.float32)
-        part2 = tl.zeros([GROUP_PADDED, HALF_PADDED], tl.float32)
-    else:
-        maximum = tl.full([GROUP_PADDED, N], -1e30, tl.float32)
-        total = tl.zeros([GROUP_PADDED, N], tl.float32)
-        part1 = tl.zeros([GROUP_PADDED, N, HALF_PADDED], tl.float32)
-        part2 = tl.zeros([GROUP_PADDED, N, HALF_PADDED], tl.float32)
-    end = tl.minimum((split + 1) * span, length)
-    for n0 in tl.range(split * span, end, N, num_stages=STAGES):
-        n = n0 + tl.arange(0, N)
-        k1, k2 = _halves(keys, k_slot, n, end, D, HALF, HALF_PADDED, DOT)  # [N, HALF_PADDED], or [1, N, HALF_PADDED]
-        v1, v2 = _halves(values, v_slot, n, end, D, HALF, HALF_PADDED, DOT)
-        k1, k2 = k1.to(tl.float32), k2.to(tl.float32)
-        if ROTATE:
-            c, s = _angles(COS, cos_slot, SIN, sin_slot, n, end, HALF, HALF_PADDED, DOT)
-            k1, k2 = k1 * c - k2 * s, k2 * c + k1 * s
-        if DOT:
-            logits = tl.dot(q1, tl.trans(k1), input_precision=LOGITS_PRECISION)
-            logits = tl.dot(q2, tl.trans(k2), logits, input_precision=LOGITS_PRECISION)
-        else:
-            logits = tl.sum(q1[:, None, :] * k1 + q2[:, None, :] * k2, axis=2)
-        logits = tl.where((n < end)[None, :], logits, float("-inf"))  # [GROUP_PADDED, N]
-        if WITH_LOGITS:
-            places = logits_out + g[:, None] * slots + n[None, :]
-            tl.store(places, logits, mask=in_group[:, None] & (n < end)[None, :])
-        v1, v2 = v1.to(tl.float32), v2.to(tl.float32)
-        if DOT:
-            larger = tl.maximum(maximum, tl.max(logits, axis=1))
-            shrink, weights = tl.exp2(maximum - larger), tl.exp2(logits - larger[:, None])
-            total = total * shrink + tl.sum(weights, axis=1)
-            part1 = tl.dot(weights, v1, part1 * shrink[:, None], input_precision=PRECISION)
-            part2 = tl.dot(weights, v2, part2 * shrink[:, None], input_precision=PRECISION)
-        else:
-            larger = tl.maximum(maximum, logits)
-            shrink, weights = tl.exp2(maximum - larger), tl.exp2(logits - larger)
-            total = total * shrink + weights
-            part1 = part1 * shrink[:, :, None] + weights[:, :, None] * v1
-            part2 = part2 * shrink[:, :, None] + weights[:, :, None] * v2
-        maximum = larger
-    if not DOT:
-        largest = tl.max(maximum, axis=1)
-        factor = tl.exp2(maximum - largest[:, None])
-        total = tl.sum(total * factor, axis=1)
-        part1 = tl.sum(part1 * factor[:, :, None], axis=1)
-        part2 = tl.sum(part2 * factor[:, :, None], axis=1)  # [GROUP_PADDED, HALF_PADDED]
-        maximum = largest
-
-    if split == 0:
-        new = K_NEW + row * k_new_row + head * k_new_head + h
-        new_k1, new_k2 = tl.load(new, mask=in_first, other=0.0), tl.load(new + HALF, mask=in_second, other=0.0)
-        new = V_NEW + row * v_new_row + head * v_new_head + h
-        new_v1, new_v2 = tl.load(new, mask=in_first, other=0.0), tl.load(new + HALF, mask=in_second, other=0.0)
-        logit_k1, logit_k2 = new_k1.to(tl.float32), new_k2.to(tl.float32)
-        if ROTATE:
-            logit_k1, logit_k2 = logit_k1 * cos - logit_k2 * sin, logit_k2 * cos + logit_k1 * sin
-        logit = tl.sum(q1 * logit_k1[None, :] + q2 * logit_k2[None, :], axis=1)  # [GROUP_PADDED]
-        if length < slots:
-            k_place, v_place = keys + length.to(tl.int64) * k_slot + h, values + length.to(tl.int64) * v_slot + h
-            tl.store(k_place, new_k1, mask=in_first)
-            tl.store(k_place + HALF, new_k2, mask=in_second)
-            tl.store(v_place, new_v1, mask=in_first)
-            tl.store(v_place + HALF, new_v2, mask=in_second)
-            if WITH_LOGITS:
-                tl.store(logits_out + g * slots + length, logit, mask=in_group)
-        joint = tl.maximum(maximum, logit)
-        old, own = tl.exp2(maximum - joint), tl.exp2(logit - joint)
-        total = total * old + own
-        part1 = part1 * old[:, None] + own[:, None] * new_v1.to(tl.float32)[None, :]
-        part2 = part2 * old[:, None] + own[:, None] * new_v2.to(tl.float32)[None, :]
-        maximum = joint
-
-    places = (first_query + g) * splits + split
-    tl.store(MAXIMA + places, maximum, mask=in_group)
-    tl.store(SUMS + places, total, mask=in_group)
-    parts_out = PARTS + places[:, None] * D + h[None, :]
-    tl.store(parts_out, part1, mask=in_group[:, None] & in_first[None, :])
-    tl.store(parts_out + HALF, part2, mask=in_group[:, None] & in_second[None, :])
-
-
-@triton.jit
-def _normaliser(MAXIMA, SUMS, query, used, splits, CHUNK: tl.constexpr):
-    """Largest logit of a query head over all splits, and its sum of exp2(logit - maximum)."""
-    maxima, sums = MAXIMA + query * splits, SUMS + query * splits
-    maximum, total = float("-inf"), 0.0
-    for s0 in range(0, used, CHUNK):
-        s = s0 + tl.arange(0, CHUNK)
-        maximum = tl.maximum(maximum, tl.max(tl.load(maxima + s, mask=s < used, other=float("-inf")), axis=0))
-    for s0 in range(0, used, CHUNK):
-        s = s0 + tl.arange(0, CHUNK)
-        weights = tl.exp2(tl.load(maxima + s, mask=s < used, other=float("-inf")) - maximum)
-        total += tl.sum(weights * tl.load(sums + s, mask=s < used, other=0.0), axis=0)
-    return maximum, total
-
-
-@triton.jit
-def _finish(
-    LENGTHS, LIVE, LOGITS, MAXIMA, SUMS, PARTS, OUT, SCORES,
-    score_row, score_head, kv_heads, slots, splits,
-    GROUP: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, N: tl.constexpr, SCORE_SLOTS: tl.constexpr,
-    CHUNK: tl.constexpr, HAS_LIVE: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """The first GROUP programs of a row and KV head put one head's output together; each further one adds to scores.
-
-    OUT [B, Hq, D]. No atomics: a slot's score has one writer, and every sum one order.
-    """
-    if EARLY:
-        let_next_start()
-        wait_for_last()
-    row, head, job = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
-    length = tl.load(LENGTHS + row).to(tl.int32)
-    _, used = _share(length, splits, N)
-    first_query = (row * kv_heads + head).to(tl.int64) * GROUP
-    if job < GROUP:
-        maximum, total = _normaliser(MAXIMA, SUMS, first_query + job, used, splits, CHUNK)
-        d = tl.arange(0, D_PADDED)
-        output = tl.zeros([D_PADDED], tl.float32)
-        for s0 in range(0, used, CHUNK):
-            s = s0 + tl.arange(0, CHUNK)
-            places = (first_query + job) * splits + s
-            weights = tl.exp2(tl.load(MAXIMA + places, mask=s < used, other=float("-inf")) - maximum)
-            inside = (s < used)[:, None] & (d < D)[None, :]
-            parts = tl.load(PARTS + places[:, None] * D + d[None, :], mask=inside, other=0.0)
-            output += tl.sum(weights[:, None] * parts, axis=0)
-        output = (output / total).to(OUT.dtype.element_ty)
-        tl.store(OUT + (first_query + job) * D + d, output, mask=d < D)
-    else:
-        begin = (job - GROUP) * SCORE_SLOTS
-        live = tl.load(LIVE) if HAS_LIVE else 1
-        if (begin <= length) & (live != 0):
-            n = begin + tl.arange(0, SCORE_SLOTS)
-            inside = (n <= length) & (n < slots)
-            received = tl.zeros([SCORE_SLOTS], tl.float32)
-            for i in tl.static_range(GROUP):
-                maximum, total = _normaliser(MAXIMA, SUMS, first_query + i, used, splits, CHUNK)
-                logits = tl.load(LOGITS + (first_query + i) * slots + n, mask=inside, other=float("-inf"))
-                received += tl.exp2(logits - maximum) / total
-            scores = SCORES + row.to(tl.int64) * score_row + head.to(tl.int64) * score_head + n
-            tl.store(scores, tl.load(scores, mask=inside, other=0.0) + received, mask=inside)
 
 
 def attend(
@@ -293,7 +59,7 @@ def attend(
     # A kernel gets some tensor in the place of each that is not there, and does not look at it.
     cosines, sines = q if cos is None else cos, q if sin is None else sin
     with torch.cuda.device_of(q):
-        _attend_split[(B * Hkv, splits)](
+        attend_split[(B * Hkv, splits)](
             q, k, v, keys, values, cosines, sines, lengths, logits, maxima, sums, parts,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *keys.stride()[:3], *values.stride()[:3],
             cosines.stride(0), sines.stride(0), Hkv, C, splits,
@@ -307,7 +73,7 @@ def attend(
         )  # fmt: skip
         blocks = 0 if scores is None else triton.cdiv(C, launch.score_slots)
         received = out if scores is None else scores
-        _finish[(B * Hkv, group + blocks)](
+        finish[(B * Hkv, group + blocks)](
             lengths, lengths if live is None else live, logits, maxima, sums, parts, out, received,
             *received.stride()[:2], Hkv, C, splits,
             GROUP=group, D=D, D_PADDED=triton.next_power_of_2(D), N=N, SCORE_SLOTS=launch.score_slots, CHUNK=32,

@@ -9,19 +9,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from buzz.patching.attend import attend_static
 from buzz.patching.decoding.step import Stages, StaticLayer
-from buzz.patching.plain import is_plain
+from buzz.patching.plain import is_plain_gated_mlp, is_plain_linear, is_plain_norm
 
 
 def row_stages(backbone: Any, head: Any) -> Stages | None:
     """How a layer and the head are run; None where some module is not what it was when the model was made."""
     layers, dtype = list(backbone.layers), head.weight.dtype
-    plain = _is_linear(head, dtype) and _is_norm(backbone.norm, dtype) and all(_is_layer(x, dtype) for x in layers)
-    return Stages(_layer, _head) if plain else None
+    ends = _is_matrix(head, dtype) and is_plain_norm(backbone.norm, LlamaRMSNorm, dtype)
+    return Stages(_layer, _head) if ends and all(_is_plain_layer(layer, dtype) for layer in layers) else None
 
 
 def _layer(layer: Any, hidden: torch.Tensor, slots: StaticLayer, inputs: dict[str, Any]) -> torch.Tensor:
@@ -50,24 +49,18 @@ def _normed(norm: Any) -> dict[str, Any]:
     return {"norm": norm.weight, "epsilon": norm.variance_epsilon}
 
 
-def _is_layer(layer: Any, dtype: torch.dtype) -> bool:
+def _is_plain_layer(layer: Any, dtype: torch.dtype) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     return (
         type(layer) is LlamaDecoderLayer
         and not attention._buzz.own
-        and is_plain(mlp, LlamaMLP)
-        and mlp.config.hidden_act in ("silu", "swish")
-        and all(_is_linear(x, dtype) for x in (*linears, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
-        and all(_is_norm(x, dtype) for x in (layer.input_layernorm, layer.post_attention_layernorm))
+        and is_plain_gated_mlp(mlp, LlamaMLP)
+        and all(_is_matrix(x, dtype) for x in (*linears, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        and is_plain_norm(layer.input_layernorm, LlamaRMSNorm, dtype)
+        and is_plain_norm(layer.post_attention_layernorm, LlamaRMSNorm, dtype)
     )
 
 
-def _is_linear(module: Any, dtype: torch.dtype) -> bool:
-    if not is_plain(module, nn.Linear) or module.bias is not None:
-        return False
-    return module.weight.dtype == dtype and module.weight.is_contiguous()
-
-
-def _is_norm(module: Any, dtype: torch.dtype) -> bool:
-    return is_plain(module, LlamaRMSNorm) and module.weight.dtype == dtype
+def _is_matrix(module: Any, dtype: torch.dtype) -> bool:
+    return is_plain_linear(module, dtype) and module.weight.is_contiguous()

@@ -2,8 +2,8 @@
 
 A prompt is long, so beside its matrix products it costs memory traffic: norms, gates and sums run as one kernel each
 where transformers' own forward runs several (of a short one, as few calls as PyTorch does it in), and the last layer
-computes what it is asked for. Outside prompts, with
-another cache, on a CPU, in float32 and where gradients are recorded, the forward that was there runs.
+computes what it is asked for. Outside prompts, with another cache, on a CPU, in float32 and where gradients are
+recorded, the forward that was there runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from buzz.device import HALF, is_large, runs_triton
-from buzz.patching.plain import is_plain
+from buzz.patching.plain import is_plain_gated_mlp, is_plain_linear, is_plain_norm
 
 
 @dataclass
@@ -74,7 +74,7 @@ def layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: 
 
 def normed(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> torch.Tensor:
     """The output of an RMS norm, which is multiplied by the weight before it is rounded; transformers does it after."""
-    if not _fusible(norm, kind, hidden):
+    if not is_plain_norm(norm, kind, hidden.dtype):
         return norm(hidden)
     if not is_large(hidden):
         return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
@@ -87,7 +87,7 @@ def sum_and_normed(
     norm: Any, kind: type[nn.Module], hidden: torch.Tensor, addend: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """hidden + addend, and what an RMS norm makes of it, as `normed`."""
-    if addend.dtype != hidden.dtype or not is_large(hidden) or not _fusible(norm, kind, hidden):
+    if addend.dtype != hidden.dtype or not is_large(hidden) or not is_plain_norm(norm, kind, hidden.dtype):
         hidden = hidden + addend
         return hidden, normed(norm, kind, hidden)
     from buzz.patching.norm import add_rms_norm
@@ -95,16 +95,12 @@ def sum_and_normed(
     return add_rms_norm(hidden, addend, norm.weight, norm.variance_epsilon)
 
 
-def _fusible(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> bool:
-    return is_plain(norm, kind) and norm.weight.dtype == hidden.dtype
-
-
 def add_gated_mlp(hidden: torch.Tensor, mlp: Any, kind: type[nn.Module], x: torch.Tensor) -> torch.Tensor:
     """hidden + mlp(x), written to `hidden`, for an MLP down(silu(gate(x)) * up(x))."""
-    if not is_plain(mlp, kind) or mlp.config.hidden_act not in ("silu", "swish"):
+    if not is_plain_gated_mlp(mlp, kind):
         return hidden.add_(mlp(x))
     x, down = _gated(mlp.gate_proj(x), mlp.up_proj(x)), mlp.down_proj
-    if not is_plain(down, nn.Linear) or down.bias is not None:
+    if not is_plain_linear(down, x.dtype):
         return hidden.add_(down(x))
     hidden.view(-1, hidden.shape[-1]).addmm_(x.view(-1, x.shape[-1]), down.weight.t())  # the product adds by itself
     return hidden

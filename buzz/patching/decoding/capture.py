@@ -52,6 +52,7 @@ class Captured:
         """How a step can be run, the fastest way first; asked for the next one where one fails."""
         if self._row and (stages := step.row_stages()) is not None:
             yield stages, "run by the kernels for one row"
+            self._row = False
         if self._compiled:
             free_capacity(step)
             options = _options(len(step.ids)) if self._options is None else self._options

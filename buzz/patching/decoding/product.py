@@ -21,7 +21,7 @@ class Cut:
     """How the kernel is cut up; results differ in rounding alone.
 
     Args:
-        rows: of the matrices that a program multiplies, a power of two; half as many of each of two that are gated.
+        rows: of a matrix that a program multiplies, a power of two; of each of two that are gated.
         columns: of a tile, a power of two.
         warps: of a program.
         early: a program fetches its first weights before the kernel before it has ended, where the device can.
