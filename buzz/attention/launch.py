@@ -47,4 +47,4 @@ class Launch:
     stages: int | None = None
     dot: bool | None = None
     score_slots: int = 1024
-    early: bool = False
+    early: bool = True

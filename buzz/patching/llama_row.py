@@ -1,6 +1,7 @@
 """Llama's decoding step for one row, in kernels that walk through the weights once: four a layer beside attention.
 
-Inductor's kernels for such a step are as fast where its tuning has luck, but take their time to be tuned.
+Compiled, the products of such a step would be inductor's: good ones only where its tuning has luck, and it takes half a
+minute.
 """
 
 from __future__ import annotations

@@ -20,11 +20,10 @@ class Captured:
     Args:
         compiled: whether the layers are compiled first.
         options: inductor's, in place of those that are best known for the number of rows.
-        row: whether a step of one row is not compiled but run by the kernels that the model's family has for it. Off
-            until they are measured.
+        row: whether a step of one row is not compiled but run by the kernels that the model's family has for it.
     """
 
-    def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None, row: bool = False) -> None:
+    def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None, row: bool = True) -> None:
         self._compiled, self._options, self._row = compiled, options, row
 
     def usable(self, device: torch.device) -> bool:

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from buzz.patching.decoding.product import Cut, product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CUTS = [Cut(), Cut(rows=4, columns=32, warps=1, early=False)]
+CUTS = [None, Cut(rows=4, columns=32, warps=1, early=False)]
 
 
 def made(*shape, dtype):
@@ -54,6 +54,12 @@ def test_products(width, cut, dtype):
     got = product(x, [matrices[0], up], norm=norm, epsilon=1e-5, gated=True, cut=cut)
     expected = F.silu(wide[0] @ normed) * (up.double() @ normed)
     assert (got.double() - expected).norm() < (1e-6 if dtype == torch.float32 else 3e-2) * expected.norm()
+
+
+def test_a_wide_product():
+    x, matrix = made(1, 1, 8200, dtype=torch.float32), made(5, 8200, dtype=torch.float32)
+    assert Cut.of(1, 8200, gated=False).rows < Cut.of(1, 8000, gated=False).rows
+    close(product(x, [matrix]), matrix.double() @ x.double().flatten(), torch.float32)
 
 
 def test_products_of_other_sizes():
@@ -160,7 +166,7 @@ def test_captured_steps_of_one_row(dtype, recwarn):
     model, prompt = tiny_llama().cuda().to(dtype), tokens(1, 40, seed=1).cuda()
     policy = buzz.make_policy("buzz", sink=2, window=6, stride=5, threshold=9)
     ids = []
-    for run in (Off(), Captured(row=True)):
+    for run in (Off(), Captured()):
         with buzz.patch_model(model) as handle, torch.no_grad():
             handle.engine.run = run
             cache = buzz.BeehiveCache(policy, model.config)
