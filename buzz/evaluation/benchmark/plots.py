@@ -30,7 +30,7 @@ def draw(data: Mapping[str, Any], folder: Path) -> list[str]:
                 f"ms a token, batch {batch}",
                 "tokens of context",
                 _curves([row for row in decode if row["batch"] == batch], "context", "ms_mean"),
-                False,
+                True,
             )
             for batch in batches
         ],
