@@ -42,7 +42,7 @@ $(TRITON): $(STAMP)
 	@touch $@
 
 test: $(STAMP) $(TRITON)  ## run the test suite
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## ruff check, ruff format --check, mypy
 	@$(BIN)/python -m ruff check .

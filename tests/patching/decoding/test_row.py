@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from buzz.patching.decoding.product import Cut, product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CUTS = [None, Cut(rows=4, columns=32, warps=1, early=False)]
+CUTS = [None, Cut(rows=4, columns=256, warps=1, early=False)]
 
 
 def made(*shape, dtype):
@@ -92,6 +92,7 @@ class Rows:
 def test_steps_of_one_row_give_the_tokens_of_the_models_own_forward(monkeypatch, kv_heads):
     """Over evictions, in float32."""
     monkeypatch.setattr(steps, "runs_triton", lambda x: True)
+    monkeypatch.setattr(Cut, "of", lambda *what, **how: Cut(rows=32, columns=64))  # few programs to interpret
     model, prompt = tiny_llama(kv_heads).to(DEVICE), tokens(1, 30, seed=2).to(DEVICE)
     policy = buzz.make_policy("buzz", sink=2, window=6, stride=5, threshold=9)
     results, rows = [], Rows()
