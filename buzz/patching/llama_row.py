@@ -1,7 +1,7 @@
 """Llama's decoding step for one row, in kernels that walk through the weights once: four a layer beside attention.
 
-Compiled, the products of such a step would be inductor's: good ones only where its tuning has luck, and it takes half a
-minute.
+Compiled, the products of such a step would be inductor's, which are good only where its tuning has luck, and that takes
+its time.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _WIDE = 8192  # elements of a vector
 
 @dataclass(frozen=True)
 class Cut:
-    """How the kernel is cut up; results differ in rounding alone. The defaults of `product` were measured on an H100.
+    """How the kernel is cut up; results differ in rounding alone.
 
     Args:
         rows: of a matrix that a program multiplies, a power of two; of each of two that are gated.
@@ -29,14 +29,18 @@ class Cut:
         early: a program fetches its first weights before the kernel before it has ended, where the device can.
     """
 
-    rows: int = 8
-    columns: int = 1024
+    rows: int
+    columns: int
     warps: int = 4
     early: bool = True
 
     @classmethod
     def of(cls, matrices: int, width: int, gated: bool) -> Cut:
-        """The best that is known for matrices of a width: the fastest in whole steps of Llama-2-7B."""
+        """What `product` takes by itself: what made whole steps of Llama-2-7B's shape the shortest on an H100.
+
+        Args:
+            matrices: how many; width: elements of the vector; gated: as for `product`.
+        """
         if gated:
             rows, columns = 4, 2048
         elif matrices > 1:
@@ -118,7 +122,7 @@ def product(
         norm: [width], the weight of an RMS norm of x; None: x as it is. epsilon: of the norm.
         gated: two matrices of as many rows; the result is silu(first) * second.
         addend: as many elements as the result, contiguous, added to it.
-        cut: None: the best that is known.
+        cut: None: `Cut.of` these matrices.
 
     Returns:
         [sum of the rows], or with `gated` [rows].

@@ -58,7 +58,7 @@ def test_products(width, cut, dtype):
 
 def test_a_wide_product():
     x, matrix = made(1, 1, 8200, dtype=torch.float32), made(5, 8200, dtype=torch.float32)
-    assert Cut.of(1, 8200, gated=False).rows < Cut.of(1, 8000, gated=False).rows
+    assert Cut.of(1, 8200, gated=False) != Cut.of(1, 8000, gated=False)
     close(product(x, [matrix]), matrix.double() @ x.double().flatten(), torch.float32)
 
 
