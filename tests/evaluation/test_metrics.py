@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge import Rouge
 
-from buzz.evaluation.metrics import ROUGE_METRICS, rouge_scores
+from buzz.evaluation.metrics import ROUGE_METRICS, rouge_scores, self_bleu
 
 WORDS = st.lists(st.sampled_from(["bees", "Bees", "honey", "a", "hive.", "."]), min_size=1, max_size=12).map(" ".join)
 
@@ -45,9 +46,23 @@ def test_sentences_longer_than_the_recursion_limit() -> None:
     # Only the first word is common, so the package walks back over all words of both.
     text = " ".join(["same", *(f"w{i}" for i in range(700))])
     other = " ".join(["same", *(f"v{i}" for i in range(700))])
-    before = sys.getrecursionlimit()
     with pytest.raises(RecursionError):
         Rouge().get_scores(other, text)
     assert rouge_scores(other, text)["rougeL"] == pytest.approx(1 / 701, abs=1e-6)
     assert rouge_scores(text, text)["rougeL"] == pytest.approx(1.0, abs=1e-6)
-    assert sys.getrecursionlimit() == before
+
+
+def test_two_threads_at_once() -> None:
+    words = [f"w{i % 97}" for i in range(600)]
+    pairs = [(" ".join(words[i:]), " ".join(reversed(words[: 600 - i]))) for i in range(4)]
+    wanted = [(rouge_scores(*pair), self_bleu(f"{pair[0]}. {pair[1]}.")) for pair in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda pair: (rouge_scores(*pair), self_bleu(f"{pair[0]}. {pair[1]}.")), pairs * 2))
+    assert found == wanted * 2
+    before = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(5000)
+        score = Rouge().get_scores(*pairs[0])[0]["rouge-l"]["f"]
+    finally:
+        sys.setrecursionlimit(before)
+    assert wanted[0][0]["rougeL"] == score

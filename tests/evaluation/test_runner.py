@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,19 @@ def test_a_run_fills_its_folder(write_config, capfd):
     # Not a terminal: a line per method, no bars, no chatter.
     lines = capfd.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == list(summary["methods"])
+
+
+def test_runs_in_two_threads_at_once(write_config, tmp_path):
+    path = write_config(generation={"max_new_tokens": 12, "fidelity": True})
+    alone = run(load_config(path))
+    configs = [load_config(path, [f"output={tmp_path / name}"]) for name in ("one", "two")]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, configs))
+    for config, summary in zip(configs, found, strict=True):
+        for name, entry in summary["methods"].items():
+            assert entry["metrics"] == alone["methods"][name]["metrics"]
+            assert entry["cache"] == alone["methods"][name]["cache"]
+        assert (Path(config.output) / "report.html").exists()
 
 
 def test_the_full_cache_answers_like_the_unpatched_model(write_config):

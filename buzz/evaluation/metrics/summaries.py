@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 ROUGE_METRICS = ("rouge1", "rouge2", "rougeL")
 
@@ -16,6 +14,9 @@ def rouge_scores(hypothesis: str, reference: str) -> dict[str, float]:
     whitespace-only one a pseudo-word that can match. We score 0.0 whenever either side holds nothing but dots and
     whitespace: a model that says nothing has summarised nothing, and its row still counts in the mean.
 
+    ROUGE-L is computed here, and equals the package's. The package walks back through a pair of sentences with one
+    recursion per word: long ones would need another recursion limit, which all threads of a process share.
+
     Returns:
         {"rouge1", "rouge2", "rougeL"}: floats from 0 to 1.
     """
@@ -23,9 +24,9 @@ def rouge_scores(hypothesis: str, reference: str) -> dict[str, float]:
 
     if not _has_words(hypothesis) or not _has_words(reference):
         return dict.fromkeys(ROUGE_METRICS, 0.0)
-    with _recursion_limit(_longest_sentence(hypothesis) + _longest_sentence(reference)):
-        scores = Rouge().get_scores(hypothesis, reference)[0]
-    return {name: float(scores[key]["f"]) for name, key in zip(ROUGE_METRICS, Rouge.DEFAULT_METRICS, strict=True)}
+    scores = Rouge(metrics=["rouge-1", "rouge-2"]).get_scores(hypothesis, reference)[0]
+    rouge_l = _rouge_l(_sentences(hypothesis), _sentences(reference))
+    return {"rouge1": float(scores["rouge-1"]["f"]), "rouge2": float(scores["rouge-2"]["f"]), "rougeL": rouge_l}
 
 
 def self_bleu(text: str) -> float:
@@ -59,31 +60,39 @@ def _has_words(text: str) -> bool:
     return any(sentence.strip() for sentence in text.split("."))
 
 
-def _longest_sentence(text: str) -> int:
-    """Words of the longest sentence, cut at dots as the package does."""
-    return max(len(sentence.split()) for sentence in text.split("."))
+def _sentences(text: str) -> list[list[str]]:
+    """The words of each sentence, cut at dots and blanks as the package does."""
+    sentences = [" ".join(part.split()) for part in text.split(".") if part]
+    return [sentence.split(" ") for sentence in sentences]
 
 
-@contextmanager
-def _recursion_limit(words: int) -> Iterator[None]:
-    """Room for ROUGE-L, which walks back through a pair of sentences with one recursion per word of both.
+def _rouge_l(said: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> float:
+    """ROUGE-L F of a summary: different words in the union of all longest common subsequences, as the package counts.
 
-    Trimming the text instead would change its score. The higher limit is put back afterwards.
+    Args:
+        said, wanted: words of each sentence of the summary and of the reference.
     """
-    before = sys.getrecursionlimit()
-    depth = words + _stack_depth() + 100
-    if depth <= before:
-        yield
-        return
-    sys.setrecursionlimit(depth)
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(before)
+    common = {word for reference in wanted for sentence in said for word in _common(reference, sentence)}
+    precision = len(common) / len({word for sentence in said for word in sentence})
+    recall = len(common) / len({word for sentence in wanted for word in sentence})
+    return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
 
 
-def _stack_depth() -> int:
-    frame, depth = sys._getframe(), 0
-    while frame.f_back is not None:
-        frame, depth = frame.f_back, depth + 1
-    return depth
+def _common(x: Sequence[str], y: Sequence[str]) -> list[str]:
+    """A longest common subsequence, and of several the one that the package takes; last word first."""
+    table: list[list[int]] = [[0] * (len(y) + 1)]
+    for word in x:
+        above, row = table[-1], [0]
+        for j, other in enumerate(y):
+            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
+        table.append(row)
+    found, i, j = [], len(x), len(y)
+    while i and j:
+        if x[i - 1] == y[j - 1]:
+            found.append(x[i - 1])
+            i, j = i - 1, j - 1
+        elif table[i - 1][j] > table[i][j - 1]:
+            i -= 1
+        else:
+            j -= 1
+    return found
