@@ -17,8 +17,10 @@ import yaml
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.methods import NAME, MethodConfig, parse_methods
+from buzz.evaluation.paths import short, unspeakable
 from buzz.evaluation.schema import (
     BROKEN_YAML,
+    StrictDumper,
     StrictLoader,
     at_least,
     build,
@@ -35,7 +37,7 @@ from buzz.evaluation.tasks import make_task, options_of
 ADDED_KEYS = {"generation.prefill_chunk_size": None}
 
 _CHUNK = check(lambda value: value >= 1, "an integer of at least 1, or null, is wanted")
-_DEVICE = matching(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", "auto, cpu, mps, cuda, cuda:0, ... is wanted")
+_DEVICE = matching(r"auto|cpu|mps|(cuda|xpu)(:(0|[1-9][0-9]{0,2}))?", "auto, cpu, mps, cuda, cuda:0, ... is wanted")
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     raw = _read_yaml(Path(path))
     for override in overrides:
         _apply(raw, override)
+    _check_text(raw, "", set())
     return raw
 
 
@@ -184,7 +187,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def to_yaml(config: RunConfig) -> str:
     """`to_dict` as YAML text."""
     # Escaped, not allow_unicode: PyYAML writes some line separators (U+0085) raw and reads them back as blanks.
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return yaml.dump(to_dict(config), Dumper=StrictDumper, sort_keys=False)
 
 
 # --- reading and merging ---------------------------------------------------------------------------------------------
@@ -194,10 +197,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     wanted = "a YAML file is wanted"
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be read ({error.strerror or error})", wanted) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(str(path), "is not UTF-8 text", wanted) from error
+        raise ConfigError(short(path), "is not UTF-8 text", wanted) from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        raise ConfigError(
+            short(path), f"cannot be read ({getattr(error, 'strerror', None) or error})", wanted
+        ) from error
     try:
         raw = yaml.load(text, StrictLoader)
     except BROKEN_YAML as error:
@@ -210,12 +215,27 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
+def _check_text(raw: Any, where: str, seen: set[int]) -> None:
+    """Refuse text, at any depth, that no UTF-8 file can hold: what a config says goes to files and names them."""
+    if isinstance(raw, str):
+        if problem := unspeakable(raw):
+            raise ConfigError(where or "config", f"{short(raw)} {problem}", "UTF-8 text is wanted")
+    elif isinstance(raw, dict | list) and id(raw) not in seen:  # YAML's aliases can go in circles
+        seen.add(id(raw))
+        for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
+            if isinstance(raw, dict):
+                _check_text(key, where, seen)
+                _check_text(value, f"{where}.{key}".lstrip("."), seen)
+            else:
+                _check_text(value, f"{where}[{key}]", seen)
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     """Put one `key.sub=value` into the raw config."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(override, "is no override", "key=value or key.sub=value is wanted")
+        raise ConfigError(short(override), "is no override", "key=value or key.sub=value is wanted")
     for depth, part in enumerate(parts[:-1], 1):
         raw = raw.setdefault(part, {})
         if not isinstance(raw, dict):

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.hub import FileSource, HubSource, fetch, guarded, hub_errors, stream
+from buzz.evaluation.paths import short, user_path
 from buzz.evaluation.rows import Fields, Maybe, Problem, Row, checked_rows
 
 PACKAGE_PREFIX = "package:"
@@ -38,13 +39,15 @@ def resolve_path(spec: str | Path, where: str) -> Path:
         ConfigError: no such package or file, or a folder.
     """
     text = str(spec)
-    path = _package_file(text, where) if text.startswith(PACKAGE_PREFIX) else Path(text).expanduser()
     wanted = f"a file or {PACKAGE_PREFIX}PKG/path/inside is wanted"
+    path = user_path(_package_file(text, where) if text.startswith(PACKAGE_PREFIX) else text, where, wanted)
     if path.is_dir():
-        raise ConfigError(where, f"{path} is a folder", wanted)
+        raise ConfigError(where, f"{short(path)} is a folder", wanted)
     if not path.exists():
-        seen_from = "" if path.is_absolute() else f" (seen from {Path.cwd()})"
-        raise ConfigError(where, f"{path} does not exist{seen_from}", wanted)
+        seen_from = "" if path.is_absolute() else f" (seen from {short(Path.cwd())})"
+        raise ConfigError(where, f"{short(path)} does not exist{seen_from}", wanted)
+    if not path.is_file():  # a pipe or a device is read once or never ends
+        raise ConfigError(where, f"{short(path)} is no regular file", wanted)
     return path
 
 
@@ -52,12 +55,17 @@ def _package_file(spec: str, where: str) -> Path:
     package, _, inside = spec.removeprefix(PACKAGE_PREFIX).partition("/")
     # A dotted name would make find_spec import the parent package, so only top-level packages are taken.
     if not package.isidentifier() or not inside:
-        raise ConfigError(where, f"{spec!r} names no file in a package", f"{PACKAGE_PREFIX}PKG/path/inside is wanted")
-    found = importlib.util.find_spec(package)
+        raise ConfigError(
+            where, f"{short(spec)} names no file in a package", f"{PACKAGE_PREFIX}PKG/path/inside is wanted"
+        )
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # __main__
+        found = None
     folders = list(found.submodule_search_locations or []) if found else []
     if not folders:
         raise ConfigError(where, f"package {package!r} is not installed", "install it or give the path of a file")
-    files = [Path(folder) / inside for folder in folders]
+    files = [user_path(Path(folder) / inside, where) for folder in folders]
     return next((file for file in files if file.exists()), files[0])
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 import re
+import reprlib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -25,9 +26,12 @@ def check(holds: Callable[[Any], bool], wanted: str) -> dict[str, Any]:
     return {"holds": holds, "wanted": wanted}
 
 
-def at_least(low: int) -> dict[str, Any]:
-    """Field metadata of an integer with a lower bound."""
-    return check(lambda value: value >= low, f"an integer of at least {low} is wanted")
+MOST = 10**9  # of any integer that counts something: more is a slip of the hand, and no run would come to its end
+
+
+def at_least(low: int, most: int = MOST) -> dict[str, Any]:
+    """Field metadata of an integer with a lower bound, and an upper one that no sensible value comes near."""
+    return check(lambda value: low <= value <= most, f"an integer of at least {low} and at most {most} is wanted")
 
 
 def matching(pattern: str, wanted: str) -> dict[str, Any]:
@@ -98,6 +102,9 @@ def _options(hint: Any) -> list[Any]:
 
 
 _SAID = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+_SHORT = reprlib.Repr()  # in which a list of lists of lists stays short
+_SHORT.maxlist = _SHORT.maxdict = 6
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
 
 
 def _wanted(hint: Any) -> str:
@@ -115,9 +122,12 @@ def said(raw: Any) -> str:
     if raw is None:
         return "is null"
     kind = {dict: "a mapping", list: "a list", bool: "a boolean", float: "a float"}.get(type(raw))
-    shown = repr(raw)
+    shown = _SHORT.repr(raw)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"is {shown} ({kind or _SAID.get(type(raw)) or type(raw).__name__})"
+    kind = kind or _SAID.get(type(raw)) or type(raw).__name__
+    if isinstance(raw, str) and _OTHER_NUMBER.fullmatch(raw) and not _INTEGER.fullmatch(raw):
+        kind += "; a number is written in plain decimal digits"
+    return f"is {shown} ({kind})"
 
 
 def keys_of(cls: Any) -> list[str]:
@@ -145,8 +155,31 @@ def _dotted(hints: Mapping[str, Any]) -> list[str]:
 # --- YAML ------------------------------------------------------------------------------------------------------------
 
 
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(
+    r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+# What YAML 1.1, or a reader, may take for a number although it is none here.
+_OTHER_NUMBER = re.compile(r"[-+]?[0-9][0-9_,]*|[-+]?0[xXoObB][0-9a-fA-F_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+")
+_SCALARS = {
+    "null": (re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
+    "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
+    "int": (_INTEGER, list("-+0123456789")),
+    "float": (_FLOAT, list("-+.0123456789")),
+    "merge": (re.compile(r"<<"), ["<"]),
+}
+
+
 class StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key may stand once; plain YAML lets the last one win in silence."""
+    """Safe YAML that means what it says.
+
+    Plain YAML (1.1, as PyYAML reads it) takes 010 for 8, 1:30 for 90, 1_000 for 1000, `no` for false and a date for an
+    object, and lets the last of two equal keys win in silence. Here numbers are plain decimals (1000, -3, 2.5, 1e-3),
+    truth is `true` or `false`, everything else is text, and a key may stand once.
+    """
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own way
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -156,5 +189,27 @@ class StrictLoader(yaml.SafeLoader):
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """A number, also where a tag such as !!int asks for it."""
+        text = self.construct_scalar(node)
+        if _INTEGER.fullmatch(text):
+            return float(text) if node.tag.endswith("float") else int(text)
+        if not _FLOAT.fullmatch(text) or node.tag.endswith("int"):
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no plain decimal number", node.start_mark)
+        return float(re.sub(r"\.(?=[a-zA-Z])", "", text))
 
-BROKEN_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an impossible date
+
+class StrictDumper(yaml.SafeDumper):
+    """Writes text such that plain YAML and `StrictLoader` both read text."""
+
+
+for _kind, (_pattern, _first) in _SCALARS.items():
+    _whole = re.compile(f"^(?:{_pattern.pattern})$")
+    StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, _first)
+    if _kind == "float":
+        StrictDumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, _first)
+for _kind in ("int", "float"):
+    StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", StrictLoader.construct_number)
+
+
+BROKEN_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an integer of thousands of digits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from buzz.evaluation.cli import main
 from buzz.evaluation.config import RunConfig, load_config, to_dict, to_yaml
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.methods import MethodConfig
+from buzz.evaluation.schema import StrictLoader
 from buzz.policies import POLICIES
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -150,7 +152,7 @@ def test_shipped_configs_load_and_round_trip(path: Path, tmp_path: Path) -> None
     assert reread(config, tmp_path / "again.yaml") == config
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 VISIBLE = TEXT.map(lambda text: f"x{text}y")
 METHOD = st.one_of(
     st.sampled_from(list(POLICIES)).map(lambda policy: {"policy": policy}),
@@ -225,7 +227,6 @@ def test_round_trip(
         ("model.id=[a]", "model.id: is ['a'] (a list)", ""),
         ("model=7", "model: is 7 (an integer)", "a mapping with the keys id, gguf"),
         ("wandb=null", "wandb: is null", "mode, project"),
-        ("name=2024-01-01", "name: is datetime.date", "a name of letters"),
         ("output=3", "output: is 3", "text is wanted"),
         ("task.prompt=3", "task.prompt: is 3", "text or null is wanted"),
         ("methods=full", "methods: is 'full' (text)", "a list"),
@@ -237,6 +238,33 @@ def test_round_trip(
         ("methods=[{policy: buzz, logn_base: x}]", "methods[0] (buzz).logn_base: is 'x'", "a number above 1"),
         ("methods=[{policy: h2o, budget: true}]", "methods[0] (h2o).budget: is True", "a share"),
         ("methods=[{policy: h2o, match: 3}]", "methods[0] (h2o).match: is 3", "text"),
+        # what YAML 1.1 takes for another number, for truth or for a date
+        ("batch_size=010", "batch_size: is '010' (text; a number is written in plain decimal digits)", "an integer"),
+        ("batch_size=1:30", "batch_size: is '1:30' (text; a number", "an integer of at least 1"),
+        ("batch_size=1_000", "batch_size: is '1_000' (text; a number", "an integer"),
+        ("batch_size=0x10", "batch_size: is '0x10' (text; a number", "an integer"),
+        ("batch_size=0b1", "batch_size: is '0b1' (text; a number", "an integer"),
+        ("batch_size=1e3", "batch_size: is 1000.0 (a float)", "an integer"),
+        ("batch_size=2024-01-01", "batch_size: is '2024-01-01' (text)", "an integer"),
+        ("methods=[{policy: buzz, window: 064}]", "methods[0] (buzz).window: is '064' (text; a number", "an integer"),
+        ("methods=[{policy: h2o, budget: 0x40}]", "methods[0] (h2o).budget: is '0x40' (text; a number", "a share"),
+        (
+            "methods=[{policy: h2o, reduction: 2:30}]",
+            "methods[0] (h2o).reduction: is '2:30' (text; a number",
+            "above 1",
+        ),
+        ("model.chat_template=yes", "model.chat_template: is 'yes' (text)", "true or false"),
+        ("generation.fidelity=off", "generation.fidelity: is 'off' (text)", "true or false"),
+        # text that no file can hold
+        ("task.data=a\0b", "task.data: 'a\\x00b' holds a NUL character", "UTF-8 text"),
+        ("output=runs/\udcff", "output: 'runs/\\udcff' is not valid UTF-8", "UTF-8 text"),
+        ('model.id="\\0"', "model.id: '\\x00' holds a NUL", "UTF-8 text"),
+        (
+            "methods=[{policy: full, name: \udc80}]",
+            "methods: '[{policy: full, name: \\udc80}]' is not valid",
+            "UTF-8 text",
+        ),
+        ("task.prompt=[[[[[a]]]]]", "task.prompt: is [[[[[", "text"),
         # values
         ("batch_size=0", "batch_size: is 0", "an integer of at least 1"),
         ("task.limit=0", "task.limit: is 0", "at least 1"),
@@ -244,7 +272,7 @@ def test_round_trip(
         ("generation.max_new_tokens=0", "generation.max_new_tokens: is 0", "at least 1"),
         ("model.dtype=float64", "model.dtype: is 'float64'", "one of auto, float32, float16, bfloat16"),
         ("model.device=gpu", "model.device: is 'gpu'", "cuda"),
-        ("wandb.mode=off", "wandb.mode: is False", "one of disabled, offline, online"),
+        ("wandb.mode=off", "wandb.mode: is 'off' (text)", "one of disabled, offline, online"),
         ("task.data=''", "task.data: is ''", "a file"),
         ("name=a/b", "name: is 'a/b'", "a name of letters"),
         ("name=..", "name: is '..'", "a name of letters"),
@@ -386,7 +414,7 @@ def test_missing_keys(base: Path, key: str) -> None:
         (b"name: x\nmodel: a: b\n", " line 2: is not valid YAML"),
         (b"name: x\nseed: 1\nseed: 2\n", " line 3: is not valid YAML (key 'seed' is given twice)"),
         (b"name: !!python/object:os.system x\n", " line 1: is not valid YAML"),
-        (b"name: 2024-13-45\n", "is not valid YAML"),
+        (b"name: !!int 010\n", "is not valid YAML ('010' is no plain decimal number)"),
         (b"name: \x00\n", "is not valid YAML"),
         (b"name: \xff\n", "is not UTF-8"),
         (b"[" * 20_000, "is not valid YAML"),
@@ -400,6 +428,48 @@ def test_broken_files(base: Path, content: bytes, said: str) -> None:
     line = error(base)
     assert said in line
     assert "unknown" in line or line.startswith(str(base))
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("1000", 1000), ("+5", 5), ("2.50", 2.5), ("1e1", 10.0), ("1.5e+3", 1500.0), (".5", 0.5), ("5.", 5.0), ("7", 7)],
+)
+def test_numbers_are_plain_decimals(written: str, value: float) -> None:
+    found = yaml.load(written, StrictLoader)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "1_000", "0x10", "yes", "on", "2024-01-01", "1e3", "=", "~", "null"])
+def test_text_stays_text(base: Path, tmp_path: Path, text: str) -> None:
+    config = load_config(base, [f"task.data='{text}'"])
+    assert config.task.data == text
+    assert reread(config, tmp_path / "again.yaml") == config
+    assert yaml.safe_load(to_yaml(config))["task"]["data"] == text
+
+
+def test_a_date_and_a_no_are_names(base: Path) -> None:
+    assert load_config(base, ["name=2024-01-01"]).name == "2024-01-01"
+    assert load_config(base, ["name=no"]).name == "no"
+
+
+def test_a_bomb_of_aliases_is_told_in_one_line(base: Path) -> None:
+    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'lol'}]" for i in range(12)]
+    base.write_text("\n".join([*levels, "circle: &c [*c]"]))
+    assert error(base).startswith("a0: unknown key")
+    base.write_text("\n".join(["name: &a0 [lol]", *levels[1:]]))
+    assert len(error(base)) < 300
+
+
+def test_a_path_that_is_none(tmp_path: Path) -> None:
+    assert error("a\0b.yaml") == "'a\\x00b.yaml': cannot be read (embedded null byte), a YAML file is wanted"
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.yaml"))
+    odd.write_text(BASE)
+    assert load_config(odd).name == load_config_of_base(tmp_path).name
+
+
+def load_config_of_base(tmp_path: Path) -> RunConfig:
+    (tmp_path / "same.yaml").write_text(BASE)
+    return load_config(tmp_path / "same.yaml")
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
