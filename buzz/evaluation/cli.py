@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from buzz.evaluation.command_line import Parser, short_warnings
+from buzz.evaluation.command_line import Parser, add_config, config_of, say, short_warnings
 from buzz.evaluation.distributed import PeerLostError, adopt_mpi, join, speaks
-from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.errors import ConfigError, WriteError
 
 if TYPE_CHECKING:
     from buzz.evaluation.config import RunConfig
@@ -21,12 +21,13 @@ on where it stopped, with any number of processes. A config with a section `swee
 """
 _EPILOG = """\
 examples:
-  python scripts/run_eval.py --config configs/quickstart.yaml
-  python scripts/run_eval.py --config configs/xsum.yaml task.data=xsum.jsonl.gz task.limit=8 output=runs/try
-  python scripts/run_eval.py --config configs/xsum.yaml model.id=/models/llama methods='[full, buzz, streaming]'
-  accelerate launch --multi_gpu --num_processes 8 --main_process_port 0 scripts/run_eval.py --config configs/xsum.yaml
+  python scripts/run_eval.py configs/quickstart.yaml
+  python scripts/run_eval.py configs/xsum.yaml task.data=xsum.jsonl.gz task.limit=8 output=runs/try
+  python scripts/run_eval.py configs/xsum.yaml model.id=/models/llama methods='[full, buzz, streaming]'
+  accelerate launch --multi_gpu --num_processes 8 --main_process_port 0 scripts/run_eval.py configs/xsum.yaml
 
-exit status: 0 done, 1 a method ran out of memory, 2 bad config or usage, 130 / 143 interrupted (resumes when run again)
+exit status: 0 done, 1 a method ran out of memory or a file cannot be written, 2 bad config or usage, 130 / 143
+interrupted. The same command goes on where a run stopped.
 """
 
 
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         _tell(f"error: {error}")
         return 2
+    except WriteError as error:
+        _tell(f"error: {error}")
+        return 1
     except PeerLostError:
         _tell("error: another process of the run has stopped; the same command resumes the run")
         return 1
@@ -53,9 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser(_DESCRIPTION, _EPILOG)
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file that describes the run")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replaces one value of the config")
-    options = parser.parse_intermixed_args(arguments)
+    add_config(parser, "run")
+    path, overrides = config_of(parser.parse_intermixed_args(arguments))
 
     # Here, so that --help and usage errors need none of it; the runner, which needs torch, only once a config is right.
     from buzz.evaluation.config import load_config
@@ -63,9 +66,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     from buzz.evaluation.signals import Interrupted
 
     try:
-        if is_sweep(options.config, options.overrides):
-            return _sweep(load_sweep(options.config, options.overrides))
-        return _run(load_config(options.config, options.overrides))
+        if is_sweep(path, overrides):
+            return _sweep(load_sweep(path, overrides))
+        return _run(load_config(path, overrides))
     except Interrupted as stop:
         _tell(f"interrupted; the same command resumes the run in {stop.output}")
         return 128 + stop.number
@@ -92,7 +95,7 @@ def _print(table: str, where: str) -> None:
     """The results, by the main process; the others wait for it."""
     group = join()
     if group.main:
-        print(f"{table}\n\n{where}")
+        say(f"{table}\n\n{where}")
     group.gather(None)
 
 

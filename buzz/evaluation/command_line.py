@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.errors import ConfigError, WriteError
+from buzz.evaluation.paths import short
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +22,52 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError("usage", message, "see --help")
+
+
+def add_config(parser: argparse.ArgumentParser, what: str) -> None:
+    """Let a command line name its config, first or as --config, and overrides of single values."""
+    parser.usage = "%(prog)s [-h] CONFIG [key.sub=value ...]"
+    parser.add_argument("words", nargs="*", metavar="CONFIG", help=f"YAML file that describes the {what}")
+    parser.add_argument("--config", metavar="CONFIG", help="the same, anywhere on the line")
+    parser.add_argument_group("overrides", "key.sub=value replaces one value of the config, as often as wanted")
+
+
+def config_of(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """The config's path and the overrides that a command line gives.
+
+    Raises:
+        ConfigError: no config, or two.
+    """
+    named = [word for word in options.words if _names_file(word)]
+    files = [*([options.config] if options.config is not None else []), *named]
+    if not files:
+        raise ConfigError("usage", "no config is given", "a YAML file is wanted; see --help")
+    if len(files) > 1:
+        raise ConfigError("usage", f"two configs are given, {short(files[0])} and {short(files[1])}", "one is wanted")
+    return files[0], [word for word in options.words if word not in named]
+
+
+def _names_file(word: str) -> bool:
+    """Whether a word is a config's path and not `key=value`."""
+    return "=" not in word and (word.endswith((".yaml", ".yml")) or os.path.isfile(word))
+
+
+def say(text: str) -> None:
+    """Print text to stdout, whatever characters that takes.
+
+    Raises:
+        WriteError: it cannot be written to. Where its reader has gone, as `| head` does, there is no error.
+    """
+    out = sys.stdout
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=out, flush=True)
+    except OSError as error:
+        # What is left in its buffer would be tried, and fail, once more when the process ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise WriteError("stdout", error.strerror or str(error)) from error
 
 
 def tell(line: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
-from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.errors import ConfigError, WriteError
 
 T = TypeVar("T")
 
@@ -73,16 +73,16 @@ class Group:
         """What `action` returns in the main process, for all of them, once it is done. All processes must call it.
 
         Raises:
-            ConfigError: as the action did, in all processes. PeerLostError: one of them is gone.
+            ConfigError, WriteError: as the action did, in all processes. PeerLostError: one of them is gone.
         """
         outcome: Any = None
         if self.main:
             try:
                 outcome = action()
-            except ConfigError as error:
+            except (ConfigError, WriteError) as error:
                 outcome = error
         outcome = self.share(outcome)
-        if isinstance(outcome, ConfigError):
+        if isinstance(outcome, ConfigError | WriteError):
             raise outcome
         return outcome
 

@@ -1,4 +1,4 @@
-"""The one error a user can cause: something in the config, or in what the config points at."""
+"""What ends a run with one line: a mistake of the user's, and a file that cannot be written."""
 
 from __future__ import annotations
 
@@ -23,3 +23,22 @@ class ConfigError(Exception):
     def __str__(self) -> str:
         line = f"{self.where}: {self.what}" + (f", {self.allowed}" if self.allowed else "")
         return " ".join(line.split())  # user text and parser messages may hold newlines; the promise is one line
+
+
+class WriteError(Exception):
+    """A file of the results cannot be written: the disk is full, say. What is finished is kept.
+
+    The command lines print it as one line and exit with status 1: the same command goes on once there is room.
+
+    Args:
+        path: of the file.
+        reason: the system's words, such as "No space left on device".
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        line = f"{self.path} cannot be written ({self.reason}); what is finished is kept, and the same command goes on"
+        return " ".join(line.split())

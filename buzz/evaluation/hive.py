@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from buzz.evaluation.batch import Job, Reading, new_cache
+from buzz.evaluation.files import write_atomically, writing
 from buzz.evaluation.matching import describe
-from buzz.evaluation.store import write_atomically
 from buzz.evaluation.tasks import Task
 
 MOST_CALLS = 4096  # one-token calls that are replayed; evicted_at is int16, and a browser has to show it
@@ -35,6 +35,11 @@ def find_hives(folder: Path, methods: Sequence[str]) -> list[tuple[str, Path]]:
             if match := name.fullmatch(path.name):
                 found.append((int(match.group(1) or 0), place, path))
     return [(methods[place], path) for _, place, path in sorted(found)]
+
+
+def recordable(record: Mapping[str, Any], chunk: int | None) -> bool:
+    """Whether a sample can be shown: the view has one call for a prompt, and chunks would evict in between."""
+    return chunk is None or record["prompt_tokens"] <= chunk
 
 
 class Evictions:
@@ -106,7 +111,8 @@ def record_hive(
         "heads": heads,
         "evicted_at": base64.b64encode(evicted_at.tobytes()).decode("ascii"),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(hive, ensure_ascii=False) + "\n")
 
 

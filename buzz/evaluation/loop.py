@@ -10,8 +10,9 @@ from typing import Any
 
 from buzz.evaluation.config import MethodConfig, RunConfig
 from buzz.evaluation.distributed import Group
+from buzz.evaluation.errors import WriteError
 from buzz.evaluation.execute import Job, Prompt, compare_batch, run_batch
-from buzz.evaluation.hive import hive_path, record_hive
+from buzz.evaluation.hive import hive_path, record_hive, recordable
 from buzz.evaluation.matching import off_target, policy_for
 from buzz.evaluation.memory import is_out_of_memory, release_memory
 from buzz.evaluation.metric_info import FIDELITY_METRICS
@@ -252,20 +253,20 @@ class Loop:
     def _record_hives(self, method: MethodConfig) -> None:
         """What the policy let go of in the first samples, token by token, each recorded by the process that has it.
 
-        An extra of the report: nothing that goes wrong here ends a run.
+        An extra of the report: nothing that goes wrong here ends a run but a file that cannot be written.
         """
         own = {prompt.sample.id for batch in self._own for prompt in batch}
         for number, prompt in enumerate(self.prompts[: self.config.hive]):
             record = self.records[method.name].get(prompt.sample.id)
             path = hive_path(self.folder.path, method.name, number)
-            if record is None or prompt.sample.id not in own or path.exists():
+            if record is None or prompt.sample.id not in own or path.exists() or not recordable(record, self._chunk):
                 continue
-            if self._chunk is not None and record["prompt_tokens"] > self._chunk:
-                continue  # the view has one call for a prompt, and would show evictions that never were
             self.check()
             job = Job(prompt, make_policy(**record["policy"]))
             try:
                 record_hive(self.model, self.tokenizer, self.task, job, method.positions, record, path)
+            except WriteError:
+                raise
             except Exception as error:
                 warnings.warn(f"{method.name}: no hive of {prompt.sample.id}: {one_line(error)}", stacklevel=1)
                 release_memory()

@@ -16,8 +16,12 @@ from buzz.evaluation.data import PACKAGE_PREFIX, fingerprint, resolve_path
 from buzz.evaluation.distributed import ALONE, Group
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.gguf_file import read_metadata
+from buzz.evaluation.paths import short, user_path
+from buzz.evaluation.schema import said
 
 _LOCAL = "give a local folder as model.id or a GGUF file as model.gguf"
+_UNTYPED = "names no model_type"
+_FOLDER = "a local folder or the id of a hub repository is wanted"
 _PROBE_SECONDS = 5.0  # how long an unreachable hub may take
 
 
@@ -67,54 +71,65 @@ def _check_family(model_type: str, where: str) -> None:
 
     families = supported_families()
     if model_type not in families:
-        raise ConfigError(where, f"the model family {model_type!r} is not supported", f"one of {', '.join(families)}")
+        raise ConfigError(
+            where, f"the model family {model_type!r} is not supported", f"one of {', '.join(families)} is wanted"
+        )
 
 
 def _find_checkpoint(name: str) -> ModelSource:
-    folder = Path(name).expanduser()
+    folder = user_path(name, "model.id", _FOLDER)
     offline = False
     if folder.is_dir():
         path, root = folder / "config.json", str(folder)
         if not path.is_file():
-            raise ConfigError("model.id", f"no config.json in the folder {name}", "a folder that save_pretrained wrote")
-        fingerprint = _fingerprint_folder(folder)
+            what = f"no config.json in the folder {short(name)}"
+            raise ConfigError("model.id", what, "a folder that save_pretrained wrote is wanted")
     else:
         offline = _check_hub_id(name)
         path, root = _hub_file(name, "config.json", "model.id", offline), name
-        fingerprint = _revision(path)
     try:
+        fingerprint = _fingerprint_folder(folder) if folder.is_dir() else _revision(path)
         config = json.loads(path.read_text(encoding="utf-8"))
         model_type = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            "model.id", f"{path} names no model_type", "the config.json of a transformers model"
-        ) from error
-    return ModelSource(root, None, model_type, config.get("max_position_embeddings"), fingerprint, offline)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"{path} " + (f"cannot be read ({error.strerror})" if isinstance(error, OSError) else _UNTYPED)
+        raise ConfigError("model.id", what, "the config.json of a transformers model is wanted") from error
+    known = _positions(config, "max_position_embeddings", "model.id", path)
+    return ModelSource(root, None, model_type, known, fingerprint, offline)
 
 
 def _find_gguf(config: Any) -> ModelSource:
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(
-            "model.gguf", "reading GGUF files needs the package gguf", "pip install gguf, or model.id alone"
+            "model.gguf", "needs the package gguf", "install it with `pip install gguf`, or give model.id alone"
         )
     path = _gguf_path(config.id, str(config.gguf)).absolute()
     try:
         metadata = read_metadata(path)
         family = metadata["general.architecture"]
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "it names no architecture"
-        raise ConfigError("model.gguf", f"{path}: {reason}", "a GGUF file of a language model") from error
-    return ModelSource(
-        str(path.parent), path.name, family, metadata.get(f"{family}.context_length"), _fingerprint_file(path)
-    )
+        reason = "names no architecture" if isinstance(error, KeyError) else f"is {one_line(error)}"
+        if isinstance(error, OSError):
+            reason = f"cannot be read ({error.strerror})"
+        raise ConfigError("model.gguf", f"{path} {reason}", "a GGUF file of a language model is wanted") from error
+    known = _positions(metadata, f"{family}.context_length", "model.gguf", path)
+    return ModelSource(str(path.parent), path.name, family, known, _fingerprint_file(path))
+
+
+def _positions(metadata: dict[str, Any], key: str, where: str, path: Path) -> int | None:
+    """How many positions a model's own words give it; None: they do not say."""
+    known = metadata.get(key)
+    if known is None or (type(known) is int and known >= 1):
+        return known
+    raise ConfigError(where, f"{path}: {key} {said(known)}", "an integer of at least 1 is wanted")
 
 
 def _gguf_path(model_id: str | None, gguf: str) -> Path:
     """A GGUF file by its path, inside an installed package, or inside the folder or hub repository `model_id`."""
-    path = Path(gguf).expanduser()
+    path = user_path(gguf, "model.gguf", "a GGUF file is wanted")
     if not model_id or gguf.startswith(PACKAGE_PREFIX) or path.is_file():
         return resolve_path(gguf, "model.gguf")
-    folder = Path(model_id).expanduser()
+    folder = user_path(model_id, "model.id", _FOLDER)
     if folder.is_dir():
         return resolve_path(folder / path, "model.gguf")
     return _hub_file(model_id, gguf, "model.gguf", _check_hub_id(model_id))
@@ -123,7 +138,7 @@ def _gguf_path(model_id: str | None, gguf: str) -> Path:
 def _check_hub_id(name: str) -> bool:
     """Whether a hub repository must be taken from the local hub cache alone; refuses what cannot be a hub id."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
-        raise ConfigError("model.id", f"no folder {name}", "a local folder or the id of a hub repository")
+        raise ConfigError("model.id", f"no folder {short(name)}", _FOLDER)
     return not _hub_reachable()
 
 
@@ -194,15 +209,16 @@ def resolve_device(name: str, group: Group = ALONE) -> Any:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and group.size > 1 and torch.cuda.is_available():
         name = f"cuda:{group.local % torch.cuda.device_count()}"
-    allowed = "auto, cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError("model.device", f"{name!r} is not a device", allowed) from error
-    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise ConfigError("model.device", f"this machine has no {name}", allowed)
-    return device
+    counts = {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count(), "mps": torch.mps.device_count()}
+    there = ["cpu", *(f"{kind}:{i}" for kind in ("cuda", "xpu") for i in range(counts[kind]))]
+    there += ["mps"] * (counts["mps"] > 0)
+    kind, _, index = name.partition(":")
+    if kind != "cpu" and int(index or 0) >= counts.get(kind, 0):
+        what = f"is {name}, but the devices of this machine are {', '.join(there)}"
+        if there == ["cpu"]:
+            what = f"is {name}, but PyTorch finds no device on this machine beside the CPU"
+        raise ConfigError("model.device", what, f"{' or '.join(['auto', *there])} is wanted")
+    return torch.device(name)
 
 
 def one_line(error: BaseException) -> str:

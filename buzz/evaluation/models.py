@@ -63,7 +63,7 @@ def load_model(config: Any, source: ModelSource | None = None, group: Group = AL
         if isinstance(error, ConfigError):
             raise
         what = f"the model in {source.path if source.gguf else source.root} cannot be loaded: {one_line(error)}"
-        raise ConfigError(where, what, "a complete causal language model with its tokenizer") from error
+        raise ConfigError(where, what, "a complete causal language model with its tokenizer is wanted") from error
     _set_generation(model, tokenizer, source)
     return model, tokenizer, _describe(model, source)
 
@@ -78,7 +78,9 @@ def _load_tokenizer(config: Any, source: ModelSource) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     if config.chat_template and not tokenizer.chat_template:
-        raise ConfigError("model.chat_template", "this model's tokenizer has no chat template", "false")
+        raise ConfigError(
+            "model.chat_template", "is true, but this model's tokenizer has no chat template", "false is wanted"
+        )
     return tokenizer
 
 
@@ -109,7 +111,9 @@ def _load_weights(config: Any, source: ModelSource, group: Group) -> Any:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         what = f"the model does not fit into the free memory of {device}"
-        raise ConfigError("model.device", what, "another device, a smaller model.dtype or a smaller model") from error
+        raise ConfigError(
+            "model.device", what, "another device, a smaller model.dtype or a smaller model is wanted"
+        ) from error
 
 
 def _set_generation(model: Any, tokenizer: Any, source: ModelSource) -> None:

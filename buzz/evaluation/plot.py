@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from buzz.evaluation.files import writing
 from buzz.evaluation.metric_info import metric_info
 
 # Where a label may stand around its point, in points of 1/72 inch, the best place first.
@@ -100,7 +101,8 @@ def plot_frontier(summaries: Sequence[Mapping[str, Any]], path: str | Path, head
         for panel, points in zip(axes, drawn, strict=False):
             if panel.get_legend() is None:
                 _label(figure, panel, points)
-        figure.savefig(path, format=suffix, metadata=metadata)
+        with writing(path):
+            figure.savefig(path, format=suffix, metadata=metadata)
     return True
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import buzz
 from buzz.evaluation.config import RunConfig
 from buzz.evaluation.distributed import Group, PeerLostError, join
-from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.execute import encode, prompt_hash
+from buzz.evaluation.hive import hive_path, recordable
 from buzz.evaluation.loop import Loop, Records, has_fidelity, reference_method
 from buzz.evaluation.metric_info import FIDELITY_METRICS
 from buzz.evaluation.models import ModelLoader, ModelSource, check_model, quiet_transformers
@@ -52,7 +53,7 @@ def run(config: RunConfig, loader: ModelLoader | None = None) -> dict[str, Any]:
     Raises:
         ConfigError: the config, its data, its model or its folder cannot be used.
         Interrupted: SIGINT or SIGTERM came; the batch in flight was finished and written.
-        PeerLostError: another process of the run is gone.
+        PeerLostError: another process of the run is gone. WriteError: a file of the run cannot be written.
     """
     group = join()
     task = make_task(config.task)
@@ -123,7 +124,8 @@ class _Run:
             self.folder.raise_flag(STOP, json.dumps([error.where, error.what, error.allowed]))
             raise
         except Exception:
-            self.folder.raise_flag(STOP, json.dumps(signal.SIGTERM))
+            with contextlib.suppress(WriteError):  # on a full disk the others find that out, too
+                self.folder.raise_flag(STOP, json.dumps(signal.SIGTERM))
             raise
 
     def take_up(self) -> None:
@@ -144,7 +146,15 @@ class _Run:
         return known
 
     def pending(self) -> bool:
-        return any(len(records) < len(self.samples) for records in self.records.values())
+        """Whether the model is needed: samples are missing, or what a run that was cut short has not recorded yet."""
+        if any(len(records) < len(self.samples) for records in self.records.values()):
+            return True
+        chunk = self.config.generation.prefill_chunk_size
+        return not (self.folder.path / "summary.json").exists() and any(
+            recordable(records[sample.id], chunk) and not hive_path(self.folder.path, method, number).exists()
+            for method, records in self.records.items()
+            for number, sample in enumerate(self.samples[: self.config.hive])
+        )
 
     def load(self, loader: ModelLoader) -> tuple[Any, Any, dict[str, Any]]:
         """Model, tokenizer and what environment.json says about them."""

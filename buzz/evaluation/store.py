@@ -8,11 +8,11 @@ samples/METHOD.shard-RRR.jsonl; the main process merges them once the method is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,18 @@ import yaml
 from buzz.evaluation.config import ADDED_KEYS, RunConfig, to_yaml
 from buzz.evaluation.distributed import ALONE, Group
 from buzz.evaluation.environment import environment
-from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.errors import ConfigError, WriteError
+from buzz.evaluation.files import append, write_atomically, writing
+from buzz.evaluation.paths import short, user_path
 
 # Keys in which a continued run may differ from the one that made the folder, since they change no result: what the run
 # is called, the spelling of the folder's own path, and tracking. Everything else must be equal.
 FREE_KEYS = ("name", "output", "wandb")
+_LETTERS = 40  # of a value in a message
+_TOLD = 2  # of the keys in which two configs differ
 _SHARD = r"\.shard-\d{3,}$"  # what a process's own file of samples has after the method's name
 _OTHER = "choose another output or delete the folder"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of a disk, where another folder is no way out
 
 
 class RunFolder:
@@ -41,11 +46,11 @@ class RunFolder:
 
     Raises:
         ConfigError: the path cannot be written, another process has the folder, it holds something else, or a run with
-            another config, model or data.
+            another config, model or data. WriteError: the disk is full; also from every method that writes.
     """
 
     def __init__(self, config: RunConfig, fingerprints: Mapping[str, Any], group: Group = ALONE) -> None:
-        self.path = Path(config.output).expanduser()
+        self.path = user_path(config.output, "output", "a folder is wanted")
         self._fingerprints = dict(fingerprints)
         self._group = group
         self._lock: Any = None
@@ -72,6 +77,8 @@ class RunFolder:
             self._lock = _take_lock(self.path / ".lock")
             self.clear_flags()
         except OSError as error:
+            if error.errno in _FULL:
+                raise WriteError(str(self.path), str(error.strerror)) from error
             reason = error.strerror or type(error).__name__
             raise ConfigError("output", f"{self.path} cannot be written ({reason})", "choose another output") from error
         try:
@@ -95,13 +102,12 @@ class RunFolder:
             raise ConfigError("output", f"{path} cannot be read", _OTHER) from error
         old, new = ADDED_KEYS | _flat(there), _flat(yaml.safe_load(to_yaml(config)))
         keys = [key for key in [*old, *(key for key in new if key not in old)] if not _free(key)]
-        differing = [
-            f"{key} is {_shown(old, key)} there and {_shown(new, key)} now"
-            for key in keys
-            if key not in old or key not in new or old[key] != new[key]
-        ]
+        differing = [key for key in keys if key not in old or key not in new or old[key] != new[key]]
         if differing:
-            raise ConfigError("output", f"{self.path} holds a run with another config: {'; '.join(differing)}", _OTHER)
+            told = [f"{key} is {_shown(old, key)} there and {_shown(new, key)} now" for key in differing[:_TOLD]]
+            more = f"; {len(differing) - _TOLD} more differ" if len(differing) > _TOLD else ""
+            what = f"{short(self.path)} holds a run with another config ({'; '.join(told)}{more})"
+            raise ConfigError("output", what, _OTHER)
 
     def _check_fingerprints(self) -> None:
         there = self.environment().get("fingerprints", {})
@@ -127,10 +133,7 @@ class RunFolder:
     def append(self, method: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Add finished samples; they are on the disk when this returns."""
         shard = f".shard-{self._group.rank:03d}" if self._group.size > 1 else ""
-        with open(self._samples_path(f"{method}{shard}"), "ab") as file:
-            file.write(_lines(records).encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self._samples_path(f"{method}{shard}"), _lines(records))
 
     def merge(self, methods: Iterable[str], order: Sequence[str]) -> None:
         """Bring what several processes wrote into one file a method, in this order of sample ids.
@@ -144,7 +147,8 @@ class RunFolder:
                 records = sorted(self.samples(method).values(), key=lambda record: rank.get(record["id"], len(rank)))
                 write_atomically(self._samples_path(method), _lines(records))
                 for shard in shards:
-                    shard.unlink()
+                    with writing(shard):
+                        shard.unlink()
 
     def _samples_path(self, method: str) -> Path:
         return self.path / "samples" / f"{method}.jsonl"
@@ -210,21 +214,6 @@ class RunFolder:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp lets nobody else read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +225,10 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
     """The records of a file; a last line that was cut off is removed from it."""
     if not path.exists():
         return []
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError("output", f"{path} cannot be read ({error.strerror})", "a readable file is wanted") from error
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.splitlines(keepends=True)
     records = []
@@ -250,7 +242,7 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
                 raise ConfigError("output", f"{path} row {number} is not a sample", _OTHER) from error
             whole = whole[: -len(line)]  # a power cut may leave a last line of zeros
     if len(whole) < len(data):
-        with open(path, "r+b") as file:
+        with writing(path), open(path, "r+b") as file:
             file.truncate(len(whole))
             os.fsync(file.fileno())
     return records
@@ -309,4 +301,7 @@ def _free(key: str) -> bool:
 def _shown(flat: Mapping[str, Any], key: str) -> str:
     if key not in flat:
         return "not set"
-    return "null" if flat[key] is None else repr(flat[key])
+    if flat[key] is None:
+        return "null"
+    text = repr(flat[key])
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS // 2]}...{text[-_LETTERS // 2 :]}"

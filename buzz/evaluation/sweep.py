@@ -14,6 +14,7 @@ from typing import Any
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.grid import Sweep, expand, is_sweep, load_sweep
+from buzz.evaluation.paths import user_path
 from buzz.evaluation.plot import plot_frontier
 from buzz.evaluation.table import headline_rows, markdown_rows, notes, reading, text_rows
 
@@ -38,7 +39,7 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
     from buzz.evaluation.models import ModelLoader
     from buzz.evaluation.runner import run
 
-    folder = Path(sweep.output).expanduser()
+    folder = user_path(sweep.output, "output", "a folder is wanted")
     if (folder / "config.yaml").exists():
         raise ConfigError("output", f"{folder} holds a run", "choose another folder for the sweep")
     _look_up(sweep)
@@ -70,9 +71,11 @@ def _look_up(sweep: Sweep) -> None:
 
 
 def _write(folder: Path, summary: Mapping[str, Any]) -> None:
+    from buzz.evaluation.files import write_atomically, writing
     from buzz.evaluation.report import write_report
-    from buzz.evaluation.store import write_atomically
 
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     summaries = list(summary["runs"].values())
     plotted = [plot_frontier(summaries, folder / name) for name in PLOTS]

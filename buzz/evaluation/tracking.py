@@ -18,6 +18,7 @@ from typing import Any
 
 from buzz.evaluation.config import RunConfig, to_dict
 from buzz.evaluation.distributed import launched
+from buzz.evaluation.files import write_atomically, writing
 from buzz.evaluation.wandb_log import Record, WandbLog
 
 # Seconds for the server to answer at the start and to take what is left at the end. Environment variables of the same
@@ -226,8 +227,9 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _write_state(path: Path, state: Mapping[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(state) + "\n", encoding="utf-8")
+    with writing(path.parent):
+        path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps(state) + "\n")
 
 
 def _how_to_sync(run: Any) -> str:

@@ -79,7 +79,7 @@ def test_unsupported_family(fails, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "mamba"}')
     line = fails(f"model.id={folder}")
-    assert line == "error: model.id: the model family 'mamba' is not supported, one of llama, opt"
+    assert line == "error: model.id: the model family 'mamba' is not supported, one of llama, opt is wanted"
 
 
 def test_folder_of_something_else(fails, tmp_path):
@@ -99,6 +99,35 @@ def test_bad_usage(arguments, capfd):
     assert main(arguments) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: usage: ")
+
+
+@pytest.mark.parametrize(
+    "arguments", ["{} batch_size=0", "batch_size=0 {}", "--config {} batch_size=0", "batch_size=0 --config={}"]
+)
+def test_the_config_may_stand_first_or_anywhere(write_config, capfd, arguments):
+    assert main(arguments.format(write_config()).split()) == 2
+    assert capfd.readouterr().err.startswith("error: batch_size: is 0")
+
+
+def test_a_config_needs_no_ending_to_be_one(write_config, tmp_path, capfd):
+    (tmp_path / "config").write_text(write_config(batch_size=0).read_text())
+    assert main([str(tmp_path / "config")]) == 2
+    assert capfd.readouterr().err.startswith("error: batch_size: is 0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("a.yaml --config b.yaml", "usage: two configs are given, b.yaml and a.yaml, one is wanted"),
+        ("a.yaml seed=1 b.yml", "usage: two configs are given, a.yaml and b.yml, one is wanted"),
+        ("seed=1", "usage: no config is given, a YAML file is wanted; see --help"),
+        ("task.data=a.yaml", "usage: no config is given, a YAML file is wanted; see --help"),
+        ("gone.yaml seed=1", "gone.yaml: cannot be read (No such file or directory), a YAML file is wanted"),
+    ],
+)
+def test_which_config(arguments, line, capfd):
+    assert main(arguments.split()) == 2
+    assert capfd.readouterr().err == f"error: {line}\n"
 
 
 def test_missing_config(capfd):

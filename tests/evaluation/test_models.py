@@ -79,7 +79,7 @@ def test_no_network_means_unreachable(monkeypatch):
 def test_unsupported_family_names_the_supported(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
     text = refusal(id=str(tmp_path))
-    assert text == "model.id: the model family 'gpt_neox' is not supported, one of llama, opt"
+    assert text == "model.id: the model family 'gpt_neox' is not supported, one of llama, opt is wanted"
 
 
 def test_folder_without_a_usable_config(tmp_path):
@@ -96,7 +96,9 @@ def test_missing_gguf(name):
 
 def test_gguf_of_another_family(tmp_path):
     path = tiny_gguf(tmp_path / "x.gguf", general__architecture="mamba")
-    assert refusal(gguf=str(path)) == "model.gguf: the model family 'mamba' is not supported, one of llama, opt"
+    assert (
+        refusal(gguf=str(path)) == "model.gguf: the model family 'mamba' is not supported, one of llama, opt is wanted"
+    )
 
 
 def test_what_is_not_a_whole_gguf_file(tmp_path):
@@ -120,7 +122,14 @@ def test_gguf_inside_a_folder(tmp_path):
 
 def test_missing_device(model_folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert refusal(id=str(model_folder), device="cuda") == "model.device: this machine has no cuda, auto, cpu"
+    assert refusal(id=str(model_folder), device="cuda") == (
+        "model.device: is cuda, but PyTorch finds no device on this machine beside the CPU, auto or cpu is wanted"
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert refusal(id=str(model_folder), device="cuda:2") == (
+        "model.device: is cuda:2, but the devices of this machine are cpu, cuda:0, cuda:1, "
+        "auto or cpu or cuda:0 or cuda:1 is wanted"
+    )
 
 
 def test_load_a_folder(model_folder, capfd):

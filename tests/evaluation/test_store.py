@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from buzz.evaluation.config import load_config
-from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.store import RunFolder, write_atomically
+from buzz.evaluation.errors import ConfigError, WriteError
+from buzz.evaluation.files import write_atomically
+from buzz.evaluation.store import RunFolder
 
 PRINTS = {"model": "m", "data": {"sha256": "d"}}
 
@@ -146,7 +147,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
     write_atomically(path, "old")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match=r"summary\.json cannot be written \(disk full\); what is finished is kept"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

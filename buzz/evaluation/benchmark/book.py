@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from buzz.evaluation.benchmark.config import BenchConfig, section_facts
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.store import write_atomically
+from buzz.evaluation.files import write_atomically, writing
+from buzz.evaluation.paths import user_path
 
 RESULTS = "results.json"
 _OTHER = "another output is wanted"
@@ -31,7 +31,7 @@ class Book:
     """
 
     def __init__(self, config: BenchConfig) -> None:
-        self.folder = Path(config.output)
+        self.folder = user_path(config.output, "output", "a folder is wanted")
         self._path = self.folder / RESULTS
         self._end = None if config.seconds is None else time.monotonic() + config.seconds
         self.data: dict[str, Any] = {"name": config.name, "model": {}, "runs": [], "sections": {}}
@@ -101,5 +101,6 @@ class Book:
 
     def save(self) -> None:
         """Write results.json."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, json.dumps(self.data, indent=1) + "\n")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from buzz.evaluation.command_line import Parser, short_warnings, tell
-from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.command_line import Parser, add_config, config_of, say, short_warnings, tell
+from buzz.evaluation.errors import ConfigError, WriteError
 
 _DESCRIPTION = """\
 Measure speed: ceilings of the machine, kernels, prefill, decoding, streaming, evictions and throughput, of policies and
@@ -15,12 +15,13 @@ stopped.
 """
 _EPILOG = """\
 examples:
-  python scripts/benchmark.py --config configs/bench/cpu.yaml model.dtype=bfloat16 output=runs/bench/cpu-bfloat16
-  python scripts/benchmark.py --config configs/bench/h100.yaml
-  python scripts/benchmark.py --config configs/bench/h100.yaml only='[ceilings, prefill]'
-  python scripts/benchmark.py --config configs/bench/h100.yaml decode=null throughput=null output=runs/bench/short
+  python scripts/benchmark.py configs/bench/cpu.yaml model.dtype=bfloat16 output=runs/bench/cpu-bfloat16
+  python scripts/benchmark.py configs/bench/h100.yaml
+  python scripts/benchmark.py configs/bench/h100.yaml only='[ceilings, prefill]'
+  python scripts/benchmark.py configs/bench/h100.yaml decode=null throughput=null output=runs/bench/short
 
-exit status: 0 done, 1 the config's seconds were over (the same command goes on), 2 bad config or usage, 130 interrupted
+exit status: 0 done, 1 the config's seconds were over or a file cannot be written (the same command goes on), 2 bad
+config or usage, 130 interrupted
 """
 
 
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         tell(f"error: {error}")
         return 2
+    except WriteError as error:
+        tell(f"error: {error}")
+        return 1
     except KeyboardInterrupt:
         tell("interrupted; the same command goes on where the output folder stops")
         return 130
@@ -43,18 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     parser = Parser(_DESCRIPTION, _EPILOG)
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file that describes the benchmark")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replaces one value of the config")
-    options = parser.parse_intermixed_args(arguments)
+    add_config(parser, "benchmark")
+    path, overrides = config_of(parser.parse_intermixed_args(arguments))
 
     from buzz.evaluation.benchmark.config import load_bench
 
-    config = load_bench(options.config, options.overrides)
+    config = load_bench(path, overrides)
 
     from buzz.evaluation.benchmark.runner import run
 
     finished = run(config)
-    print(f"\n{config.output}: results.json, report.md and pictures")
+    say(f"\n{config.output}: results.json, report.md and pictures")
     if not finished:
         tell("out of time; the same command goes on where the output folder stops")
     return 0 if finished else 1

@@ -300,7 +300,7 @@ def _multiples(steps: Steps | None) -> None:
 def _known(given: Sequence[str] | None, names: Sequence[str], where: str) -> None:
     for name in given or []:
         if name not in names:
-            raise ConfigError(where, f"{name!r} is not there", f"of {', '.join(names) or '(nothing)'}")
+            raise ConfigError(where, f"{name!r} is not there", f"one of {', '.join(names) or '(nothing)'} is wanted")
 
 
 def plain(value: Any) -> Any:

@@ -86,7 +86,7 @@ def _random(config: BenchModel, seed: int) -> Any:
         if not is_out_of_memory(error):
             raise
         what = f"{config.shape} does not fit into the free memory of {device}"
-        raise ConfigError("model.shape", what, "another shape or device") from error
+        raise ConfigError("model.shape", what, "another shape or device is wanted") from error
 
 
 def weight_bytes(model: Any) -> int:

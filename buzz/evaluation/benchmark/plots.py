@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from buzz.evaluation.files import writing
+
 _PANEL = (5.2, 4.0)  # inches
 Curves = dict[str, list[tuple[float, float]]]  # of each method, its points
 
@@ -84,8 +86,10 @@ def _figure(path: Path, panels: Sequence[tuple[str, str, Curves, bool]]) -> bool
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _panel(axes, panel, lambda method: f"C{methods.index(method) % 10}")
     with matplotlib.rc_context({"svg.hashsalt": "buzz"}):
-        figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        with writing(path.with_suffix(".png")):
+            figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+        with writing(path.with_suffix(".svg")):
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
     return True
 
 

@@ -17,9 +17,10 @@ from buzz.evaluation.benchmark.plots import draw
 from buzz.evaluation.benchmark.prompts import prefill, throughput
 from buzz.evaluation.benchmark.steps import steps
 from buzz.evaluation.benchmark.tables import facts_lines, report, section_lines
+from buzz.evaluation.command_line import say
 from buzz.evaluation.environment import environment
+from buzz.evaluation.files import write_atomically
 from buzz.evaluation.models import quiet_transformers
-from buzz.evaluation.store import write_atomically
 
 _ALONE: dict[str, Callable[[Bench, Any], None]] = {"ceilings": ceilings, "kernels": kernels, "steps": steps}
 _CONTENDED: dict[str, Callable[..., None]] = {
@@ -59,7 +60,7 @@ def run(config: BenchConfig) -> bool:
 def _measure(config: BenchConfig, book: Book) -> bool:
     model, tokenizer, info = load(config.model, config.seed)
     book.begin(environment(), info)
-    print(*facts_lines(book.data), sep="\n", flush=True)
+    say("\n".join(facts_lines(book.data)))
     bench = Bench(model, tokenizer, book, config.seed)
     try:
         for name, section in config.sections.items():
@@ -82,7 +83,7 @@ def _measure(config: BenchConfig, book: Book) -> bool:
 
 def _print(book: Book, name: str) -> None:
     if rows := book.rows(name):
-        print(f"\n## {name}\n", *section_lines(name, rows), sep="\n", flush=True)
+        say("\n".join([f"\n## {name}\n", *section_lines(name, rows)]))
 
 
 __all__ = ["RESULTS", "run"]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.paths import short, user_path
 from buzz.evaluation.report.load import Run, find_runs, load_run
 from buzz.evaluation.summary import compared_with
 
@@ -32,37 +33,37 @@ def write_report(folders: Sequence[str | Path], output: str | Path, against: Seq
 
     Raises:
         ConfigError: a folder holds no run, a file in it is damaged, or no sample is finished; a run does not have a
-            method of `against`; or the output cannot be written.
+            method of `against`; or the output cannot be a folder. WriteError: a file cannot be written.
     """
     # Here, so that a mistake is told before matplotlib is looked for.
+    from buzz.evaluation.files import write_atomically
     from buzz.evaluation.report.figures import Figure, drawable, frontier_figure, run_figures
     from buzz.evaluation.report.markdown import render_markdown
     from buzz.evaluation.report.page import render_page
-    from buzz.evaluation.store import write_atomically
 
     runs = [_compared(run, against) for run in _load(find_runs(folders))]
-    target = Path(output)
+    target = user_path(output, "output", "a folder is wanted")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        figures: list[list[Figure]] = [[] for _ in runs]
-        shared = None
-        if not drawable():
-            warnings.warn(NO_PICTURES, stacklevel=2)
-        elif len(runs) == 1:
-            figures = [run_figures(runs[0], target)]
-        else:
-            names = _prefixes(runs)
-            figures = [run_figures(run, target, prefix) for run, prefix in zip(runs, names, strict=True)]
-            shared = frontier_figure(runs, target)
-        title = runs[0].name if len(runs) == 1 else _common_name(runs)
-        page = render_page(title, runs, figures, shared)
-        text = render_markdown(title, runs, figures, shared, target)
-        paths = [target / "report.md", target / "report.html"]
-        for path, content in zip(paths, (text, page), strict=True):
-            write_atomically(path, content)
     except OSError as error:
-        what = f"{target} cannot be written ({error.strerror or error})"
+        what = f"{short(target)} cannot be written ({error.strerror or error})"
         raise ConfigError("output", what, "choose another folder") from error
+    figures: list[list[Figure]] = [[] for _ in runs]
+    shared = None
+    if not drawable():
+        warnings.warn(NO_PICTURES, stacklevel=2)
+    elif len(runs) == 1:
+        figures = [run_figures(runs[0], target)]
+    else:
+        names = _prefixes(runs)
+        figures = [run_figures(run, target, prefix) for run, prefix in zip(runs, names, strict=True)]
+        shared = frontier_figure(runs, target)
+    title = runs[0].name if len(runs) == 1 else _common_name(runs)
+    page = render_page(title, runs, figures, shared)
+    text = render_markdown(title, runs, figures, shared, target)
+    paths = [target / "report.md", target / "report.html"]
+    for path, content in zip(paths, (text, page), strict=True):
+        write_atomically(path, content)
     drawn = [*([shared] if shared else []), *(figure for row in figures for figure in row)]
     return [*paths, *(path for figure in drawn for path in figure.paths)]
 
@@ -88,7 +89,9 @@ def _compared(run: Run, against: Sequence[str]) -> Run:
     for name in against:
         done = [method for method, rows in run.records.items() if rows]
         if name not in done:
-            raise ConfigError("--against", f"{run.name} has no samples of {name!r}", f"one of {', '.join(done)}")
+            raise ConfigError(
+                "--against", f"{run.name} has no samples of {name!r}", f"one of {', '.join(done) or '(none)'} is wanted"
+            )
         summary = compared_with(summary, run.records, name, run.config.get("seed", 0))
     return replace(run, summary=summary)
 

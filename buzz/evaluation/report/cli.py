@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from buzz.evaluation.command_line import Parser, short_warnings, tell
-from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.command_line import Parser, say, short_warnings, tell
+from buzz.evaluation.errors import ConfigError, WriteError
 
 _DESCRIPTION = """\
 Report runs of scripts/run_eval.py: report.md, and report.html, a single file that needs no network, with tables,
@@ -20,7 +20,7 @@ examples:
   python scripts/report.py runs/xsum runs/cnn_dm   together, into report/
   python scripts/report.py runs/xsum --against streaming --against h2o
 
-exit status: 0 done, 2 a folder is no run, or a file in it is damaged
+exit status: 0 done, 1 a file cannot be written, 2 a folder is no run, or a file in it is damaged
 """
 
 
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         tell(f"error: {error}")
         return 2
+    except WriteError as error:
+        tell(f"error: {error}")
+        return 1
 
 
 def _main(arguments: Sequence[str] | None) -> int:
@@ -53,5 +56,5 @@ def _main(arguments: Sequence[str] | None) -> int:
 
     output = options.output or (options.runs[0] if len(options.runs) == 1 else "report")
     paths = write_report(options.runs, output, options.against)
-    print(f"{Path(output)}: {', '.join(path.name for path in paths)}")
+    say(f"{Path(output)}: {', '.join(path.name for path in paths)}")
     return 0

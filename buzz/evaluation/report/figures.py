@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from buzz.evaluation.files import writing
 from buzz.evaluation.plot import family, plot_frontier, plot_quality
 from buzz.evaluation.report.load import Run
 
@@ -133,8 +134,10 @@ def _new(panels: int) -> tuple[Any, Any]:
 
 
 def _save(drawing: Any, paths: tuple[Path, Path]) -> None:
-    drawing.savefig(paths[0], dpi=_PNG_DPI, metadata={"Software": None})
-    drawing.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    with writing(paths[0]):
+        drawing.savefig(paths[0], dpi=_PNG_DPI, metadata={"Software": None})
+    with writing(paths[1]):
+        drawing.savefig(paths[1], metadata={"Date": None, "Creator": None})
 
 
 def _quality(run: Run, folder: Path, prefix: str) -> Figure | None:

@@ -13,6 +13,7 @@ import yaml
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.hive import find_hives
+from buzz.evaluation.paths import short, user_path
 from buzz.evaluation.summary import summarise
 from buzz.evaluation.tasks import TASKS
 
@@ -68,9 +69,9 @@ def find_runs(folders: Sequence[str | Path]) -> list[Path]:
         ConfigError: a folder does not exist, or neither is a run nor holds one.
     """
     found: dict[Path, Path] = {}
-    for folder in map(Path, folders):
+    for folder in (user_path(folder, "runs", _RUN) for folder in folders):
         if not folder.is_dir():
-            raise ConfigError(str(folder), "is a file" if folder.exists() else "does not exist", _RUN)
+            raise ConfigError(short(folder), "is a file" if folder.exists() else "does not exist", _RUN)
         try:
             runs = list(_below(folder))
         except OSError as error:
