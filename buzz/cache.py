@@ -10,11 +10,13 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
+from buzz.columns import Columns
+from buzz.figures import Curve, Figures
 from buzz.policies import Policy, ScoreSpec
 from buzz.rows import Rows
 from buzz.schedule import Eviction, PerRow, Schedule, Step
 from buzz.stacked import StackedCalls
-from buzz.storage import UNPATCHED, BeehiveLayer, Seen, settle
+from buzz.storage import UNPATCHED, BeehiveLayer, Memory, settle
 
 POSITIONS = ("cache", "original")
 _TOGETHER = 6144  # tokens of a first prompt, over all rows and layers, that wait to be compacted together
@@ -36,17 +38,27 @@ class Slots(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """One forward pass. `order` [B, columns] brings the valid columns of each row to the left; None: all are valid."""
+    """One forward pass.
+
+    tokens: bool [B, columns], which columns hold tokens; None: all. order: int64 [B, columns], brings these to the
+    left of each row; None: they are there.
+    """
 
     columns: int
     counts: list[int]
     steps: dict[int, Step]
+    tokens: torch.Tensor | None
     order: torch.Tensor | None
 
     @property
     def width(self) -> int:
         """Columns that are left once every row's tokens are at its left."""
         return self.columns if self.order is None else max(1, *self.counts)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no row has a token: then layers have nothing to do."""
+        return not any(self.counts)
 
 
 class BeehiveCache(StackedCalls, Cache):
@@ -67,6 +79,7 @@ class BeehiveCache(StackedCalls, Cache):
     Attributes:
         on_evict: if set, called as `on_evict(layer, eviction, slots)` in every eviction, before anything moves: slots
             int64 [rows of the eviction or 1, H or 1, kept] are those that stay.
+        curve: if set to a `Curve`, every later call is recorded there.
 
     Raises:
         ValueError: as many policies as layers are needed; positions unknown. TypeError: not a policy.
@@ -98,11 +111,12 @@ class BeehiveCache(StackedCalls, Cache):
         # Layers with equal policies share one schedule, named by the first of these layers.
         self._policies: list[Policy | PerRow] = list(policies)
         self._owner = [self._policies.index(p) for p in policies]
-        self._seen = Seen()
+        self.curve: Curve | None = None
+        self._columns, self._memory = Columns(), Memory()
         self._stacks = {}
         self._clear()
         # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
-        super().__init__(layers=[BeehiveLayer(self._seen) for _ in range(n)])
+        super().__init__(layers=[BeehiveLayer(self._columns, self._memory) for _ in range(n)])
 
     def logn_base(self, layer: int) -> float | None:
         """Base of the log-n scaling of one layer; None: off."""
@@ -111,14 +125,15 @@ class BeehiveCache(StackedCalls, Cache):
 
     def _clear(self) -> None:
         self._schedules: dict[int, Schedule] = {}
-        self._seen.columns = 0
+        self._columns.clear()
         self._tokens: list[int] = []  # tokens of each row, pads excluded
         self._call: Call | None = None  # the open one
         self.last_call: Call | None = None
         self._passed = 0  # layers that the open call has passed
         self._waiting: list[int] = []  # those of them that are still to be settled
-        self.history: list[list[float]] = []
-        self._decode_calls: list[int] = []
+        self._figures = Figures()
+        if self.curve is not None:
+            self.curve = Curve()
 
     # One call: begin, then append and observe in every layer.
 
@@ -126,10 +141,12 @@ class BeehiveCache(StackedCalls, Cache):
         """Open a call of `columns` tokens per row. The patched model does this; otherwise the first `append` does.
 
         Args:
-            mask: [B, columns] or [B, columns seen + columns], nonzero where there is a token; None: everywhere.
+            mask: [B or 1, columns], or [B or 1, at least columns seen + columns], nonzero where there is a token; None:
+                everywhere. See `Columns.read`.
 
         Raises:
-            RuntimeError: the call before was interrupted. ValueError: rows or mask do not fit.
+            RuntimeError: the call before was interrupted. ValueError: rows or mask do not fit; the mask says of columns
+                that were seen something else than was said of them then.
         """
         if self._call is not None:
             raise RuntimeError("the call before was interrupted, so layers differ; reset() the cache and start again")
@@ -138,16 +155,13 @@ class BeehiveCache(StackedCalls, Cache):
             self._tokens = [0] * rows
         if rows != len(self._tokens):
             raise ValueError(f"the cache holds {len(self._tokens)} rows, the call has {rows}")
+        tokens = None if mask is None else self._columns.read(mask, rows, columns)
         order, counts = None, [columns] * rows
-        if mask is not None:
-            if mask.dim() != 2 or mask.shape[0] not in (1, rows) or mask.shape[1] < columns:
-                raise ValueError(f"the attention mask must be [{rows}, at least {columns}], got {tuple(mask.shape)}")
-            valid = mask[:, mask.shape[1] - columns :].expand(rows, -1) != 0
-            if not bool(valid.all()):
-                order = (~valid).long().argsort(dim=1, stable=True)
-                counts = valid.sum(dim=1).tolist()
+        if tokens is not None:
+            order = (~tokens).long().argsort(dim=1, stable=True)
+            counts = tokens.sum(dim=1).tolist()
         steps = {owner: schedule.open(counts) for owner, schedule in self._schedules.items()}
-        self._call = self.last_call = Call(columns, counts, steps, order)
+        self._call = self.last_call = Call(columns, counts, steps, tokens, order)
         return self._call
 
     def append(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> Slots:
@@ -199,12 +213,13 @@ class BeehiveCache(StackedCalls, Cache):
                     settle([self.layers[layer]], call.steps[owner], self.least, self._watch([layer]))
         for owner, schedule in self._schedules.items():
             schedule.close(call.steps[owner])
-        self._seen.columns += call.columns
+        self._columns.add(len(self._tokens), call.columns, call.tokens)
         self._tokens = [seen + count for seen, count in zip(self._tokens, call.counts, strict=True)]
         self._call, self._passed = None, 0
-        if call.columns == 1:
-            self._decode_calls.append(len(self.history))
-        self.history.append(self._mean_lengths())
+        lengths, nbytes = self._mean_lengths(), self.nbytes
+        self._figures = self._figures.after(lengths, nbytes, step=call.columns == 1)
+        if self.curve is not None:
+            self.curve.add(lengths, nbytes)
 
     def query_slots(self, layer: int, device: torch.device) -> slice | torch.Tensor:
         """Index into a table by slot that gives the rows of the open call's queries.
@@ -262,34 +277,42 @@ class BeehiveCache(StackedCalls, Cache):
     @property
     def nbytes(self) -> int:
         """Bytes allocated for keys, values and scores in all layers."""
-        return sum(layer.nbytes for layer in self.layers)
+        return self._memory.nbytes
+
+    @property
+    def calls(self) -> int:
+        """Calls so far."""
+        return self._figures.calls
 
     def stats(self) -> dict[str, Any]:
         """Cache figures so far.
 
         Returns:
             mean_tokens, peak_tokens: per row, cached tokens after each one-token call (after the prompt, if there was
-            none); evictions: per row, mean over layers; calls: number of calls; nbytes: allocated bytes.
+            none); evictions: per row, mean over layers; calls: number of calls; nbytes: bytes allocated now for keys,
+            values and scores in all layers; mean_nbytes, peak_nbytes: after each one-token call (now, if there was
+            none).
         """
-        calls = [self.history[i] for i in self._decode_calls] or self.history[-1:]
-        rows = list(zip(*calls, strict=True))
+        figures, nbytes = self._figures, self.nbytes
         evictions = [self._schedules[owner].evictions for owner in self._owner] if self._schedules else []
         return {
-            "mean_tokens": [sum(row) / len(row) for row in rows],
-            "peak_tokens": [max(row) for row in rows],
+            "mean_tokens": figures.mean_lengths,
+            "peak_tokens": figures.peak_lengths,
             "evictions": [sum(row) / len(row) for row in zip(*evictions, strict=True)],
-            "calls": len(self.history),
-            "nbytes": self.nbytes,
+            "calls": figures.calls,
+            "nbytes": nbytes,
+            "mean_nbytes": figures.byte_sum / figures.steps if figures.steps else nbytes,
+            "peak_nbytes": figures.byte_peak if figures.steps else nbytes,
         }
 
     # The interface of transformers.Cache.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns *seen*, pads included, so that a second turn of generate() continues in the right place."""
-        return self._seen.columns
+        return self._columns.seen
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self._seen.columns + query_length, 0
+        return self._columns.seen + query_length, 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1
@@ -324,7 +347,10 @@ class BeehiveCache(StackedCalls, Cache):
         for schedule in self._schedules.values():
             schedule.take(taken)
         self._tokens = [self._tokens[row] for row in taken]
-        self.history = [[lengths[row] for row in taken] for lengths in self.history]
+        self._columns.take(taken)
+        self._figures = self._figures.take(taken)
+        if self.curve is not None:
+            self.curve.take(taken)
 
     def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
@@ -332,4 +358,4 @@ class BeehiveCache(StackedCalls, Cache):
         )
 
 
-__all__ = ["BeehiveCache", "Call", "PerRow", "Slots"]
+__all__ = ["BeehiveCache", "Call", "Curve", "PerRow", "Slots"]

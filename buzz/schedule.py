@@ -11,6 +11,9 @@ import torch
 from buzz.policies import Plan, Policy, RowPolicies, ScoreSpec
 from buzz.rows import Rows
 
+_ROOM = 16  # buffers that grow have room for one part in so many more slots than they hold,
+_LEAST_ROOM = 16  # and for so many at least
+
 
 @dataclass(frozen=True)
 class PerRow:
@@ -182,13 +185,22 @@ class Step:
         return ScoreSpec(specs[0].accumulate, tuple(spec.queries for spec in specs))  # type: ignore[union-attr, misc]
 
     @cached_property
-    def capacity(self) -> int:
-        """Slots a buffer needs from here on: the policy's bound, or room to grow where there is none."""
-        longest = max(length for length, _ in self.after)
+    def bound(self) -> int:
+        """Most slots of a row in one-token calls from here on, for ever; where there is no bound, those to allocate."""
         states = {(policy, *state) for policy, state in zip(self.policies, self.after, strict=True)}
         peaks = [policy.peak(length, sampled) for policy, length, sampled in states]
         bounded = [peak for peak in peaks if peak is not None]
-        return max(bounded) if len(bounded) == len(peaks) else longest + max(128, longest // 8)
+        return max(bounded) if len(bounded) == len(peaks) else self._grown
+
+    @cached_property
+    def capacity(self) -> int:
+        """Slots to allocate: a share more than there are, so that a growing cache is rarely copied, up to the bound."""
+        return min(self._grown, self.bound)
+
+    @property
+    def _grown(self) -> int:
+        longest = max(length for length, _ in self.after)
+        return longest + max(_LEAST_ROOM, longest // _ROOM)
 
     def positions(self, columns: int, device: torch.device) -> torch.Tensor:
         """Slot that each query of the call sits in: int64 [1, columns] if the rows agree, else [B, columns].

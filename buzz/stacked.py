@@ -14,7 +14,9 @@ from buzz.stack import Stack
 
 if TYPE_CHECKING:
     from buzz.cache import Call
-    from buzz.storage import BeehiveLayer, Seen
+    from buzz.columns import Columns
+    from buzz.figures import Curve, Figures
+    from buzz.storage import BeehiveLayer
 
 
 class StackedCalls:
@@ -26,14 +28,14 @@ class StackedCalls:
 
     layers: list[BeehiveLayer]
     on_evict: Callable[[int, Eviction, torch.Tensor], None] | None
-    history: list[list[float]]
+    curve: Curve | None
     _owner: list[int]
     _policies: list[Policy | PerRow]
     _schedules: dict[int, Schedule]
     _stacks: Mapping[int, Stack]
-    _seen: Seen
+    _columns: Columns
     _tokens: list[int]
-    _decode_calls: list[int]
+    _figures: Figures
     _call: Call | None
     _passed: int
 
@@ -117,12 +119,13 @@ class StackedCalls:
     def mark(self) -> Any:
         """The state of everything but the tensors, for `rewind`."""
         states = {owner: schedule.states for owner, schedule in self._schedules.items()}
-        return states, self._seen.columns, self._tokens, len(self.history), len(self._decode_calls)
+        return states, self._columns.seen, self._tokens, self._figures, 0 if self.curve is None else len(self.curve)
 
     def rewind(self, mark: Any) -> None:
         """Forget the calls since `mark()`: those wrote nothing that counts, and nothing was evicted."""
-        states, self._seen.columns, self._tokens, calls, decode_calls = mark
+        states, self._columns.seen, self._tokens, self._figures, recorded = mark
         for owner, schedule in self._schedules.items():
             schedule.states = states[owner]
-        del self.history[calls:], self._decode_calls[decode_calls:]
+        if self.curve is not None:
+            self.curve.cut(recorded)
         self._call, self._passed = None, 0

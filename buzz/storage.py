@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from buzz.columns import Columns
 from buzz.compaction import Block, Watch, compact
 from buzz.schedule import Step
 from buzz.stack import Stack
@@ -15,11 +16,11 @@ from buzz.stack import Stack
 UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
 
 
-class Seen:
-    """Columns that a cache has seen, pads included: one number that the cache and its layers share."""
+class Memory:
+    """Bytes that the layers of a cache have allocated: one number that they share."""
 
     def __init__(self) -> None:
-        self.columns = 0
+        self.nbytes = 0
 
 
 class BeehiveLayer(CacheLayerMixin):
@@ -37,29 +38,22 @@ class BeehiveLayer(CacheLayerMixin):
     is_compileable = False
     is_croppable = False
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, columns: Columns, memory: Memory) -> None:
         super().__init__()
-        self._seen = seen
+        self._columns, self._memory, self._nbytes = columns, memory, 0
         self.offered: tuple[Stack, int] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Give all memory back."""
-        self.keys = self.values = self.scores = None
+        self.adopt(Block(None, None, None), None)
         self.call_scores: torch.Tensor | None = None
-        self.borrowed = False
-        self.home: Stack | None = None
         self.is_initialized = False
 
     @property
     def capacity(self) -> int:
         """Allocated slots per row and head."""
         return 0 if self.keys is None else self.keys.shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        """Allocated bytes."""
-        return sum(t.numel() * t.element_size() for t in self.tensors if t is not None)
 
     @property
     def tensors(self) -> Block:
@@ -104,6 +98,9 @@ class BeehiveLayer(CacheLayerMixin):
         """From now on these are the layer's buffers, views of the stack `home` if that is given."""
         self.keys, self.values, self.scores = block
         self.borrowed, self.home = False, home
+        nbytes = sum(t.numel() * t.element_size() for t in block if t is not None)
+        self._memory.nbytes += nbytes - self._nbytes
+        self._nbytes = nbytes
 
     # Life in a stack.
 
@@ -135,10 +132,10 @@ class BeehiveLayer(CacheLayerMixin):
     # What CacheLayerMixin asks for; storage goes through append, observe and settle instead.
 
     def get_seq_length(self) -> int:
-        return self._seen.columns
+        return self._columns.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._seen.columns + query_length, 0
+        return self._columns.seen + query_length, 0
 
     def get_max_length(self) -> int:
         return -1
@@ -191,7 +188,7 @@ def _evict(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch 
     first, kept = layers[0], max(length for length, _ in step.after)
     received = _together([layer.call_scores for layer in layers])
     wasteful = first.home is None and first.capacity > 2 * max(kept, least)
-    if first.borrowed or (wasteful and first.capacity > 2 * max(step.capacity, least)):
+    if first.borrowed or (wasteful and first.capacity > 2 * max(step.bound, least)):
         old = Block(*map(_together, zip(*(layer.tensors for layer in layers), strict=True)))
         new = _allocate(layers, first.keys, max(kept, least), step)
         compact(new, old, received, step, len(layers), watch)
@@ -213,7 +210,7 @@ def _allocate(layers: Sequence[BeehiveLayer], like: torch.Tensor, needed: int, s
 
     Args:
         like: keys [B, H, any, D] of one of them.
-        needed: slots at least; there are as many as later calls will want.
+        needed: slots at least; there are some more, for the calls to come.
     """
     B, H, _, D = like.shape
     spec = step.score_spec

@@ -14,6 +14,9 @@ if not torch.cuda.is_available():
 
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
+import buzz
+from buzz.cache import Curve
+
 # No deadlines: a busy machine is no bug. On CI the same examples every time; elsewhere fresh ones.
 settings.register_profile("buzz", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("buzz")
@@ -73,6 +76,13 @@ MODELS = {
 @pytest.fixture(params=list(MODELS))
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return MODELS[request.param]()
+
+
+def recorded(*args, **kwargs) -> buzz.BeehiveCache:
+    """A cache, built from the same arguments, whose curve is recorded."""
+    cache = buzz.BeehiveCache(*args, **kwargs)
+    cache.curve = Curve()
+    return cache
 
 
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, OPTConfig
 
 import buzz
 from buzz.policies import make_policy
+from tests.conftest import recorded
 from tests.policies.naive import NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
 
@@ -141,12 +142,12 @@ def test_layers_that_differ_are_compacted_apart():
 @pytest.mark.parametrize("name", list(buzz.POLICIES))
 def test_lengths_are_those_of_the_trace(name):
     policy = make_policy(name)
-    cache = buzz.BeehiveCache(policy, CONFIG)
+    cache = recorded(policy, CONFIG)
     feed(cache, 1000)
     for _ in range(400):
         feed(cache, 1)
     expected = policy.trace(1000, 400)
-    assert [lengths[0] for lengths in cache.history] == expected
+    assert [lengths[0] for lengths in cache.curve.lengths] == expected
     stats = cache.stats()
     assert stats["mean_tokens"] == [pytest.approx(sum(expected[1:]) / 400)]
     assert stats["peak_tokens"] == [max(expected[1:])]
@@ -174,13 +175,28 @@ def test_memory_is_freed_and_stays_flat():
     small = buzz.BeehiveCache(make_policy("buzz_no_max"), CONFIG)  # no score buffer: bytes are keys and values alone
     feed(small, 4000)
     assert small.nbytes < 4000 * bytes_per_token / 3
-    before = {id(cache): cache.nbytes, id(small): small.nbytes}
-    for c in (cache, small):
-        seen = set()
+    for name, share in (("buzz", 9 / 8), ("buzz_no_max", 1)):  # a score beside eight numbers
+        c = buzz.BeehiveCache(make_policy(name), CONFIG)
+        feed(c, 600)
+        start, seen = c.nbytes, []
         for _ in range(1500):
             feed(c, 1)
-            seen.add(c.nbytes)
-        assert seen == {before[id(c)]}
+            seen.append(c.nbytes)
+        assert start < seen[-1] == 565 * bytes_per_token * share
+        assert seen == sorted(seen)  # it grows up to the policy's bound, and there it stays
+        assert len(set(seen)) < 20  # rarely
+        assert c.stats()["nbytes"] == c.stats()["peak_nbytes"] == seen[-1] > c.stats()["mean_nbytes"] > start
+
+
+def test_buffers_grow_with_need():
+    """A window of five million tokens costs nothing for forty."""
+    for name in ("streaming", "h2o", "buzz"):
+        cache = buzz.BeehiveCache(make_policy(name, window=5_000_000), CONFIG)
+        feed(cache, 30)
+        for _ in range(10):
+            feed(cache, 1)
+        assert cache.layers[0].capacity <= 64
+        assert cache.nbytes < 1_000_000
 
 
 def test_a_very_long_prompt_gives_its_memory_back_after_the_first_steps():
@@ -252,10 +268,10 @@ def test_rows_can_be_reordered_repeated_and_selected():
 
 
 def test_reset_gives_everything_back():
-    cache = buzz.BeehiveCache(make_policy("buzz"), CONFIG)
+    cache = recorded(make_policy("buzz"), CONFIG)
     feed(cache, 700, rows=2)
     cache.reset()
-    assert (cache.nbytes, cache.get_seq_length(), cache.lengths, cache.history) == (0, 0, [], [])
+    assert (cache.nbytes, cache.get_seq_length(), cache.lengths, cache.calls, len(cache.curve)) == (0, 0, [], 0, 0)
     feed(cache, 10, rows=3)
     assert cache.lengths == [10, 10, 10]
 

@@ -46,10 +46,13 @@ def prompt_hash(text: str) -> str:
 
 
 def new_cache(model: Any, jobs: Sequence[Job], positions: str | None) -> Any:
-    """An empty BeehiveCache with a row, and its policy, for each job."""
+    """An empty BeehiveCache with a row, and its policy, for each job; its curve is recorded."""
     from buzz import BeehiveCache, PerRow
+    from buzz.cache import Curve
 
-    return BeehiveCache(PerRow([job.policy for job in jobs]), model.config, positions=positions)
+    cache = BeehiveCache(PerRow([job.policy for job in jobs]), model.config, positions=positions)
+    cache.curve = Curve()
+    return cache
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: Any, chunk: int | None = None) -> tuple[Any, Any]:
@@ -129,7 +132,7 @@ class Reading:
             stay = [i for i, row in enumerate(rows) if len(self.rest[row]) > call]
             if len(stay) < len(rows):
                 for i in sorted(set(range(len(rows))) - set(stay)):
-                    self.lengths[rows[i]] = [lengths[i] for lengths in self.cache.history[before:]]
+                    self.lengths[rows[i]] = [lengths[i] for lengths in self.cache.curve.lengths[before:]]
                 if not stay:
                     return
                 kept = torch.tensor(stay)

@@ -72,7 +72,7 @@ def generate_batch(
     before = (ids.shape[1] - 1) // chunk if chunk else 0  # calls before the prompt's last one
     records = []
     for row, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
-        lengths = [call[row] for call in cache.history[before:]]
+        lengths = [call[row] for call in cache.curve.lengths[before:]]
         records.append(_record(job, answer, lengths, special.eos_token_id or [], tokenizer, task, seconds))
     return records
 

@@ -62,7 +62,7 @@ class Evictions:
 
     def __call__(self, layer: int, eviction: Any, slots: Any) -> None:
         """One eviction: slots int64 [1, H or 1, kept] stay."""
-        call, heads = len(self._cache.history), self._evicted_at.shape[1]
+        call, heads = self._cache.calls, self._evicted_at.shape[1]
         tokens = self._first + call
         new = np.arange(self._known[layer], tokens, dtype=np.int32)
         before = np.concatenate([self._held[layer], np.broadcast_to(new, (heads, len(new)))], axis=1)

@@ -7,7 +7,7 @@ import torch
 from transformers import StoppingCriteria, TextStreamer
 
 import buzz
-from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
+from tests.conftest import left_pad, recorded, tiny_llama, tiny_opt, tokens
 
 SMALL = {"sink": 2, "window": 8, "stride": 5, "threshold": 10}
 
@@ -85,7 +85,9 @@ def test_second_turn_continues_on_the_same_cache(patched):
     greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     turn1 = patched.generate(first, past_key_values=cache, **greedy)
     assert cache.get_seq_length() == 33 + 11  # the last token has not been fed yet
-    turn2 = patched.generate(torch.cat([turn1, more], dim=1), past_key_values=cache, **greedy)
+    both = torch.cat([turn1, more], dim=1)
+    # Without a mask generate() would take a generated 0 for a pad, which the cache refuses.
+    turn2 = patched.generate(both, attention_mask=torch.ones_like(both), past_key_values=cache, **greedy)
 
     twin = small(patched)
     with torch.no_grad():
@@ -130,7 +132,7 @@ def test_chunked_prefill(model, chunk):
         cache = small(model)
         model.generate(ids, past_key_values=cache, prefill_chunk_size=chunk, **greedy)
         assert max(cache.lengths) <= 20
-        assert len(cache.history) == -(-50 // chunk) + 9
+        assert cache.calls == -(-50 // chunk) + 9
         # The same chunks by hand give the same lengths, left-padded rows included.
         ragged, mask = left_pad([ids[0], ids[1, :20]])
         cache = small(model)
@@ -200,13 +202,13 @@ def test_inputs_embeds(build):
 def test_opt_streams_past_its_positions():
     model = tiny_opt()  # 256 positions
     with buzz.patch_model(model):
-        cache = buzz.BeehiveCache(buzz.make_policy("buzz", **SMALL), model.config, positions="cache")
+        cache = recorded(buzz.make_policy("buzz", **SMALL), model.config, positions="cache")
         ids = tokens(1, 600)
         for token in ids.split(1, dim=1):
             logits = model(token, past_key_values=cache).logits
         assert torch.isfinite(logits).all()
         assert cache.get_seq_length() == 600
-        assert max(lengths[0] for lengths in cache.history) <= 20
+        assert max(lengths[0] for lengths in cache.curve.lengths) <= 20
         cache = buzz.BeehiveCache(buzz.make_policy("buzz", **SMALL), model.config, positions="original")
         model(ids[:, :256], past_key_values=cache)
         with pytest.raises(ValueError, match="has 256 positions, the call needs 257"):

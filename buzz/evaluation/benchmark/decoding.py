@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import buzz
+from buzz.cache import Curve
 from buzz.evaluation.benchmark.bench import Bench
 from buzz.evaluation.benchmark.config import Decode, Evictions, Stream
 from buzz.evaluation.benchmark.contenders import Contender
@@ -112,6 +113,8 @@ def _decoded(
     """What generate() takes for each token after ids [B, L]."""
     memory = Memory(bench.device)
     marks = Marks(bench.clock, WARM, steps, seconds)
+    if isinstance(cache, buzz.BeehiveCache):
+        cache.curve = Curve()
     options = {} if chunk is None else {"prefill_chunk_size": chunk}
     generate(bench.model, ids, cache, marks.tokens, marks, **options)
     times = marks.times()
@@ -159,7 +162,8 @@ def step_figures(times: Sequence[float], lengths: Sequence[float]) -> dict[str, 
 def _lengths(cache: Any, steps: int, prompt: int) -> list[float]:
     """Cached tokens of a row before the first of the last so many steps, and after each of them."""
     if isinstance(cache, buzz.BeehiveCache):
-        return [row[0] for row in cache.history[-(steps + 1) :]]
+        assert cache.curve is not None
+        return [row[0] for row in cache.curve.lengths[-(steps + 1) :]]
     return [prompt + WARM + i for i in range(steps + 1)]
 
 

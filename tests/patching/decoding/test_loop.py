@@ -11,7 +11,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 import buzz
 from buzz.patching.decoding.arena import Plain
-from tests.conftest import MODELS, left_pad, tiny_llama, tiny_opt, tokens
+from tests.conftest import MODELS, left_pad, recorded, tiny_llama, tiny_opt, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
 
@@ -50,7 +50,7 @@ def both(model, calls, policy, positions=None, seed=0):
     for patch in (buzz.patch_model, static):
         torch.manual_seed(seed)
         with patch(model):
-            cache = buzz.BeehiveCache(policy, model.config, positions=positions)
+            cache = recorded(policy, model.config, positions=positions)
             results.append(([call(model, cache) for call in calls], cache))
     return results
 
@@ -63,10 +63,11 @@ def assert_same(results):
 
 
 def assert_same_caches(expected, got):
-    for name in ("history", "lengths", "tokens", "_decode_calls"):
+    for name in ("lengths", "tokens", "calls"):
         assert getattr(got, name) == getattr(expected, name), name
+    assert got.curve.lengths == expected.curve.lengths
     assert got.get_seq_length() == expected.get_seq_length()
-    stats = [{k: v for k, v in cache.stats().items() if k != "nbytes"} for cache in (expected, got)]
+    stats = [{k: v for k, v in cache.stats().items() if "nbytes" not in k} for cache in (expected, got)]
     assert stats[0] == stats[1]
     for i, (a, b) in enumerate(zip(expected.layers, got.layers, strict=True)):
         assert (a.scores is None) == (b.scores is None)
@@ -138,7 +139,7 @@ def test_an_early_end(name, rows):
     ids, mask = RAGGED[0][:rows], RAGGED[1][:rows]
     model = tiny_llama(2)
     with buzz.patch_model(model):
-        cache = buzz.BeehiveCache(POLICIES[name], model.config)
+        cache = recorded(POLICIES[name], model.config)
         free = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=30, **GREEDY)
     seen = 0
     for step in (0, 1, 6, 14):
@@ -165,9 +166,9 @@ def test_an_end_at_the_very_step_that_evicts():
     model, policy = tiny_llama(2), POLICIES["buzz"]
     ids = tokens(1, 17)
     with buzz.patch_model(model):
-        cache = buzz.BeehiveCache(policy, model.config)
+        cache = recorded(policy, model.config)
         free = model.generate(ids, past_key_values=cache, max_new_tokens=40, **GREEDY)
-    lengths = [row[0] for row in cache.history]
+    lengths = [row[0] for row in cache.curve.lengths]
     evicting = next(i for i in range(2, len(lengths)) if lengths[i] < lengths[i - 1])
     for step in (evicting - 1, evicting, evicting + 1):
         end = int(free[0, 17 + step - 1])
@@ -218,7 +219,7 @@ def test_a_streamer_gets_every_token_in_order(end):
 
     def call(model, cache):
         streams.append(Stream())
-        free = generate(tokens(1, 20), max_new_tokens=15)(model, buzz.BeehiveCache(POLICIES["buzz"], model.config))
+        free = generate(tokens(1, 20), max_new_tokens=15)(model, recorded(POLICIES["buzz"], model.config))
         eos = None if end is None else int(free[0, 20 + end])
         return generate(tokens(1, 20), max_new_tokens=15, streamer=streams[-1], eos_token_id=eos)(model, cache)
 
@@ -303,7 +304,7 @@ def test_opt_ends_where_its_positions_end():
     model = tiny_opt(max_position_embeddings=40)
     for patch in (buzz.patch_model, static):
         with patch(model):
-            cache = buzz.BeehiveCache(POLICIES["buzz"], model.config)
+            cache = recorded(POLICIES["buzz"], model.config)
             with pytest.raises(ValueError, match="has 40 positions, the call needs 41"):
                 model.generate(tokens(1, 30), past_key_values=cache, max_new_tokens=20, **GREEDY)
             assert cache.get_seq_length() == 40
@@ -324,12 +325,12 @@ def test_the_next_cache_takes_over():
     alone = []
     with buzz.patch_model(model):
         for one in ids:
-            alone.append(buzz.BeehiveCache(POLICIES["buzz"], model.config))
+            alone.append(recorded(POLICIES["buzz"], model.config))
             generate(one, max_new_tokens=25)(model, alone[-1])
     with static(model) as handle:
         caches = []
         for one in ids:
-            caches.append(buzz.BeehiveCache(POLICIES["buzz"], model.config))
+            caches.append(recorded(POLICIES["buzz"], model.config))
             generate(one, max_new_tokens=25)(model, caches[-1])
         assert len(handle.engine._arenas) == 1
         assert [cache.layers[0].home is None for cache in caches] == [True, True, False]
@@ -352,18 +353,18 @@ def test_a_cache_that_is_let_go_is_gone_at_once():
     with static(model) as handle:
         gc.disable()
         try:
-            cache = buzz.BeehiveCache(POLICIES["buzz"], model.config)
+            cache = recorded(POLICIES["buzz"], model.config)
             generate(tokens(1, 20), max_new_tokens=25)(model, cache)
             ghost, place = weakref.ref(cache), addresses(cache)
             del cache
             assert ghost() is None
         finally:
             gc.enable()
-        cache = buzz.BeehiveCache(POLICIES["buzz"], model.config)
+        cache = recorded(POLICIES["buzz"], model.config)
         generate(tokens(1, 33), max_new_tokens=25)(model, cache)
         assert addresses(cache) == place
         for rows in range(1, 9):
-            other = buzz.BeehiveCache(POLICIES["buzz"], model.config)
+            other = recorded(POLICIES["buzz"], model.config)
             generate(tokens(rows, 20), max_new_tokens=5)(model, other)
         assert len(handle.engine._arenas) <= 4
     assert len(handle.engine._arenas) == 0
@@ -374,7 +375,7 @@ def test_two_models_side_by_side():
     models, results = [tiny_llama(2, seed=1), tiny_llama(2, seed=2)], []
     for patch in (buzz.patch_model, static):
         with patch(models[0]), patch(models[1]):
-            caches = [buzz.BeehiveCache(POLICIES["buzz"], m.config) for m in models]
+            caches = [recorded(POLICIES["buzz"], m.config) for m in models]
             out = [generate(tokens(1, 30), max_new_tokens=25)(m, c) for m, c in zip(models, caches, strict=True)]
             results.append((out, caches))
     for a, b in zip(*(r[0] for r in results), strict=True):
@@ -395,7 +396,7 @@ def test_an_exception_in_the_loop_leaves_a_whole_cache():
     caches = []
     for patch in (buzz.patch_model, static):
         with patch(model):
-            caches.append(buzz.BeehiveCache(POLICIES["buzz"], model.config))
+            caches.append(recorded(POLICIES["buzz"], model.config))
             with pytest.raises(KeyError):
                 generate(tokens(1, 25), max_new_tokens=30, eos_token_id=1, logits_processor=[Trip()])(model, caches[-1])
             generate(tokens(1, caches[-1].get_seq_length() + 6), max_new_tokens=9)(model, caches[-1])

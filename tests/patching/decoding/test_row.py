@@ -11,7 +11,7 @@ from buzz.patching.decoding import step as steps
 from buzz.patching.decoding.arena import Off
 from buzz.patching.decoding.capture import Captured
 from buzz.patching.llama_row import row_stages
-from tests.conftest import tiny_llama, tiny_opt, tokens
+from tests.conftest import recorded, tiny_llama, tiny_opt, tokens
 
 pytest.importorskip("triton")
 
@@ -99,10 +99,10 @@ def test_steps_of_one_row_give_the_tokens_of_the_models_own_forward(monkeypatch,
     for run in (Off(), rows):
         with buzz.patch_model(model) as handle, torch.no_grad():
             handle.engine.run = run
-            cache = buzz.BeehiveCache(policy, model.config)
+            cache = recorded(policy, model.config)
             ids = model.generate(prompt, past_key_values=cache, max_new_tokens=15, do_sample=False)
             logits = model(ids[:, -1:], past_key_values=cache).logits
-            results.append((ids, logits, cache.history))
+            results.append((ids, logits, cache.curve.lengths))
     assert rows.steps == 14
     assert results[0][0].tolist() == results[1][0].tolist()
     assert results[0][2] == results[1][2]
@@ -170,7 +170,7 @@ def test_captured_steps_of_one_row(dtype, recwarn):
     for run in (Off(), Captured()):
         with buzz.patch_model(model) as handle, torch.no_grad():
             handle.engine.run = run
-            cache = buzz.BeehiveCache(policy, model.config)
+            cache = recorded(policy, model.config)
             ids.append(model.generate(prompt, past_key_values=cache, max_new_tokens=60, do_sample=False))
     assert not torch._dynamo.utils.counters["frames"]
     assert not [w for w in recwarn if "decoding is not" in str(w.message)]
