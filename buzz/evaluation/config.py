@@ -24,7 +24,6 @@ from buzz.evaluation.schema import (
     StrictLoader,
     at_least,
     build,
-    check,
     keys_of,
     matching,
     parsed_by,
@@ -36,7 +35,8 @@ from buzz.evaluation.tasks import make_task, options_of
 # Keys that the config.yaml of an older run folder may lack, and what was the case when they did not exist.
 ADDED_KEYS = {"generation.prefill_chunk_size": None}
 
-_CHUNK = check(lambda value: value >= 1, "an integer of at least 1, or null, is wanted")
+MAX_SEED = 2**63 - 1  # what both torch and numpy take
+
 _DEVICE = matching(r"auto|cpu|mps|(cuda|xpu)(:(0|[1-9][0-9]{0,2}))?", "auto, cpu, mps, cuda, cuda:0, ... is wanted")
 
 
@@ -79,9 +79,9 @@ class GenerationConfig:
             one call (see docs/long_prompts.md).
     """
 
-    max_new_tokens: int = field(default=100, metadata=at_least(1))
+    max_new_tokens: int = field(default=100, metadata=at_least(1, 10**6))
     fidelity: bool = True
-    prefill_chunk_size: int | None = field(default=None, metadata=_CHUNK)
+    prefill_chunk_size: int | None = field(default=None, metadata=at_least(1))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class RunConfig:
     methods: list[MethodConfig] = field(metadata=parsed_by(lambda raw, where: parse_methods(raw, where)))
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     batch_size: int = field(default=8, metadata=at_least(1))
-    seed: int = field(default=0, metadata=at_least(0))
+    seed: int = field(default=0, metadata=at_least(0, MAX_SEED))
     hive: int = field(default=1, metadata=at_least(0))
     output: str = ""
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from buzz.evaluation.schema import build, convert, refuse_unknown, said
 from buzz.evaluation.tasks import make_task
 from buzz.policies import POLICIES
 
+_MOST_METHODS = 1000  # of a sweep, in one run
 _SECTIONS = ("methods", "models", "tasks")
 
 
@@ -129,7 +131,7 @@ def _products(section: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> list
     if not isinstance(entries, list) or (axes and not entries):
         what = "is missing" if "methods" not in section else said(entries)
         raise ConfigError("sweep.methods", what, f"a list of methods is wanted (policies: {', '.join(POLICIES)})")
-    methods = []
+    methods: list[dict[str, Any]] = []
     used: set[str] = set()
     for index, raw in enumerate(entries):
         where = f"sweep.methods[{index}]"
@@ -140,6 +142,8 @@ def _products(section: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> list
         takes = [*own_keys(), *policy_keys(entry["policy"])]
         own = [key for key in axes if key in takes and key not in entry]
         used.update(key for key in axes if key in takes)
+        if len(methods) + math.prod(len(axes[key]) for key in own) > _MOST_METHODS:
+            raise ConfigError("sweep", f"makes more than {_MOST_METHODS} methods", "shorter lists are wanted")
         for values in itertools.product(*(axes[key] for key in own)):
             product = dict(zip(own, values, strict=True))
             method = {**entry, **product}

@@ -99,7 +99,10 @@ def policy_for(
             return base.from_budget(max(1, round(method.budget * whole)) if share else method.budget, **method.params)
     except ValueError as error:
         what = f"{error} (a text of {first + calls} tokens)" if first == 1 else f"{error} (a prompt of {first} tokens)"
-        raise ConfigError(f"methods: {method.name}", what, "a larger budget is wanted") from error
+        larger = "a smaller reduction" if method.reduction else "a larger budget"
+        if target is not None:
+            larger = f"another method than {method.match} to match"
+        raise ConfigError(f"methods: {method.name}", what, f"{larger} is wanted") from error
     return base
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.execute import encode, prompt_hash
 from buzz.evaluation.hive import hive_path, recordable
 from buzz.evaluation.loop import Loop, Records, has_fidelity, reference_method
+from buzz.evaluation.matching import TOLERANCE, off_target
 from buzz.evaluation.metric_info import FIDELITY_METRICS
 from buzz.evaluation.models import ModelLoader, ModelSource, check_model, quiet_transformers
 from buzz.evaluation.perplexity import check_length
@@ -234,6 +236,39 @@ class _Run:
 
     def _notes(self) -> list[str]:
         """What a reader of the figures should know."""
+        return [*self._uncompared(), *self._idle(), *self._missed()]
+
+    def _idle(self) -> list[str]:
+        """The methods with room for more than any sample needed."""
+        limited = [method.name for method in self.config.methods if method.policy != "full"]
+        rows = {name: [record["cache"] for record in self.records[name].values()] for name in limited}
+        idle = [
+            name
+            for name, caches in rows.items()
+            if caches and all(math.isclose(cache["mean_tokens"], cache["full_mean_tokens"]) for cache in caches)
+        ]
+        return [
+            f"{name} never evicted: it may hold more than any sample needed, so it is a full cache" for name in idle
+        ]
+
+    def _missed(self) -> list[str]:
+        """The methods with samples for which there was no policy of the memory asked for."""
+        found = []
+        for method in self.config.methods:
+            targets = self.records[method.match] if method.match else {}
+            known = self.records[method.name]
+            off = [off_target(method, record, targets.get(name)) for name, record in known.items()]
+            if missed := [share for share in off if share]:
+                asked = f"match: {method.match}" if method.match else f"reduction: {method.reduction:g}"
+                share = f"{100 * sum(missed) / len(missed):.0f}%"
+                found.append(
+                    f"{method.name}: {len(missed)} of {len(off)} samples miss `{asked}` by more than "
+                    f"{100 * TOLERANCE:.0f}%, in the mean by {share}; their caches are the nearest that were reached"
+                )
+        return found
+
+    def _uncompared(self) -> list[str]:
+        """The methods that fidelity says nothing of."""
         reference = reference_method(self.config, self.task)
         if reference is None:
             return []

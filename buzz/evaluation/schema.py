@@ -26,12 +26,12 @@ def check(holds: Callable[[Any], bool], wanted: str) -> dict[str, Any]:
     return {"holds": holds, "wanted": wanted}
 
 
-MOST = 10**9  # of any integer that counts something: more is a slip of the hand, and no run would come to its end
+MOST = 10**9  # of any number, unless its field says otherwise: more is a slip of the hand
 
 
 def at_least(low: int, most: int = MOST) -> dict[str, Any]:
-    """Field metadata of an integer with a lower bound, and an upper one that no sensible value comes near."""
-    return check(lambda value: low <= value <= most, f"an integer of at least {low} and at most {most} is wanted")
+    """Field metadata of an integer with a lower bound; the upper one is there against slips of the hand."""
+    return {**check(lambda value: value >= low, f"an integer of at least {low} is wanted"), "most": most}
 
 
 def matching(pattern: str, wanted: str) -> dict[str, Any]:
@@ -73,6 +73,9 @@ def convert(raw: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> Any
     finite = not isinstance(value, float) or math.isfinite(value)
     if value is _NO or not finite or (value is not None and not metadata.get("holds", lambda _: True)(value)):
         raise ConfigError(where, said(raw), metadata.get("wanted") or _wanted(hint))
+    most = metadata.get("most", MOST)
+    if isinstance(value, int | float) and value > most:
+        raise ConfigError(where, said(raw), f"at most {most} is wanted")
     return value
 
 

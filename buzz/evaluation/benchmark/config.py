@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from buzz.attention.launch import Launch, Tiles
 from buzz.evaluation.benchmark.contenders import Contender, parse_contenders
-from buzz.evaluation.config import ModelConfig, read_config
+from buzz.evaluation.config import MAX_SEED, ModelConfig, read_config
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.methods import NAME
-from buzz.evaluation.schema import at_least, build, check, keys_of, matching, parsed_by, said
+from buzz.evaluation.schema import MOST, at_least, build, check, keys_of, matching, parsed_by, said
 
 _SOME = "a list of at least one integer, each at least 1, is wanted"
 _POSITIVE = check(lambda value: value > 0, "a number above 0 is wanted")
@@ -24,6 +24,8 @@ _TEXT = matching(r"\S(.*\S)?", "text is wanted")
 def _integers(raw: Any, where: str) -> list[int]:
     if not isinstance(raw, list) or not raw or not all(type(item) is int and item >= 1 for item in raw):
         raise ConfigError(where, said(raw), _SOME)
+    if max(raw) > MOST:
+        raise ConfigError(where, said(raw), f"at most {MOST} is wanted")
     return sorted(set(raw))
 
 
@@ -226,7 +228,7 @@ class BenchConfig:
     steps: Steps | None = field(default=None, metadata=_optional(Steps))
     only: list[str] | None = field(default=None, metadata=parsed_by(_names))
     seconds: float | None = field(default=None, metadata=_POSITIVE)
-    seed: int = field(default=0, metadata=at_least(0))
+    seed: int = field(default=0, metadata=at_least(0, MAX_SEED))
     output: str = ""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from buzz.evaluation.data import Row, fingerprint, resolve_path
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.metrics import recall
-from buzz.evaluation.schema import at_least, parsed_by, said
+from buzz.evaluation.schema import MOST, at_least, parsed_by, said
 from buzz.evaluation.tasks.base import Sample, Task, continuation
 from buzz.evaluation.tasks.filler import fill, invented, passage, sentences_of
 
@@ -26,6 +26,7 @@ _THINGS = ("gate", "tower", "vault", "cellar")
 _NAMES = [f"{colour} {thing}" for colour, thing in product(_COLOURS, _THINGS)]
 _NEEDLE = "The pass key of the {} is {}."
 _NEEDLE_WORDS = 9
+_MOST_WORDS = 10**8  # in all texts together, which are held in memory
 
 
 def _numbers(kind: type, holds: Any, wanted: str) -> Any:
@@ -54,14 +55,16 @@ class PasskeyOptions:
 
     lengths: list[int] = field(
         default_factory=lambda: [500, 1000, 2000],
-        metadata=_numbers(int, lambda v: v >= 20, "a list of different integers of at least 20 (words) is wanted"),
+        metadata=_numbers(
+            int, lambda v: 20 <= v <= MOST, "a list of different integers of at least 20 (words) is wanted"
+        ),
     )
     depths: list[float] = field(
         default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0],
         metadata=_numbers(float, lambda v: 0 <= v <= 1, "a list of different numbers from 0.0 to 1.0 is wanted"),
     )
     needles: int = field(default=1, metadata=at_least(1))
-    per_cell: int = field(default=5, metadata=at_least(1))
+    per_cell: int = field(default=5, metadata=at_least(1, 10**6))
 
 
 class Passkey(Task):
@@ -93,6 +96,14 @@ class Passkey(Task):
         if options.needles > most:
             what = f"{options.needles} needles in {min(options.lengths)} words"
             raise ConfigError("task.needles", what, f"at most {most} can be hidden in the shortest text")
+        cells = len(options.lengths) * len(options.depths) * options.per_cell
+        words = sum(options.lengths) * len(options.depths) * options.per_cell
+        if config.limit is not None and config.limit < cells:
+            words = max(options.lengths) * config.limit
+        if words > _MOST_WORDS:
+            raise ConfigError(
+                "task.lengths", f"the texts have {words} words in all", f"at most {_MOST_WORDS} is wanted"
+            )
 
     def load(self) -> list[Sample]:
         sentences = None
