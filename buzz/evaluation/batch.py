@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from buzz.evaluation.matching import describe, prompt_calls
 from buzz.evaluation.tasks import Sample
@@ -30,6 +30,16 @@ class Prompt:
     hash: str
     truncated: bool
     targets: list[int] = field(default_factory=list)
+
+
+class Held(NamedTuple):
+    """What a row of a cache held after its prompt and after each later call.
+
+    lengths: cached tokens, the mean over layers. nbytes: the row's share of what was allocated in all layers.
+    """
+
+    lengths: list[float]
+    nbytes: list[float]
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class Reading:
         first: tokens that each row begins with, at least one.
         rest: tokens of each row's one-token calls.
         chunk: the first tokens are read in calls of so many; None: in one call.
-        lengths: filled in: the row's cached tokens after its first tokens and after each later call.
+        held: filled in, by row: what it held after its first tokens and after each later call.
     """
 
     model: Any
@@ -110,7 +120,7 @@ class Reading:
     first: Sequence[Sequence[int]]
     rest: Sequence[Sequence[int]]
     chunk: int | None = None
-    lengths: dict[int, list[float]] = field(default_factory=dict)
+    held: dict[int, Held] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         import torch
@@ -132,7 +142,7 @@ class Reading:
             stay = [i for i, row in enumerate(rows) if len(self.rest[row]) > call]
             if len(stay) < len(rows):
                 for i in sorted(set(range(len(rows))) - set(stay)):
-                    self.lengths[rows[i]] = [lengths[i] for lengths in self.cache.curve.lengths[before:]]
+                    self.held[rows[i]] = held_by(self.cache.curve, i, before)
                 if not stay:
                     return
                 kept = torch.tensor(stay)
@@ -148,6 +158,11 @@ class Reading:
         return output.logits[:, -1]
 
 
+def held_by(curve: Any, row: int, before: int) -> Held:
+    """A row's part of a cache's curve, without the calls before its prompt's last one."""
+    return Held([lengths[row] for lengths in curve.lengths[before:]], list(curve.row_bytes[before:]))
+
+
 def make_record(
     job: Job,
     *,
@@ -156,7 +171,8 @@ def make_record(
     output_ids: list[int],
     new_tokens: int,
     metrics: dict[str, float],
-    lengths: Sequence[float],
+    held: Held,
+    token_bytes: int,
     seconds: float,
 ) -> dict[str, Any]:
     """What samples/METHOD.jsonl has on a line.
@@ -164,7 +180,8 @@ def make_record(
     Args:
         prompt_tokens: tokens of the prompt, or those that a text begins with.
         new_tokens: tokens answered or predicted; the sample's own one-token calls are one fewer.
-        lengths: cached tokens after the prompt and after each later call.
+        held: by the cache after the prompt and after each later call.
+        token_bytes: of a token's keys and values.
     """
     prompt, sample = job.prompt, job.prompt.sample
     return {
@@ -178,31 +195,38 @@ def make_record(
         "reference": sample.reference,
         "metrics": metrics,
         "policy": describe(job.policy),
-        "cache": cache_figures(lengths, prompt_tokens, new_tokens),
+        "cache": cache_figures(held, prompt_tokens, new_tokens, token_bytes),
         "seconds": round(seconds, 6),
     }
 
 
-def cache_figures(lengths: Sequence[float], prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
-    """A sample's cache in tokens, over its own one-token calls.
+def cache_figures(held: Held, prompt_tokens: int, new_tokens: int, token_bytes: int) -> dict[str, Any]:
+    """A sample's cache in tokens and in bytes, over its own one-token calls.
 
     The prompt gives the first new token and each later call one more, so there are `new_tokens - 1`. A sample without
     one is measured after its prompt.
 
     Args:
-        lengths: cached tokens after the prompt and after each later call, of which there may be more than its own.
+        held: after the prompt and after each later call, of which there may be more than its own.
 
     Returns:
-        mean_tokens, peak_tokens, full_mean_tokens: the mean of a cache that never evicts, and curve: pairs of a call's
-        number (0 is the prompt's last) and the cached tokens after it, at most `CURVE_POINTS`, evenly spread.
+        mean_tokens, peak_tokens, full_mean_tokens: the mean of a cache that never evicts; mean_bytes, peak_bytes: the
+        sample's share of what was allocated for keys, values and scores; full_mean_bytes: keys and values of a cache
+        that never evicts and allocates exactly its tokens; and curve: pairs of a call's number (0 is the prompt's last)
+        and the cached tokens after it, at most `CURVE_POINTS`, evenly spread.
     """
     calls = range(1, new_tokens) if new_tokens > 1 else range(1)
-    own = [lengths[call] for call in calls]
+    own = [held.lengths[call] for call in calls]
+    nbytes = [held.nbytes[call] for call in calls]
+    full = sum(prompt_tokens + call for call in calls) / len(calls)
     points = min(len(calls), CURVE_POINTS)
     shown = [round(i * (len(calls) - 1) / max(1, points - 1)) for i in range(points)]
     return {
         "mean_tokens": sum(own) / len(own),
         "peak_tokens": max(own),
-        "full_mean_tokens": sum(prompt_tokens + call for call in calls) / len(calls),
+        "full_mean_tokens": full,
+        "mean_bytes": sum(nbytes) / len(nbytes),
+        "peak_bytes": max(nbytes),
+        "full_mean_bytes": full * token_bytes,
         "curve": [[calls[i], own[i]] for i in shown],
     }

@@ -34,6 +34,7 @@ from buzz.evaluation.tasks import make_task, options_of
 
 # Keys that the config.yaml of an older run folder may lack, and what was the case when they did not exist.
 ADDED_KEYS = {"generation.prefill_chunk_size": None}
+ADDED_METHOD_KEYS = {"match_by": None}  # the same, of every method
 
 MAX_SEED = 2**63 - 1  # what both torch and numpy take
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from buzz.evaluation.batch import Job, Prompt, left_padded, make_record, new_cache, prompt_hash
+from buzz.evaluation.batch import Held, Job, Prompt, held_by, left_padded, make_record, new_cache, prompt_hash
+from buzz.evaluation.memory import token_bytes
 from buzz.evaluation.tasks import Sample, Task
 
 
@@ -72,13 +73,20 @@ def generate_batch(
     before = (ids.shape[1] - 1) // chunk if chunk else 0  # calls before the prompt's last one
     records = []
     for row, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
-        lengths = [call[row] for call in cache.curve.lengths[before:]]
-        records.append(_record(job, answer, lengths, special.eos_token_id or [], tokenizer, task, seconds))
+        held = held_by(cache.curve, row, before)
+        records.append(_record(model, job, answer, held, special.eos_token_id or [], tokenizer, task, seconds))
     return records
 
 
 def _record(
-    job: Job, answer: list[int], lengths: list[float], ends: Sequence[int], tokenizer: Any, task: Task, seconds: float
+    model: Any,
+    job: Job,
+    answer: list[int],
+    held: Held,
+    ends: Sequence[int],
+    tokenizer: Any,
+    task: Task,
+    seconds: float,
 ) -> dict[str, Any]:
     # What follows a row's end are pads, made while longer rows went on.
     end = next((i for i, token in enumerate(answer) if token in ends), len(answer))
@@ -91,6 +99,7 @@ def _record(
         output_ids=answer[:new_tokens],
         new_tokens=new_tokens,
         metrics=task.score(text, job.prompt.sample),
-        lengths=lengths,
+        held=held,
+        token_bytes=token_bytes(model),
         seconds=seconds,
     )

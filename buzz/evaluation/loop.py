@@ -13,8 +13,8 @@ from buzz.evaluation.distributed import Group
 from buzz.evaluation.errors import WriteError
 from buzz.evaluation.execute import Job, Prompt, compare_batch, run_batch
 from buzz.evaluation.hive import hive_path, record_hive, recordable
-from buzz.evaluation.matching import off_target, policy_for
-from buzz.evaluation.memory import is_out_of_memory, release_memory
+from buzz.evaluation.matching import in_bytes, off_target, policy_for
+from buzz.evaluation.memory import is_out_of_memory, release_memory, slot_bytes
 from buzz.evaluation.metric_info import FIDELITY_METRICS
 from buzz.evaluation.model_source import one_line
 from buzz.evaluation.progress import Progress
@@ -25,7 +25,7 @@ from buzz.policies import Policy, make_policy
 
 Record = dict[str, Any]
 Records = dict[str, Record]  # by sample id
-REFITS = 2  # further tries to give a sample the cache length that `match` or `reduction` asks for
+REFITS = 2  # further tries to give a sample the memory that `match` or `reduction` asks for
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -215,7 +215,7 @@ class Loop:
             again = []
             for row, (job, record) in enumerate(latest):
                 if off_target(method, best[row][1], self._target(method, job.prompt)):
-                    refit = self._job(method, job.prompt, record["new_tokens"] - 1)
+                    refit = self._job(method, job.prompt, record)
                     if refit.policy != job.policy:
                         again.append((row, refit))
             if not again:
@@ -238,17 +238,27 @@ class Loop:
     def _target(self, method: MethodConfig, prompt: Prompt) -> Record | None:
         return self.records[method.match][prompt.sample.id] if method.match else None
 
-    def _job(self, method: MethodConfig, prompt: Prompt, calls: int | None = None) -> Job:
-        """A sample under the policy that fits it; `calls`: of its answer, where that is known."""
+    def _job(self, method: MethodConfig, prompt: Prompt, before: Record | None = None) -> Job:
+        """A sample under the policy that fits it; `before`: what an earlier try has measured."""
         first, expected = self.task.calls(len(prompt.ids), self.config.generation.max_new_tokens)
         target = self._target(method, prompt)
-        if target and calls is not None:
-            target = target | {"new_tokens": calls + 1}  # the length of the other method's answer does not count
-        calls = expected if calls is None else calls
+        if target and before:
+            target = target | {"new_tokens": before["new_tokens"]}  # the length of the other's answer does not count
+        if target and in_bytes(method):
+            target = target | {
+                "cache": {"mean_tokens": target["cache"]["mean_bytes"] / self._per_token(method, before)}
+            }
+        calls = before["new_tokens"] - 1 if before else expected
         key = (method.name, first, calls, target and (target["new_tokens"], target["cache"]["mean_tokens"]))
         if key not in self._policies:
             self._policies[key] = policy_for(method, first, calls, target, self.layers, self._chunk)
         return Job(prompt, self._policies[key])
+
+    def _per_token(self, method: MethodConfig, before: Record | None) -> float:
+        """Bytes allocated for each token that a method holds: as an earlier try has measured it, or a slot's."""
+        if before:
+            return float(before["cache"]["mean_bytes"] / before["cache"]["mean_tokens"])
+        return float(slot_bytes(self.model, method.make_policy()))
 
     def _record_hives(self, method: MethodConfig) -> None:
         """What the policy let go of in the first samples, token by token, each recorded by the process that has it.

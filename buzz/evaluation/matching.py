@@ -1,4 +1,4 @@
-"""Chooses a policy per sample: for a budget, for a reduction, or for another method's mean cache length."""
+"""Chooses a policy per sample: for a budget, for a reduction, or for another method's memory."""
 
 from __future__ import annotations
 
@@ -106,24 +106,30 @@ def policy_for(
     return base
 
 
-def off_target(method: Any, record: Mapping[str, Any], target: Mapping[str, Any] | None) -> float:
-    """How far a sample's mean cache length is from what `match` or `reduction` asks for, as a share; 0.0: near enough.
+def in_bytes(method: Any) -> bool:
+    """Whether a method is matched with another in bytes."""
+    return method.match is not None and method.match_by == "bytes"
 
-    An answer may be shorter than was expected, and its mean another for that. `policy_for` with the record's own
-    number of calls, and another try, may come nearer.
+
+def off_target(method: Any, record: Mapping[str, Any], target: Mapping[str, Any] | None) -> float:
+    """How far a sample's memory is from what `match` or `reduction` asks for, as a share; 0.0: near enough.
+
+    Memory is the mean cache length in tokens or, matched in bytes, the mean of what was allocated. An answer may be
+    shorter than was expected, and its mean another for that. `policy_for` with the record's own number of calls, and
+    another try, may come nearer.
 
     Args:
         record: the sample's record under this method.
         target: its record under the method named by `match`; None without.
     """
-    cache = record["cache"]
+    cache, unit = record["cache"], "mean_bytes" if in_bytes(method) else "mean_tokens"
     if target is not None:
-        wanted = target["cache"]["mean_tokens"]
+        wanted = target["cache"][unit]
     elif method.reduction is not None:
         wanted = cache["full_mean_tokens"] / method.reduction
     else:
         return 0.0
-    off = abs(cache["mean_tokens"] - wanted) / wanted
+    off = abs(cache[unit] - wanted) / wanted
     return off if off > TOLERANCE else 0.0
 
 

@@ -35,7 +35,8 @@ class MethodConfig:
         logn_base: log-n scaling of attention logits; None: off.
         budget: mean cache length wanted: a share of the prompt (float, up to 1.0) or tokens (int).
         reduction: wanted mean cache length of the full cache over that of this method, sample by sample.
-        match: name of the method whose mean cache length this one gets. At most one of the three is set.
+        match: name of the method whose memory this one gets. At most one of the three is set.
+        match_by: what is made equal by `match`: mean cached tokens (also if None) or mean allocated bytes.
     """
 
     name: str = field(metadata=NAME)
@@ -46,6 +47,7 @@ class MethodConfig:
     budget: int | float | None = field(default=None, metadata=_BUDGET)
     reduction: float | None = field(default=None, metadata=check(lambda v: v > 1, "a number above 1 is wanted"))
     match: str | None = None
+    match_by: Literal["tokens", "bytes"] | None = None
 
     def make_policy(self) -> Any:
         """The policy with `params` and `logn_base`; a budget or match is for the runner to apply."""
@@ -125,6 +127,10 @@ def _with_defaults(method: MethodConfig, params: list[str], where: str) -> Metho
     given = [key for key in ("budget", "reduction", "match") if getattr(method, key) is not None]
     if len(given) > 1:
         raise ConfigError(f"{where}.{given[1]}", f"is given beside {given[0]}", "at most one of the two can be")
+    if method.match_by is not None and method.match is None:
+        raise ConfigError(
+            f"{where}.match_by", f"is {method.match_by}, but there is no match", "match is wanted with it"
+        )
     sized = given[0] if given else None
     try:
         with warnings.catch_warnings():

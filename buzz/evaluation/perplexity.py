@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from buzz.evaluation.batch import Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
+from buzz.evaluation.batch import Held, Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.matching import walk
+from buzz.evaluation.memory import token_bytes
 from buzz.evaluation.tasks import Sample, Task
 
 BLOCK = 256  # predictions that a record sums up in one number
@@ -87,12 +88,12 @@ def read_batch(
         losses = nll.cpu().double()
     seconds = (time.perf_counter() - started) / len(jobs)
     return [
-        _record(job, n, losses[row, : len(wanted[row])], reading.lengths[row], seconds)
+        _record(model, job, n, losses[row, : len(wanted[row])], reading.held[row], seconds)
         for row, (job, n) in enumerate(zip(jobs, first, strict=True))
     ]
 
 
-def _record(job: Job, first: int, losses: Any, lengths: Sequence[float], seconds: float) -> dict[str, Any]:
+def _record(model: Any, job: Job, first: int, losses: Any, held: Held, seconds: float) -> dict[str, Any]:
     record = make_record(
         job,
         prompt_tokens=first,
@@ -100,7 +101,8 @@ def _record(job: Job, first: int, losses: Any, lengths: Sequence[float], seconds
         output_ids=[],
         new_tokens=len(losses),
         metrics={"perplexity": float(losses.mean())},
-        lengths=lengths,
+        held=held,
+        token_bytes=token_bytes(model),
         seconds=seconds,
     )
     blocks = [[len(block), float(block.sum())] for block in losses.split(BLOCK)]

@@ -23,7 +23,7 @@ from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.execute import encode, prompt_hash
 from buzz.evaluation.hive import hive_path, recordable
 from buzz.evaluation.loop import Loop, Records, has_fidelity, reference_method
-from buzz.evaluation.matching import TOLERANCE, off_target
+from buzz.evaluation.matching import TOLERANCE, in_bytes, off_target
 from buzz.evaluation.metric_info import FIDELITY_METRICS
 from buzz.evaluation.models import ModelLoader, ModelSource, check_model, quiet_transformers
 from buzz.evaluation.perplexity import check_length
@@ -260,9 +260,10 @@ class _Run:
             off = [off_target(method, record, targets.get(name)) for name, record in known.items()]
             if missed := [share for share in off if share]:
                 asked = f"match: {method.match}" if method.match else f"reduction: {method.reduction:g}"
+                asked += " in bytes" if in_bytes(method) else ""
                 share = f"{100 * sum(missed) / len(missed):.0f}%"
                 found.append(
-                    f"{method.name}: {len(missed)} of {len(off)} samples miss `{asked}` by more than "
+                    f"{method.name}: {len(missed)} of {len(off)} samples miss {asked} by more than "
                     f"{100 * TOLERANCE:.0f}%, in the mean by {share}; their caches are the nearest that were reached"
                 )
         return found

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from buzz.evaluation.config import ADDED_KEYS, RunConfig, to_yaml
+from buzz.evaluation.config import ADDED_KEYS, ADDED_METHOD_KEYS, RunConfig, to_yaml
 from buzz.evaluation.distributed import ALONE, Group
 from buzz.evaluation.environment import environment
 from buzz.evaluation.errors import ConfigError, WriteError
@@ -98,9 +98,12 @@ class RunFolder:
     def _check_config(self, path: Path, config: RunConfig) -> None:
         try:
             there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError("output", f"{path} cannot be read", _OTHER) from error
-        old, new = ADDED_KEYS | _flat(there), _flat(yaml.safe_load(to_yaml(config)))
+            added = dict(ADDED_KEYS)
+            for number in range(len(there["methods"])):
+                added |= {f"methods[{number}].{key}": value for key, value in ADDED_METHOD_KEYS.items()}
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            raise ConfigError("output", f"{path} is not the config of a run", _OTHER) from error
+        old, new = added | _flat(there), _flat(yaml.safe_load(to_yaml(config)))
         keys = [key for key in [*old, *(key for key in new if key not in old)] if not _free(key)]
         differing = [key for key in keys if key not in old or key not in new or old[key] != new[key]]
         if differing:

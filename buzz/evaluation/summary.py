@@ -11,6 +11,7 @@ from buzz.evaluation.metric_info import FIDELITY_METRICS, metric_info
 from buzz.evaluation.resampling import Resampler, ci95
 
 Record = Mapping[str, Any]
+MIB = 2**20
 _ALIKE = 1.1  # up to this factor between their mean cache lengths, two methods hold about as much
 
 
@@ -168,7 +169,8 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
     """What one method's records say by themselves. Without a record only `n` is given.
 
     `peak_tokens` is the highest of all samples. `reduction` is the mean cache length of a cache that never evicts
-    over the measured one, over the decode calls of the same samples.
+    over the measured one, over the decode calls of the same samples. `mean_mib`, `peak_mib` and `reduction_bytes` are
+    the same for bytes; they are left out if a sample of an older run does not have them.
     """
     rows = list(own.rows.values())
     if not rows:
@@ -187,6 +189,7 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
             "mean_tokens": own.mean_tokens,
             "peak_tokens": max(row["cache"]["peak_tokens"] for row in rows),
             "reduction": full / own.mean_tokens,
+            **_bytes([row["cache"] for row in rows]),
         },
         "seconds": {
             "total": seconds,
@@ -194,6 +197,16 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
             "tokens_per_second": sum(row["new_tokens"] for row in rows) / seconds if seconds else None,
         },
     }
+
+
+def _bytes(caches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Samples' caches in MiB."""
+    if not all("mean_bytes" in cache for cache in caches):
+        return {}
+    mean = float(np.mean([cache["mean_bytes"] for cache in caches]))
+    full = float(np.mean([cache["full_mean_bytes"] for cache in caches]))
+    peak = max(cache["peak_bytes"] for cache in caches)
+    return {"mean_mib": mean / MIB, "peak_mib": peak / MIB, "reduction_bytes": full / mean}
 
 
 def _interval(resampled: np.ndarray) -> list[float]:

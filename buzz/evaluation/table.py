@@ -11,7 +11,7 @@ from buzz.evaluation.metric_info import FIDELITY_METRICS, metric_info
 Rows = tuple[list[str], list[list[str]]]  # header and cells
 WIDTH = 120  # columns of a terminal
 NONE = "-"
-_CACHE = ["mean cache", "peak cache", "reduction"]
+_CACHE = ["mean cache", "peak cache", "reduction", "MiB", "in bytes"]
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
@@ -63,11 +63,20 @@ def metric_cells(entry: Mapping[str, Any], metrics: Sequence[str], intervals: bo
 
 
 def cache_cells(entry: Mapping[str, Any]) -> list[str]:
-    """Mean and peak cache length in tokens, and the reduction."""
+    """Mean and peak cache length in tokens and the reduction, the mean in MiB and the reduction in bytes."""
     if not entry["n"]:
         return [NONE] * len(_CACHE)
     cache = entry["cache"]
-    return [f"{cache['mean_tokens']:.1f}", f"{cache['peak_tokens']:.0f}", f"{cache['reduction']:.2f}x"]
+    tokens = [f"{cache['mean_tokens']:.1f}", f"{cache['peak_tokens']:.0f}", f"{cache['reduction']:.2f}x"]
+    if "mean_mib" not in cache:  # a run of an older version
+        return [*tokens, NONE, NONE]
+    return [*tokens, shown_mib(cache["mean_mib"]), f"{cache['reduction_bytes']:.2f}x"]
+
+
+def shown_mib(mib: float) -> str:
+    """MiB to three digits."""
+    decimals = max(0, 2 - math.floor(math.log10(mib))) if mib > 0 else 0
+    return f"{mib:.{decimals}f}"
 
 
 def pair_cell(metric: str, pair: Mapping[str, Any] | None) -> str:
@@ -83,9 +92,9 @@ def pair_cell(metric: str, pair: Mapping[str, Any] | None) -> str:
 
 
 def results_rows(summary: Mapping[str, Any], intervals: bool = False) -> Rows:
-    """Header and cells of the results table, a row a method: metrics, cache lengths in tokens, time in seconds.
+    """Header and cells of the results table, a row a method: metrics, the cache in tokens and MiB, time in seconds.
 
-    The metrics are the columns from the third to the fifth from the right.
+    The metrics are the columns from the third on.
     """
     metrics = summary["run"]["metrics"]
     header = ["method", "n", *map(metric_label, metrics), *_CACHE, "seconds"]
@@ -173,7 +182,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
 def text_table(summary: Mapping[str, Any]) -> str:
     """The results for a terminal. Metrics for which 120 columns are too narrow follow in a second table."""
     header, rows = results_rows(summary)
-    first, last = 2, len(header) - 4  # the metrics' columns
+    first, last = 2, 2 + len(summary["run"]["metrics"])  # the metrics' columns
     cut = last
     while cut > first + 1 and _width(header, rows, [*range(cut), *range(last, len(header))]) > WIDTH:
         cut -= 1
@@ -252,5 +261,6 @@ def reading(metrics: Sequence[str]) -> list[str]:
         f"Scores are means over the samples{pooled}{percent}, with 95% bootstrap intervals.",
         *([f"Lower is better for {losses}."] if losses else []),
         "Cache lengths are tokens per head over the decode calls, as measured: the mean over all samples and the",
-        "highest of any. The reduction is against a cache that never evicts.",
+        "highest of any. MiB are what was allocated for it: keys and values of all layers, and scores where a policy",
+        "sums them up. Both reductions are against a cache that never evicts and holds nothing but its tokens.",
     ]

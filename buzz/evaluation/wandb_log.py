@@ -11,7 +11,7 @@ import numpy as np
 from buzz.evaluation.config import RunConfig
 from buzz.evaluation.metric_info import metric_info
 from buzz.evaluation.resampling import Resampler
-from buzz.evaluation.summary import Scores
+from buzz.evaluation.summary import MIB, Scores
 
 Record = Mapping[str, Any]
 
@@ -135,7 +135,7 @@ def _metrics(rows: Mapping[str, Record]) -> list[str]:
 def _sample_table(method: str, rows: Sequence[Record]) -> Any:
     metrics = _metrics({row["id"]: row for row in rows})
     columns = ["id", "method", "prompt_tokens", "new_tokens", "output", "reference"]
-    columns += [*metrics, "mean_tokens", "peak_tokens", "seconds"]
+    columns += [*metrics, "mean_tokens", "peak_tokens", "mean_mib", "peak_mib", "seconds"]
     data = [
         [
             str(row["id"]),
@@ -147,6 +147,7 @@ def _sample_table(method: str, rows: Sequence[Record]) -> Any:
             *(_of_sample(metric, row) for metric in metrics),
             float(row["cache"]["mean_tokens"]),
             row["cache"]["peak_tokens"],
+            *(row["cache"][key] / MIB if key in row["cache"] else None for key in ("mean_bytes", "peak_bytes")),
             float(row["seconds"]),
         ]
         for row in rows
@@ -170,7 +171,8 @@ def _text(value: Any) -> str | None:
 
 
 def _method_table(methods: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> Any:
-    columns = ["method", "policy", "n", "mean_tokens", "peak_tokens", "reduction", "tokens_per_second", "failed"]
+    columns = ["method", "policy", "n", "mean_tokens", "peak_tokens", "reduction"]
+    columns += ["mean_mib", "peak_mib", "reduction_bytes", "tokens_per_second", "failed"]
     columns += [column for metric in metrics for column in (metric, f"{metric}_ci95_low", f"{metric}_ci95_high")]
     data = []
     for method, entry in methods.items():

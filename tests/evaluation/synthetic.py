@@ -13,7 +13,10 @@ def record(sample: str, policy: str, metrics: Mapping[str, float | None], cached
         "id": sample,
         "policy": {"name": policy},
         "metrics": dict(metrics),
-        "cache": {"mean_tokens": cached, "peak_tokens": cached + 20, "full_mean_tokens": 400.0},
+        "cache": {
+            **{"mean_tokens": cached, "peak_tokens": cached + 20, "full_mean_tokens": 400.0},
+            **{"mean_bytes": 12800 * cached, "peak_bytes": 16000 * cached, "full_mean_bytes": 400 * 12800.0},
+        },
         "seconds": 0.5,
         "new_tokens": 10,
         **more,

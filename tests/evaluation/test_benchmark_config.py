@@ -74,7 +74,7 @@ def test_policies_take_their_parameters_and_limits(tmp_path):
         ({"prefill": {"length": [1]}}, "prefill.length: unknown key (did you mean 'lengths'?), allowed: lengths"),
         ({"prefill": {"lengths": 16}}, "prefill.lengths: is 16 (an integer), a list of at least one integer"),
         ({"prefill": {"lengths": [0]}}, "prefill.lengths: is [0] (a list), a list of at least one integer"),
-        ({"prefill": {"methods": ["h2o"]}}, "prefill.methods: 'h2o' is not there, of dynamic, buzz"),
+        ({"prefill": {"methods": ["h2o"]}}, "prefill.methods: 'h2o' is not there, one of dynamic, buzz is wanted"),
         ({"prefill": {"seconds": 0}}, "prefill.seconds: is 0 (an integer), a number above 0 is wanted"),
         ({"model": {"shape": "llama-9"}}, "model.shape: unknown shape 'llama-9', one of llama-2-7b, llama-3-8b, tiny"),
         ({"model": {}}, "model: neither shape nor id nor gguf is given, one of the shapes"),
@@ -96,7 +96,7 @@ def test_policies_take_their_parameters_and_limits(tmp_path):
         ({"steps": {"batches": [2, 3]}}, "steps.batches: is [2, 3] (a list), multiples of the ones before"),
         ({"throughput": {"largest": False}}, "throughput.batches: is null, a list of integers is wanted"),
         ({"stream": {"tokens": [1]}}, "stream.tokens: is [1] (a list), integers of at least 2 are wanted"),
-        ({"only": ["decode"]}, "only: 'decode' is not there, of prefill"),
+        ({"only": ["decode"]}, "only: 'decode' is not there, one of prefill is wanted"),
         ({"prefill": None}, "config: has no section to run, at least one of ceilings"),
     ],
 )

@@ -7,8 +7,10 @@ from itertools import pairwise
 import pytest
 
 import buzz
-from buzz.evaluation.batch import CURVE_POINTS, cache_figures
+from buzz.evaluation import generate
+from buzz.evaluation.batch import CURVE_POINTS, Held, cache_figures, new_cache
 from buzz.evaluation.generate import encode_question, generate_batch
+from buzz.evaluation.memory import slot_bytes
 from buzz.evaluation.tasks import Sample
 from tests.evaluation.toys import END, POLICIES, Numbers, Toy, job, model_of, naive_logits, numbers
 
@@ -47,7 +49,7 @@ def test_a_ragged_batch_answers_as_each_row_alone(family, positions, policy):
             assert record["output_ids"] == answer
             assert record["output"] == " ".join(str(token) for token in answer if token != END)
             trace = one.policy.trace(len(one.prompt.ids), len(answer) - 1)
-            assert record["cache"] == cache_figures(trace, len(one.prompt.ids), len(answer))
+            assert tokens_of(record) == figures_of(trace, len(one.prompt.ids), len(answer))
             assert record["metrics"] == {"words": len(record["output"].split())}
 
 
@@ -60,9 +62,21 @@ def test_each_row_has_a_policy_of_its_own():
         together = generate_batch(model, Numbers(), Toy(), jobs, None, 20)
         alone = [generate_batch(model, Numbers(), Toy(), [one], None, 20)[0] for one in jobs]
     for record, single in zip(together, alone, strict=True):
-        assert record | {"seconds": 0} == single | {"seconds": 0}
+        same = {"seconds": 0, "cache": None}
+        assert record | same == single | same
+        assert tokens_of(record) == tokens_of(single)
     assert [record["policy"]["stride"] for record in together] == [3, 5, 3]
     assert len({record["cache"]["mean_tokens"] for record in together}) == 3
+
+
+def figures_of(lengths, prompt_tokens, new_tokens):
+    """What a record says of tokens."""
+    return tokens_of({"cache": cache_figures(Held(lengths, lengths), prompt_tokens, new_tokens, 1)})
+
+
+def tokens_of(record):
+    """Without bytes: the share of a row depends on the rows beside it."""
+    return {key: value for key, value in record["cache"].items() if "bytes" not in key}
 
 
 def test_a_row_ends_at_its_own_end():
@@ -77,23 +91,53 @@ def test_a_row_ends_at_its_own_end():
     assert ended[row]["output"] == " ".join(map(str, said[row][:end]))
     assert ended[row]["new_tokens"] == end + 1
     tokens = len(jobs[row].prompt.ids)
-    assert ended[row]["cache"] == cache_figures(policy.trace(tokens, end), tokens, end + 1)
+    assert tokens_of(ended[row]) == figures_of(policy.trace(tokens, end), tokens, end + 1)
     assert max(record["new_tokens"] for record in ended) == 12
 
 
 def test_cache_figures_of_a_single_new_token():
-    expected = {"mean_tokens": 30, "peak_tokens": 30, "full_mean_tokens": 50, "curve": [[0, 30]]}
-    assert cache_figures([30, 31, 32], 50, 1) == expected
+    assert cache_figures(Held([30, 31, 32], [900, 910, 920]), 50, 1, 10) == {
+        **{"mean_tokens": 30, "peak_tokens": 30, "full_mean_tokens": 50},
+        **{"mean_bytes": 900, "peak_bytes": 900, "full_mean_bytes": 500, "curve": [[0, 30]]},
+    }
 
 
 def test_cache_figures_are_of_the_samples_own_calls():
-    figures = cache_figures([30, 31, 33, 99], 50, 3)
-    assert figures == {"mean_tokens": 32, "peak_tokens": 33, "full_mean_tokens": 51.5, "curve": [[1, 31], [2, 33]]}
+    assert cache_figures(Held([30, 31, 33, 99], [400, 400, 500, 999]), 50, 3, 10) == {
+        **{"mean_tokens": 32, "peak_tokens": 33, "full_mean_tokens": 51.5, "curve": [[1, 31], [2, 33]]},
+        **{"mean_bytes": 450, "peak_bytes": 500, "full_mean_bytes": 515},
+    }
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_bytes_are_those_of_the_tensors_that_the_cache_holds(family, name, monkeypatch):
+    """Counted from outside, after every call, tensor by tensor; alone, a row's share is all of it."""
+    model, one = model_of(family), job(numbers(30, 1), POLICIES[name])
+    seen, caches = [], []
+    monkeypatch.setattr(generate, "new_cache", lambda *given: caches.append(new_cache(*given)) or caches[-1])
+
+    def count(*_):
+        layers = caches[0].layers
+        tensors = [getattr(layer, key, None) for layer in layers for key in ("keys", "values", "scores")]
+        seen.append(sum(t.numel() * t.element_size() for t in tensors if t is not None))
+
+    with buzz.patch_model(model):
+        model.register_forward_hook(count)
+        (record,) = generate_batch(model, Numbers(), Toy(), [one], None, 20)
+    own = seen[1 : record["new_tokens"]]
+    assert record["cache"]["mean_bytes"] == sum(own) / len(own)
+    assert record["cache"]["peak_bytes"] == max(own)
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    token = 2 * config.num_hidden_layers * heads * (config.hidden_size // config.num_attention_heads) * 4
+    assert record["cache"]["full_mean_bytes"] == token * record["cache"]["full_mean_tokens"]
+    assert slot_bytes(model, POLICIES[name]) == token + 4 * heads * config.num_hidden_layers * (name in ("h2o", "buzz"))
 
 
 @pytest.mark.parametrize("calls", [2, 255, 256, 257, 1000])
 def test_the_curve_has_both_ends_and_few_points(calls):
-    curve = cache_figures([1000 + call for call in range(calls + 1)], 1000, calls + 1)["curve"]
+    curve = figures_of([1000 + call for call in range(calls + 1)], 1000, calls + 1)["curve"]
     assert len(curve) == min(calls, CURVE_POINTS)
     assert curve[0] == [1, 1001]
     assert curve[-1] == [calls, 1000 + calls]

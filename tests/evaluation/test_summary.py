@@ -126,7 +126,11 @@ def test_means_caches_and_seconds():
     assert entry["n"] == 4
     assert entry["policy"] == "buzz"
     assert entry["metrics"]["rouge1"]["mean"] == near(0.3)
-    assert entry["cache"] == {"mean_tokens": 125, "peak_tokens": 220, "reduction": near(400 / 125)}
+    assert entry["cache"] == {
+        **{"mean_tokens": 125, "peak_tokens": 220, "reduction": near(400 / 125)},
+        **{"mean_mib": near(125 * 12800 / 2**20), "peak_mib": near(200 * 16000 / 2**20)},
+        "reduction_bytes": near(400 / 125),
+    }
     assert entry["seconds"] == {"total": 2.0, "per_sample": 0.5, "tokens_per_second": 20.0}
     low, high = entry["metrics"]["rouge1"]["ci95"]
     assert 0.1 < low < 0.3 < high < 0.6

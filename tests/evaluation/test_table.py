@@ -19,6 +19,7 @@ from buzz.evaluation.table import (
     retention_rows,
     shown,
     shown_interval,
+    shown_mib,
     shown_p,
     text_rows,
     text_table,
@@ -86,7 +87,8 @@ def test_results_state_quality_and_memory():
     row = cells(results_rows(summary()), "buzz")
     assert row == {
         "method": "buzz", "n": "2", "ROUGE-1": "33.00", "answer NLL": "2.88",
-        "mean cache": "100.0", "peak cache": "120", "reduction": "4.00x", "seconds": "1.0",
+        "mean cache": "100.0", "peak cache": "120", "reduction": "4.00x", "MiB": "1.22",
+        "in bytes": "4.00x", "seconds": "1.0",
     }  # fmt: skip
     with_intervals = cells(results_rows(summary(), intervals=True), "buzz")
     assert with_intervals["ROUGE-1"] == "33.00 [25.00, 41.00]"
@@ -97,7 +99,7 @@ def test_every_known_metric_has_its_label():
     metrics = list(METRIC_INFO)
     rows = [record("s0", "buzz", dict.fromkeys(metrics, 0.5), weight=10)]
     header, _ = results_rows(summary_of({"buzz": rows}))
-    assert header[2:-4] == [info.label for info in METRIC_INFO.values()]
+    assert header[2:-6] == [info.label for info in METRIC_INFO.values()]
     assert len(set(header)) == len(header)
 
 
@@ -116,7 +118,7 @@ def test_pairs():
 
 def test_retention():
     header, rows = retention_rows(summary())
-    assert header == ["method", "ROUGE-1", "mean cache", "peak cache", "reduction"]
+    assert header == ["method", "ROUGE-1", "mean cache", "peak cache", "reduction", "MiB", "in bytes"]
     assert rows[0][:2] == ["buzz", "82.5% [82.0, 83.3]"]
     assert retention_rows(summary_of({"buzz": method("buzz", rouge1=[0.5])}))[1] == []
 
@@ -135,8 +137,8 @@ def test_out_of_memory_is_told_in_the_cells():
         {"full": [], "buzz": method("buzz", rouge1=[0.5], recall=[0.1]), "h2o": []},
         failures={"full": "out of memory", "h2o": "full, which it is matched with, did not finish"},
     )
-    assert results_rows(made, intervals=True)[1][0] == ["full", "0", *["out of memory"] * 2, *["-"] * 4]
-    assert results_rows(made)[1][2] == ["h2o", "0", *["-"] * 6]
+    assert results_rows(made, intervals=True)[1][0] == ["full", "0", *["out of memory"] * 2, *["-"] * 6]
+    assert results_rows(made)[1][2] == ["h2o", "0", *["-"] * 8]
     table = text_table(made)
     assert "full did not finish: out of memory" in table.splitlines()
     assert "h2o did not finish: full, which it is matched with, did not finish" in table.splitlines()
@@ -168,7 +170,7 @@ def test_a_wide_table_is_cut_in_two():
     made = summary_of({"full": method("full", **columns), "buzz-budget0.4-stride5": method("buzz", **columns)})
     first, second = text_table(made).split("\n\n")
     assert max(map(len, first.splitlines() + second.splitlines())) <= WIDTH
-    assert first.split("\n")[0].endswith("mean cache  peak cache  reduction  seconds")
+    assert first.split("\n")[0].endswith("mean cache  peak cache  reduction   MiB  in bytes  seconds")
     assert second.split("\n")[0].split("  ")[-3:] == [
         "KL to full",
         "top-1 agreement",
@@ -184,12 +186,29 @@ def test_the_report_has_all_tables():
     report = markdown_report(summary(notes=["something to know"]), "quality.png")
     for part in ("# made", "task with model, greedy decoding.", "- something to know", "](quality.png)"):
         assert part in report
-    assert "| buzz | 2 | 33.00 [25.00, 41.00] | 2.88 [2.50, 3.25] | 100.0 | 120 | 4.00x | 1.0 |" in report
+    assert (
+        "| buzz | 2 | 33.00 [25.00, 41.00] | 2.88 [2.50, 3.25] | 100.0 | 120 | 4.00x | 1.22 | 4.00x | 1.0 |" in report
+    )
     titles = [line for line in report.splitlines() if line.startswith("## ")]
     assert titles == ["## Against the full cache", "## Against the best rival", "## Share of the full cache's score"]
     assert "not corrected for the number of\ncomparisons" in report
     tables = [line for line in report.splitlines() if line.startswith("| method")]
-    assert all("mean cache | peak cache | reduction" in line for line in tables)
+    assert all("mean cache | peak cache | reduction | MiB | in bytes" in line for line in tables)
+
+
+def test_a_run_of_an_older_version_has_no_bytes():
+    rows = method("buzz", rouge1=[0.5, 0.25])
+    for row in rows[:1]:
+        row["cache"] = {key: value for key, value in row["cache"].items() if "bytes" not in key}
+    row = cells(results_rows(summary_of({"buzz": rows})), "buzz")
+    assert (row["mean cache"], row["reduction"], row["MiB"], row["in bytes"]) == ("100.0", "4.00x", "-", "-")
+
+
+@pytest.mark.parametrize(
+    ("mib", "text"), [(0, "0"), (0.01234, "0.0123"), (0.5, "0.500"), (1.234, "1.23"), (12.34, "12.3"), (2048.4, "2048")]
+)
+def test_mib_have_three_digits(mib, text):
+    assert shown_mib(mib) == text
 
 
 def test_a_report_without_pairs_or_answers():

@@ -14,8 +14,9 @@ from buzz.evaluation.benchmark.bench import Bench
 from buzz.evaluation.benchmark.config import Decode, Evictions, Stream
 from buzz.evaluation.benchmark.contenders import Contender
 from buzz.evaluation.benchmark.measure import Marks, Memory, cache_mib, generate
-from buzz.evaluation.benchmark.model import token_bytes, weight_bytes
+from buzz.evaluation.benchmark.model import weight_bytes
 from buzz.evaluation.benchmark.waits import Watched
+from buzz.evaluation.memory import token_bytes
 
 WARM = 8  # steps that compile, capture and allocate
 # Options of generate(): no token ends an answer. A generation config without one would get the model's.

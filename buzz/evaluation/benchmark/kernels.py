@@ -16,7 +16,7 @@ from buzz.attention.launch import Launch, Tiles
 from buzz.evaluation.benchmark.bench import Bench
 from buzz.evaluation.benchmark.config import Kernels
 from buzz.evaluation.benchmark.measure import captured, timed
-from buzz.evaluation.benchmark.model import head_dim
+from buzz.evaluation.memory import head_dim
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
 

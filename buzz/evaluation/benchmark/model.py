@@ -94,15 +94,3 @@ def weight_bytes(model: Any) -> int:
     first, last = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     unread = 0 if first is last else first.numel() * first.element_size()
     return sum(p.numel() * p.element_size() for p in model.parameters()) - unread
-
-
-def token_bytes(model: Any) -> int:
-    """Bytes of a cached token's keys and values in all layers."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_dim(config) * model.dtype.itemsize
-
-
-def head_dim(config: Any) -> int:
-    """Width of an attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

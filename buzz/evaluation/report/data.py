@@ -12,7 +12,8 @@ from typing import Any
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.report.load import Hive, Run
-from buzz.evaluation.table import metric_label, shown
+from buzz.evaluation.summary import MIB
+from buzz.evaluation.table import metric_label, shown, shown_mib
 
 MOST_SAMPLES = 100  # of a run, whose answers a page holds
 MOST_TEXT = 4_000_000  # characters of answers and references of a run, about
@@ -66,6 +67,7 @@ def _answer(method: str, record: dict[str, Any], full: bool) -> dict[str, Any]:
         "output": str(record["output"]),
         "tokens": record["new_tokens"],
         "cached": f"{record['cache']['mean_tokens']:.1f}",
+        "mib": shown_mib(record["cache"]["mean_bytes"] / MIB) if "mean_bytes" in record["cache"] else None,
         "metrics": [[metric_label(name), shown(name, value)] for name, value in metrics.items()],
     }
 

@@ -33,7 +33,7 @@
     if (same) text.append(element("mark", answer.output.slice(0, same)));
     text.append(answer.output.slice(same) || (same ? "" : "(empty)"));
     const facts = answer.metrics.map(([name, value]) => `${name} ${value}`);
-    facts.push(`${answer.cached} cached`, `${answer.tokens} token${answer.tokens === 1 ? "" : "s"}`);
+    facts.push(`${answer.cached} cached${answer.mib ? ` (${answer.mib} MiB)` : ""}`, `${answer.tokens} token${answer.tokens === 1 ? "" : "s"}`);
     article.append(text, element("p", undefined, "quiet"));
     article.lastChild.textContent = facts.join(" · ");
     return article;
