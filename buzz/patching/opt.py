@@ -30,7 +30,8 @@ def _position_ids(
         positions, last = cache.slot_ids(device), cache.last_slot
     else:
         positions, last = cache.query_positions(device), cache.last_position
-        positions = positions if given is None else given
+        if given is not None:
+            positions, last = given, int(given.max())
     known = _known_positions(backbone)
     if last >= known:
         raise ValueError(
