@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
+from buzz.heads import Heads
 from buzz.policies import Policy, ScoreSpec
 from buzz.rows import Rows
 from buzz.schedule import Eviction, PerRow, Schedule, Step
@@ -67,6 +68,7 @@ class BeehiveCache(StackedCalls, Cache):
     Attributes:
         on_evict: if set, called as `on_evict(layer, eviction, slots)` in every eviction, before anything moves: slots
             int64 [rows of the eviction or 1, H or 1, kept] are those that stay.
+        heads: how the heads are spread over processes, which the patched model says; None: they are all here.
 
     Raises:
         ValueError: as many policies as layers are needed; positions unknown. TypeError: not a policy.
@@ -93,6 +95,7 @@ class BeehiveCache(StackedCalls, Cache):
         if capacity is not None and capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         self.on_evict: Callable[[int, Eviction, torch.Tensor], None] | None = None
+        self.heads: Heads | None = None
         self.positions = positions
         self.least = capacity or 0
         # Layers with equal policies share one schedule, named by the first of these layers.
@@ -146,7 +149,7 @@ class BeehiveCache(StackedCalls, Cache):
             if not bool(valid.all()):
                 order = (~valid).long().argsort(dim=1, stable=True)
                 counts = valid.sum(dim=1).tolist()
-        steps = {owner: schedule.open(counts) for owner, schedule in self._schedules.items()}
+        steps = {owner: schedule.open(counts, self.heads) for owner, schedule in self._schedules.items()}
         self._call = self.last_call = Call(columns, counts, steps, order)
         return self._call
 

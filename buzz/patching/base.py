@@ -19,6 +19,7 @@ from buzz.patching.decoding.entry import GeneratePatch
 from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
 from buzz.patching.prompt import PatchedLayer, Prompt, layer_forward
+from buzz.patching.tensor_parallel import spread_heads
 
 
 @dataclass
@@ -53,6 +54,7 @@ def _enter(family: Family, prompt: Prompt, backbone: Any, args: tuple[Any, ...],
         return None
     key = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
     tokens, given = inputs[key], inputs.get("position_ids")
+    cache.heads = spread_heads(backbone, family.attention)
     call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
     if family.read is not None:
         prompt.begin(backbone, call.columns)
