@@ -16,6 +16,7 @@ from buzz.patching.decoding.arena import Arena, Run, Session
 from buzz.patching.decoding.sizes import Key, Sizes
 from buzz.patching.decoding.step import StaticStep
 from buzz.patching.family import Family
+from buzz.patching.tensor_parallel import is_spread, local
 from buzz.stack import Stack
 
 _ARENAS = 4  # kept at most
@@ -65,6 +66,8 @@ class Engine:
             return "it is in training mode"
         if getattr(model, "hf_quantizer", None) is not None:
             return "it is quantised"
+        if any(is_spread(p) for p in model.parameters()) and not self.run.spread:
+            return "its weights are spread over several processes"
         if len({p.device for p in model.parameters()}) > 1 or len({m.k_proj.weight.dtype for m in self._attention}) > 1:
             return "its weights have several devices or dtypes"
         own = {model: (0, 1), backbone: (1, 1)}
@@ -78,7 +81,7 @@ class Engine:
 
     def refresh(self) -> None:
         """Forget arenas whose steps read weights that are no longer the model's: it was moved, cast or rebuilt."""
-        weights = [t.data_ptr() for tensors in (self.model.parameters(), self.model.buffers()) for t in tensors]
+        weights = [local(t).data_ptr() for tensors in (self.model.parameters(), self.model.buffers()) for t in tensors]
         if weights != self._weights:
             self.clear()
             self._weights = weights
@@ -152,7 +155,7 @@ class Engine:
 
     def _build(self, cache: BeehiveCache, key: Key) -> Arena:
         attention = self._attention[0]
-        weight = attention.k_proj.weight
+        weight = local(attention.k_proj.weight)
         groups = cache.groups
         stacks = {
             owner: Stack(
