@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from buzz.columns import Columns
 from buzz.figures import Curve, Figures
+from buzz.heads import Heads
 from buzz.policies import Policy, ScoreSpec, make_policy
 from buzz.rows import Rows
 from buzz.schedule import Eviction, PerRow, Schedule, Step
@@ -98,6 +99,7 @@ class BeehiveCache(StackedCalls, Cache):
         on_evict: if set, called as `on_evict(layer, eviction, slots)` in every eviction, before anything moves: slots
             int64 [rows of the eviction or 1, H or 1, kept] are those that stay.
         curve: if set to a `Curve`, every later call is recorded there.
+        heads: how the heads are spread over processes, which the patched model says; None: they are all here.
 
     Raises:
         ValueError: as many policies as layers are needed; no such policy; positions unknown. TypeError: not a policy,
@@ -124,6 +126,7 @@ class BeehiveCache(StackedCalls, Cache):
             raise ValueError(f"capacity must be an integer of at least 1, got {capacity!r}")
         self._shape = Shape.of(config)
         self.on_evict: Callable[[int, Eviction, torch.Tensor], None] | None = None
+        self.heads: Heads | None = None
         self.positions = positions
         self.least = capacity or 0
         # Layers with equal policies share one schedule, named by the first of these layers.
@@ -187,7 +190,7 @@ class BeehiveCache(StackedCalls, Cache):
         if tokens is not None:
             order = (~tokens).long().argsort(dim=1, stable=True)
             counts = tokens.sum(dim=1).tolist()
-        steps = {owner: schedule.open(counts) for owner, schedule in self._schedules.items()}
+        steps = {owner: schedule.open(counts, self.heads) for owner, schedule in self._schedules.items()}
         self._call = self.last_call = Call(columns, counts, steps, tokens, order)
         return self._call
 

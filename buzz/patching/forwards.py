@@ -16,6 +16,7 @@ from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
 from buzz.patching.prompt import Prompt
 from buzz.patching.standin import is_installed, own_forward
+from buzz.patching.tensor_parallel import spread_heads
 
 
 @dataclass
@@ -126,6 +127,7 @@ def _call(
     _refuse(backbone, tokens, key, inputs)
     cache.check(backbone.config)
     given = _positions(inputs.get("position_ids"), tokens)
+    cache.heads = spread_heads(patched.layers[0][1])
     call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
     try:
         _arrange(backbone, patched, cache, call, inputs, key, given)

@@ -75,10 +75,10 @@ def difference(module: nn.Module, kind: Any, function: Callable[..., Any] | None
     Args:
         function: its stand-in, which may be installed already.
     """
-    if type(module) is not kind:
-        return f"it is a {type(module).__name__}, not a {kind.__name__}"
     if not _is_own(kind, kind.forward):
         return f"the forward of the class {kind.__name__} was replaced"
+    if type(module) is not kind:
+        return f"it is a {type(module).__name__}, not a {kind.__name__}"
     place = _place(module)
     forward = vars(module).get(place)
     if forward is None or _is(forward, function) or getattr(forward, "__func__", None) is kind.forward:

@@ -69,6 +69,8 @@ class Policy:
     logn_base: float | None = dataclasses.field(default=None, kw_only=True)
 
     name: ClassVar[str]
+    # Whether what a head keeps depends on the scores of the layer's other heads: `select` must then see them all.
+    across_heads: ClassVar[bool] = False
     # Smallest legal value of each integer parameter.
     least: ClassVar[dict[str, int]] = {}
 

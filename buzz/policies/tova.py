@@ -27,6 +27,7 @@ class TovaPolicy(Policy):
     capacity: int = 512
 
     name: ClassVar[str] = "tova"
+    across_heads: ClassVar[bool] = True
     least: ClassVar[dict[str, int]] = {"capacity": 1}
 
     @property

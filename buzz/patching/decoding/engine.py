@@ -15,6 +15,7 @@ from buzz.patching.decoding.arena import Arena, Run, Session
 from buzz.patching.decoding.sizes import Key, Sizes
 from buzz.patching.decoding.step import StaticStep
 from buzz.patching.family import Family
+from buzz.patching.tensor_parallel import is_spread, local
 from buzz.stack import Stack
 
 _ARENAS = 4  # kept at most
@@ -66,6 +67,8 @@ class Engine:
             return "it is in training mode"
         if getattr(model, "hf_quantizer", None) is not None:
             return "it is quantised"
+        if any(is_spread(p) for p in model.parameters()) and not self.run.spread:
+            return "its weights are spread over several processes"
         if (foreign := self._foreign()) is not None:
             return foreign
         if len({p.device for p in model.parameters()}) > 1 or len({m.k_proj.weight.dtype for m in self._attention}) > 1:
@@ -81,8 +84,8 @@ class Engine:
             if "_hf_hook" in vars(module):
                 return "accelerate has hooks on its modules"
             forward = vars(module).get("forward")
-            function = getattr(forward, "__func__", None)
-            if forward is not None and not getattr(function, "__module__", "").startswith("buzz.patching."):
+            written_in = getattr(getattr(forward, "__func__", forward), "__module__", None) or ""
+            if forward is not None and not written_in.startswith(("buzz.patching.", "transformers.")):
                 return f"a {type(module).__name__} has a forward of its own"
         return None
 
@@ -166,7 +169,7 @@ class Engine:
 
     def _build(self, cache: BeehiveCache, key: Key) -> Arena:
         attention = self._attention[0]
-        weight = attention.k_proj.weight
+        weight = local(attention.k_proj.weight)
         groups = cache.groups
         stacks = {
             owner: Stack(
@@ -198,7 +201,7 @@ def _facts(model: nn.Module) -> Iterator[Any]:
         buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
         for tensor in (*module._parameters.values(), *buffers):
             if tensor is not None:
-                yield tensor.data_ptr()
+                yield local(tensor).data_ptr()
         # Tables are made of buffers, whose values may change in place.
         yield from (buffer._version for buffer in buffers if not buffer.is_inference())
 
