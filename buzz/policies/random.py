@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ class RandomPolicy(Policy):
         capacity: slots that stay, in tokens; at least sink + window.
         sink: slots at the start that always stay, in tokens.
         window: most recent slots that always stay, in tokens.
-        seed: of the draws.
+        seed: of the draws, below 2**63.
     """
 
     capacity: int = 512
@@ -48,12 +49,23 @@ class RandomPolicy(Policy):
         return Plan(self.capacity, (sampled + 1) % _COUNT) if length > self.capacity else None
 
     def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.seed * _COUNT + sampled)
+        generator = torch.Generator("cpu").manual_seed(self._draw(sampled))
         history = length - self.sink - self.window
-        drawn = torch.randperm(history, generator=generator)[: self.capacity - self.sink - self.window]
-        slots = [torch.arange(self.sink), self.sink + drawn.sort().values, torch.arange(length - self.window, length)]
-        kept = torch.cat(slots)[None, None]  # [1, 1, capacity]
+        drawn = torch.randperm(history, generator=generator, device="cpu")[: self.capacity - self.sink - self.window]
+        sink = torch.arange(self.sink, device="cpu")
+        window = torch.arange(length - self.window, length, device="cpu")
+        kept = torch.cat([sink, self.sink + drawn.sort().values, window])[None, None]  # [1, 1, capacity]
         return kept if scores is None else kept.to(scores.device)
+
+    def _draw(self, evictions: int) -> int:
+        """The generator's seed for one eviction. Torch's generator of the CPU reads the low 32 bits of it alone.
+
+        Seeds below 4096 have all of their draws there, side by side; those of larger ones are scattered by a hash.
+        """
+        draw = self.seed * _COUNT + evictions
+        if draw < 1 << 32:
+            return draw
+        return int.from_bytes(hashlib.blake2b(draw.to_bytes(12, "little"), digest_size=4).digest(), "little")
 
     # The number of evictions is part of the state, so a stream's states do not come back soon; its lengths are plain.
 

@@ -49,6 +49,23 @@ def test_random_draws_are_uniform_differ_and_repeat():
     assert any(other.select(None, 16, n).tolist() != policy.select(None, 16, n).tolist() for n in range(20))
 
 
+def test_every_seed_has_draws_of_its_own():
+    # Torch's generator reads 32 bits of its seed, and the draws of seeds below 4096 fill those.
+    seeds = [0, 1, 4095, 4096, 8192, 2**32, 2**44, 2**44 + 1, 2**62, 2**63 - 1]
+    draws = {tuple(make_policy("random", seed=seed).select(None, 4000, 5)[0, 0].tolist()) for seed in seeds}
+    assert len(draws) == len(seeds)
+    policy = make_policy("random", capacity=9, sink=1, window=2, seed=2**40)
+    assert len({tuple(policy.select(None, 40, evictions)[0, 0].tolist()) for evictions in range(300)}) == 300
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4095])
+def test_draws_of_small_seeds_are_those_they_always_were(seed):
+    policy = make_policy("random", capacity=9, sink=1, window=2, seed=seed)
+    generator = torch.Generator().manual_seed(seed * 2**20 + 3)
+    drawn = torch.randperm(37, generator=generator)[:6].sort().values + 1
+    assert policy.select(None, 40, 3)[0, 0].tolist() == [0, *drawn.tolist(), 38, 39]
+
+
 def test_the_state_of_random_counts_evictions():
     policy = make_policy("random", capacity=50)
     state = policy.advance(80)
