@@ -110,7 +110,7 @@ class PyramidKVPolicy(SnapKVPolicy):
 
     def per_layer(self, layers: int) -> list[Policy]:
         mean = self.capacity - self.window
-        top = mean / self.beta
+        top = mean / self.beta if layers > 1 else mean
         bottom = 2 * mean - top
         return [
             SnapKVPolicy(

@@ -28,6 +28,11 @@ def test_a_tiny_pyramid_leaves_every_layer_something():
     assert min(layer.capacity for layer in layers) == 9
 
 
+def test_a_pyramid_of_one_layer_is_that_layers_mean():
+    (layer,) = make_policy("pyramidkv", capacity=100).per_layer(1)
+    assert layer.capacity == 100
+
+
 def test_other_policies_are_the_same_in_every_layer():
     policy = make_policy("h2o")
     assert policy.per_layer(3) == [policy] * 3
