@@ -105,6 +105,8 @@ class Policy:
     def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
         """The slots that stay when `plan(length, sampled)` is not None.
 
+        A score that is not a number counts as less than any number: undefined attention keeps no slot.
+
         Args:
             scores: float32 [B, H, length]; may be None if `score_spec` is None.
 
@@ -228,15 +230,3 @@ class RowPolicies(tuple[Policy, ...]):
         if name not in known:
             known[name] = Rows(getattr(policy, name) for policy in self)
         return known[name].on(device)[:, None, None]
-
-
-def kept_slots(keep: torch.Tensor, width: int) -> torch.Tensor:
-    """The first `width` true places of a mask [R, H, L], ascending, as int64 [R, H, width]; then any false ones."""
-    return (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :width]
-
-
-def highest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Mask of the counts [R, 1, 1] highest places of scores [R, H, L]; on equal scores the older slot."""
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    chosen = torch.arange(scores.shape[-1], device=scores.device) < counts
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, chosen.expand_as(order))

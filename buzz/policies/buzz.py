@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from buzz.policies.base import Plan, Policy, ScoreSpec, Steady
+from buzz.policies.ranking import worst_if_undefined
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class BuzzPolicy(Policy):
         """The slot kept of each segment of the fresh slots start .. stop - 1: int64 [B, H, segments]."""
         if scores is None:
             raise ValueError(f"{self.name}: select needs scores, float32 [B, H, length]")
-        fresh = scores[..., start:stop]
+        fresh = worst_if_undefined(scores[..., start:stop])
         # The last segment may be shorter: fill it with places that never win.
         padded = F.pad(fresh, (0, -(stop - start) % self.stride), value=float("-inf"))
         winner = padded.unflatten(-1, (-1, self.stride)).argmax(dim=-1)  # [B, H, segments], first one on a tie
@@ -179,5 +180,5 @@ class BuzzNoMaxPolicy(BuzzPolicy):
         return None
 
     def _pick(self, scores: torch.Tensor | None, start: int, stop: int) -> torch.Tensor:
-        device = None if scores is None else scores.device
+        device = "cpu" if scores is None else scores.device
         return torch.arange(start, stop, self.stride, device=device)[None, None]

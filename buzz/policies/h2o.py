@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec, highest, kept_slots
+from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec
+from buzz.policies.ranking import highest, kept_slots, ranked
 from buzz.rows import Rows
 
 
@@ -41,9 +42,7 @@ class H2OPolicy(Policy):
         if scores is None:
             raise ValueError("h2o: select needs scores, float32 [B, H, length]")
         history = scores[..., : length - self.window]  # [B, H, length - window]
-        # A stable sort, since top-k promises no order between equal scores.
-        order = history.argsort(dim=-1, descending=True, stable=True)
-        heavy = order[..., : self.heavy].sort(dim=-1).values  # [B, H, heavy]
+        heavy = ranked(history)[..., : self.heavy].sort(dim=-1).values  # [B, H, heavy]
         window = torch.arange(length - self.window, length, device=scores.device)
         return torch.cat([heavy, window.expand(*heavy.shape[:2], -1)], dim=-1)
 

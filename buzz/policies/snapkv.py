@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from buzz.policies.base import Plan, Policy, ScoreSpec
+from buzz.policies.ranking import ranked
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ class SnapKVPolicy(Policy):
         history = scores[..., : length - self.window]  # [B, H, length - window]
         # Zeros beside the ends take part in the average, as in the paper's release.
         pooled = F.avg_pool1d(history, self.kernel, stride=1, padding=self.kernel // 2)
-        order = pooled.argsort(dim=-1, descending=True, stable=True)
-        heavy = order[..., : self.capacity - self.window].sort(dim=-1).values
+        heavy = ranked(pooled)[..., : self.capacity - self.window].sort(dim=-1).values
         return torch.cat([heavy, window], dim=-1)
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:

@@ -31,7 +31,7 @@ class StreamingPolicy(Policy):
         return Plan(kept, 0) if length > kept else None
 
     def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        device = None if scores is None else scores.device
+        device = "cpu" if scores is None else scores.device
         sink = torch.arange(self.sink, device=device)
         window = torch.arange(length - self.window, length, device=device)
         return torch.cat([sink, window])[None, None]
@@ -62,5 +62,5 @@ class LocalPolicy(StreamingPolicy):
     name: ClassVar[str] = "local"
 
     def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        device = None if scores is None else scores.device
+        device = "cpu" if scores is None else scores.device
         return torch.arange(length - self.sink - self.window, length, device=device)[None, None]

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec, highest, kept_slots
+from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec
+from buzz.policies.ranking import highest, kept_slots, ranked
 from buzz.rows import Rows
 
 
@@ -41,8 +42,7 @@ class TovaPolicy(Policy):
         if scores is None:
             raise ValueError("tova: select needs scores, float32 [B, H, length]")
         layer = scores.sum(dim=1, keepdim=True)  # [B, 1, length]
-        order = layer.argsort(dim=-1, descending=True, stable=True)
-        return order[..., : self.capacity].sort(dim=-1).values.expand(-1, scores.shape[1], -1)
+        return ranked(layer)[..., : self.capacity].sort(dim=-1).values.expand(-1, scores.shape[1], -1)
 
     @classmethod
     def select_rows(

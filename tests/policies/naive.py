@@ -93,6 +93,7 @@ class NaiveHead:
         for i in range(before):
             near = [self.scores[j] if 0 <= j < before else 0.0 for j in range(i - half, i + half + 1)]
             pooled.append(sum(near) / p["kernel"])
+        pooled = [float("-inf") if score != score else score for score in pooled]
         ranked = sorted(range(before), key=lambda i: (-pooled[i], i))
         return sorted(ranked[: p["capacity"] - p["window"]]) + everything[before:], p["capacity"]
 
