@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,6 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from buzz.rows import Rows
+
+_LONGEST_STREAM = 2**63  # slots: a policy that has not evicted by then never will
+_ROUNDS = 2**16  # evictions after which a stream must have repeated itself
 
 
 class Plan(NamedTuple):
@@ -23,7 +25,10 @@ class Plan(NamedTuple):
 class ScoreSpec(NamedTuple):
     """Which attention a policy wants to see.
 
-    accumulate: scores add up over all calls since a slot was appended; False: the current call alone.
+    accumulate: scores add up over all calls since a slot was appended; False: the current call alone. A slot's sum is
+        float32, of 24 bits: at 2**17 it no longer notices attention below 2**-7, and at 2**24 (a sink, after about as
+        many queries) it stops growing. A policy that reads the scores of old slots, such as H2O, has this limit in an
+        endless stream; BUZZ reads those of fresh slots alone.
     queries: how many of a call's last queries count; None: all of them. (One number per batch row where the rows'
     policies differ in it.)
     """
@@ -37,6 +42,14 @@ class Steady(NamedTuple):
 
     mean: float
     peak: int
+
+
+class _Round(NamedTuple):
+    """One-token calls up to an eviction: slots before the first, during the last, and those that the last one kept."""
+
+    start: int
+    during: int
+    kept: int
 
 
 class _BoundOrDefault:
@@ -99,7 +112,11 @@ class Policy:
         return [self] * layers
 
     def plan(self, length: int, sampled: int = 0) -> Plan | None:
-        """The eviction due after a call that left `length` slots, or None. Integers only; never looks at scores."""
+        """The eviction due after a call that left `length` slots, or None. Integers only; never looks at scores.
+
+        Nothing is due at length 0; what is due at a length is due, with the same `sampled`, at every greater length;
+        and a `bounded` policy has something due at some length. `peak` and `steady` jump to the next eviction by this.
+        """
         raise NotImplementedError
 
     def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
@@ -165,35 +182,55 @@ class Policy:
         """Most slots held during any call if one-token calls follow from this state for ever; None: no bound."""
         if not self.bounded:
             return None
-        highest = length
-        for _, during, _ in self._stream(length, sampled):
-            highest = max(highest, during)
-        return highest
+        rounds, _ = self._rounds(length, sampled)
+        return max(one.during for one in rounds)  # the first of them is longer than `length`
 
     def steady(self) -> Steady | None:
         """Mean and peak length after a call once an endless stream has settled; None: it never does."""
         if not self.bounded:
             return None
-        lengths: list[int] = []
-        start: dict[tuple[int, int], int] = {}
-        for state, _, after in self._stream(0, 0):
-            start.setdefault(state, len(lengths))
-            lengths.append(after[0])
-        cycle = lengths[start[after] :]
-        return Steady(sum(cycle) / len(cycle), max(cycle))
+        rounds, again = self._rounds(0, 0)
+        cycle = rounds[again:]
+        # The calls of a round leave start + 1, start + 2, ..., during - 1 slots, and the last one what it keeps.
+        total = sum((one.during - one.start - 1) * (one.start + one.during) // 2 + one.kept for one in cycle)
+        return Steady(total / sum(one.during - one.start for one in cycle), max(one.during - 1 for one in cycle))
 
-    def _stream(self, length: int, sampled: int) -> Iterator[tuple[tuple[int, int], int, tuple[int, int]]]:
-        """One-token calls from a state until a state left by an eviction comes back: (state, length during, next)."""
-        state, seen = (length, sampled), {(length, sampled)}
-        while True:
-            grown = (state[0] + 1, state[1])
-            after = self.advance(*grown)
-            yield state, grown[0], after
-            if after[0] < grown[0]:  # only evictions can close a cycle, so only their outcomes are remembered
-                if after in seen:
-                    return
-                seen.add(after)
-            state = after
+    def _rounds(self, length: int, sampled: int) -> tuple[list[_Round], int]:
+        """One-token calls, from eviction to eviction, until a state comes back: the rounds, and the first that repeats.
+
+        Raises:
+            NotImplementedError: they do not repeat, as where `sampled` counts on: the policy must say its own figures.
+        """
+        rounds: list[_Round] = []
+        seen: dict[tuple[int, int], int] = {}
+        while (length, sampled) not in seen:
+            if len(rounds) == _ROUNDS:
+                raise NotImplementedError(
+                    f"{self.name}: its states do not repeat within {_ROUNDS} evictions; write peak and steady for it"
+                )
+            seen[length, sampled] = len(rounds)
+            during = self._due(length, sampled)
+            plan = self.plan(during, sampled)
+            assert plan is not None
+            rounds.append(_Round(length, during, plan.kept))
+            length, sampled = plan
+        return rounds, seen[length, sampled]
+
+    def _due(self, length: int, sampled: int) -> int:
+        """Slots in the call that evicts next, if one-token calls follow from this state.
+
+        The least length above this one with a plan: doubled steps until there is one, then halved ones.
+        """
+        step = 1
+        while self.plan(length + step, sampled) is None:
+            step *= 2
+            if step > _LONGEST_STREAM:
+                raise NotImplementedError(f"{self.name}: is bounded, but evicts nothing of {length + step} slots")
+        low, high = length + step // 2, length + step  # no plan, unless it is the state itself; a plan
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.plan(middle, sampled) is None else (low, middle)
+        return high
 
     @_BoundOrDefault
     def from_budget(self, tokens: int, **params: Any) -> Policy:

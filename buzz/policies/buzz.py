@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from buzz.policies.base import Plan, Policy, ScoreSpec, Steady
+from buzz.policies.base import Plan, Policy, ScoreSpec
 from buzz.policies.ranking import worst_if_undefined
 
 
@@ -90,32 +90,15 @@ class BuzzPolicy(Policy):
         winner = padded.unflatten(-1, (-1, self.stride)).argmax(dim=-1)  # [B, H, segments], first one on a tie
         return winner + torch.arange(start, stop, self.stride, device=scores.device)
 
-    def peak(self, length: int, sampled: int = 0) -> int | None:
-        """As for every policy, but from eviction to eviction instead of token by token: every new prompt asks."""
-        if not self.bounded:
-            return None
-        due, highest, seen = self.sink + self.window + self.threshold + 1, length, set[tuple[int, int]]()
-        while (length, sampled) not in seen:
-            seen.add((length, sampled))
-            at = max(length + 1, due)  # slots in the call after which the next eviction comes
-            highest = max(highest, at)
-            length, sampled = self.plan(at, sampled)  # type: ignore[misc]
-        return highest
+    def _due(self, length: int, sampled: int) -> int:
+        """As for every policy, but at once: every new prompt asks, and budgets ask often.
 
-    def steady(self) -> Steady | None:
-        """As for every policy, but from eviction to eviction instead of token by token: budgets ask for it often."""
-        if not self.bounded:
-            return None
-        base, samples, sampled = self.sink + self.window, list[int](), 0
-        while sampled not in samples:
-            samples.append(sampled)
-            other = max(self.threshold, sampled) + 1  # at the next eviction
-            sampled = self.plan(base + other, sampled).sampled  # type: ignore[union-attr]
-        cycle = samples[samples.index(sampled) :]
-        # After an eviction leaves `s` between sink and window, s, s + 1, ..., threshold lie there after a call.
-        calls = [max(1, self.threshold - s + 1) for s in cycle]
-        total = sum(n * s + n * (n - 1) // 2 for n, s in zip(calls, cycle, strict=True))
-        return Steady(base + total / sum(calls), base + max(self.threshold, *cycle))
+        The evictions that `peak` and `steady` walk through are few. A sample of s > threshold becomes one of
+        ceil(s / c) + 1, about half or less. Below the threshold, two samples d apart become two less than d / 4 + 2
+        apart, since 1 / c - 1 / stride is at most 1 / 4 where c > 1. So after some log2 of the length the samples lie
+        within a few slots of each other, and soon one of them comes again.
+        """
+        return max(length, self.sink + self.window + self.threshold) + 1
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if not self.bounded:
