@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from buzz.policies.numbers import finite, integer, number
 from buzz.rows import Rows
+from buzz.words import hint, shown
 
+LONGEST = 2**31 - 1  # tokens: the lengths of static memory are int32
 _LONGEST_STREAM = 2**63  # slots: a policy that has not evicted by then never will
 _ROUNDS = 2**16  # evictions after which a stream must have repeated itself
 
@@ -52,6 +56,11 @@ class _Round(NamedTuple):
     kept: int
 
 
+def near(mean: float, tokens: float) -> bool:
+    """Whether a mean cache length is what a budget asks for."""
+    return abs(mean - tokens) <= max(1.0, 0.02 * tokens)
+
+
 class _BoundOrDefault:
     """A method that also works on the class, where it acts on an instance with default parameters."""
 
@@ -63,7 +72,7 @@ class _BoundOrDefault:
         return self.function.__get__(owner() if instance is None else instance, owner)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Policy:
     """Which slots of a KV cache stay. Frozen, hashable, free of state: all state is `(length, sampled)`.
 
@@ -71,9 +80,11 @@ class Policy:
     BUZZ how many slots, right after the sink, were kept by earlier evictions (most others pass 0). Every head of a
     layer keeps the same number of slots.
 
+    Integers and numbers may be of numpy or torch as well; a policy holds Python's own. A bool is no integer.
+
     Args:
         logn_base: if given, attention logits are multiplied by ln(n) / ln(logn_base), n the number of keys in the
-            row's cache during the call (the log-n scaling of the BUZZ paper). Must be above 1.
+            row's cache during the call (the log-n scaling of the BUZZ paper). Must be finite and above 1.
 
     Raises:
         TypeError: a parameter is not of its type. ValueError: a parameter is out of its range.
@@ -84,23 +95,36 @@ class Policy:
     name: ClassVar[str]
     # Whether what a head keeps depends on the scores of the layer's other heads: `select` must then see them all.
     across_heads: ClassVar[bool] = False
-    # Smallest legal value of each integer parameter.
+    # Smallest legal value of each integer parameter, and the largest one where that is not `LONGEST`.
     least: ClassVar[dict[str, int]] = {}
+    most: ClassVar[dict[str, int]] = {}
 
     def __post_init__(self) -> None:
         for name, low in self.least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{self.name}: {name} must be an integer, got {value!r}")
+            value, high = integer(getattr(self, name)), self.most.get(name, LONGEST)
+            if value is None:
+                raise TypeError(f"{self.name}: {name} must be an integer, got {shown(getattr(self, name))}")
             if value < low:
-                raise ValueError(f"{self.name}: {name} must be at least {low}, got {value}")
-        base = self.logn_base
-        if base is None:
+                raise ValueError(f"{self.name}: {name} must be at least {low}, got {shown(value)}")
+            if value > high:
+                raise ValueError(f"{self.name}: {name} must be at most {high}, got {shown(value)}")
+            object.__setattr__(self, name, value)
+        if self.logn_base is None:
             return
-        if isinstance(base, bool) or not isinstance(base, int | float):
-            raise TypeError(f"{self.name}: logn_base must be a number, got {base!r}")
+        base = number(self.logn_base)
+        if base is None:
+            raise TypeError(f"{self.name}: logn_base must be a number, got {shown(self.logn_base)}")
         if not base > 1:
-            raise ValueError(f"{self.name}: logn_base must be above 1, got {base}")
+            raise ValueError(f"{self.name}: logn_base must be above 1, got {shown(base)}")
+        if not finite(base):
+            raise ValueError(f"{self.name}: logn_base must be finite, got {shown(base)}")
+        object.__setattr__(self, "logn_base", base)
+
+    def __repr__(self) -> str:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        base = fields.pop("logn_base")
+        fields |= {} if base is None else {"logn_base": base}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     @property
     def score_spec(self) -> ScoreSpec | None:
@@ -233,7 +257,7 @@ class Policy:
         return high
 
     @_BoundOrDefault
-    def from_budget(self, tokens: int, **params: Any) -> Policy:
+    def from_budget(self, tokens: float, **params: Any) -> Policy:
         """The policy whose steady mean cache length is closest to a budget.
 
         Called on an instance, the parameters that are not fitted stay as they are; called on the class, they have
@@ -244,18 +268,44 @@ class Policy:
             params: parameters to hold fixed at these values.
 
         Raises:
-            ValueError: no parameters come near: the budget is below what the fixed parameters need.
+            ValueError: no parameters come near: the budget is below what the fixed parameters need, or they leave
+                nothing to fit. TypeError: no number, or no such parameter.
         """
-        fixed = dataclasses.replace(self, **params)
-        if isinstance(tokens, bool) or not isinstance(tokens, int | float):
-            raise TypeError(f"{self.name}: a budget must be a number of tokens, got {tokens!r}")
-        if tokens < 1:
-            raise ValueError(f"{self.name}: a budget must be at least 1 token, got {tokens}")
-        return fixed._fit(tokens, frozenset(params))
+        self.refuse_unknown(params)
+        wanted = number(tokens)
+        if wanted is None:
+            raise TypeError(f"{self.name}: a budget must be a number of tokens, got {shown(tokens)}")
+        if not wanted >= 1:
+            raise ValueError(f"{self.name}: a budget must be at least 1 token, got {shown(wanted)}")
+        if wanted > LONGEST:
+            raise ValueError(f"{self.name}: a budget must be at most {LONGEST} tokens, got {shown(wanted)}")
+        return dataclasses.replace(self, **{**self._widest(), **params})._fit(wanted, frozenset(params))
+
+    def _widest(self) -> dict[str, int]:
+        """Parameters that a budget decides, so that those held beside them are not checked against their old values."""
+        return {}
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         """`from_budget` for one family; parameters named in `fixed` must not change."""
         raise NotImplementedError
+
+    def _as_held(self, tokens: float, mean: float, held: Iterable[str]) -> Policy:
+        """The policy itself, where all that could be fitted is fixed: if its mean is what the budget asks for."""
+        if not near(mean, tokens):
+            what = ", ".join(f"{name}={getattr(self, name)}" for name in held)
+            raise ValueError(
+                f"{self.name}: a budget of {tokens:g} tokens leaves nothing to fit: {what} holds {mean:g} tokens"
+            )
+        return self
+
+    @classmethod
+    def refuse_unknown(cls, params: Iterable[str]) -> None:
+        """Raises TypeError for names that are no parameters: all of them, each with the nearest one that is."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        wrong = [f"{shown(param)}{hint(param, known)}" for param in params if param not in known]
+        if wrong:
+            noun = "parameter" if len(wrong) == 1 else "parameters"
+            raise TypeError(f"{cls.name}: unknown {noun} {', '.join(wrong)}, it takes {', '.join(known)}")
 
 
 class RowPolicies(tuple[Policy, ...]):

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from buzz.policies.base import Plan, Policy, ScoreSpec
+from buzz.policies.base import LONGEST, Plan, Policy, ScoreSpec, near
 from buzz.policies.ranking import worst_if_undefined
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BuzzPolicy(Policy):
     """Attention sinks, a window, and between them one heavy hitter per segment of tokens (arXiv 2410.23079).
 
@@ -103,31 +103,34 @@ class BuzzPolicy(Policy):
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if not self.bounded:
             raise ValueError(f"{self.name}: stride {self.stride} has no steady cache length; use stride 3 or more")
-        free = {"window", "threshold"} - fixed
+        free = sorted({"window", "threshold"} - fixed)
         if not free:
-            return self
+            return self._as_held(tokens, _mean(self), ("sink", "window", "stride", "threshold"))
+        # A single size can grow from 0; two keep their proportion.
+        sizes = {name: max(2 - len(free), getattr(self, name)) for name in free}
 
         def scaled(factor: float) -> BuzzPolicy:
             """Window and threshold stretched together, so that the hive keeps its proportions."""
-            sizes = {name: max(self.least[name], round(getattr(self, name) * factor)) for name in free}
-            return dataclasses.replace(self, **sizes)
+            stretched = {name: round(size * factor) for name, size in sizes.items()}
+            return dataclasses.replace(
+                self, **{name: min(max(self.least[name], size), LONGEST) for name, size in stretched.items()}
+            )
 
         low, high = 0.0, 1.0
         while _mean(scaled(high)) < tokens:
             low, high = high, 2 * high
-            if high > 1e7:
-                raise ValueError(
-                    f"{self.name}: {' and '.join(sorted(free))} cannot reach a budget of {tokens:g} tokens"
-                )
-        while max(getattr(self, name) for name in free) * (high - low) > 0.5:
+            if high > 2 * LONGEST:
+                raise ValueError(f"{self.name}: {' and '.join(free)} cannot reach a budget of {tokens:g} tokens")
+        while max(sizes.values()) * (high - low) > 0.5:
             middle = (low + high) / 2
             low, high = (middle, high) if _mean(scaled(middle)) < tokens else (low, middle)
         best = min((scaled(low), scaled(high)), key=lambda p: abs(_mean(p) - tokens))
         # The mean moves in small jumps with either size, so look around for the closest.
         name = "threshold" if "threshold" in free else "window"
-        near = range(max(self.least[name], getattr(best, name) - 4), getattr(best, name) + 5)
-        best = min((dataclasses.replace(best, **{name: n}) for n in near), key=lambda p: abs(_mean(p) - tokens))
-        if _mean(best) - tokens > 0.5 * tokens + 1:
+        size = getattr(best, name)
+        around = range(max(self.least[name], size - 4), min(size + 4, LONGEST) + 1)
+        best = min((dataclasses.replace(best, **{name: n}) for n in around), key=lambda p: abs(_mean(p) - tokens))
+        if not near(_mean(best), tokens):  # every length can be reached but the shortest ones
             held = ", ".join(f"{n}={getattr(self, n)}" for n in ("sink", "window", "threshold") if n not in free)
             raise ValueError(f"{self.name}: a budget of {tokens:g} tokens is too small for {held}")
         return best
@@ -138,7 +141,7 @@ def _mean(policy: Policy) -> float:
     return float("inf") if steady is None else steady.mean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BuzzFastPolicy(BuzzPolicy):
     """BUZZ with the attention of the current call alone as the score of an eviction.
 
@@ -152,7 +155,7 @@ class BuzzFastPolicy(BuzzPolicy):
         return ScoreSpec(accumulate=False, queries=None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BuzzNoMaxPolicy(BuzzPolicy):
     """BUZZ that keeps the first slot of every segment. Reads no scores, so it needs no attention weights at all."""
 

@@ -13,7 +13,7 @@ from buzz.policies.ranking import highest, kept_slots, ranked
 from buzz.rows import Rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class H2OPolicy(Policy):
     """Heavy hitters by accumulated attention, and a recent window (H2O: Zhang et al., arXiv 2306.14048).
 
@@ -61,10 +61,11 @@ class H2OPolicy(Policy):
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         total = round(tokens)
-        window = self.window
+        if {"heavy", "window"} <= fixed:
+            return self._as_held(tokens, self.heavy + self.window, ("heavy", "window"))
+        heavy, window = self.heavy, self.window
         if "heavy" in fixed:
-            window = self.window if "window" in fixed else total - self.heavy
-            heavy = self.heavy
+            window = total - heavy
         else:
             if "window" not in fixed:  # keep the proportion between the two
                 window = max(1, round(total * self.window / (self.heavy + self.window)))

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy, Steady
+from buzz.policies.base import LONGEST, Plan, Policy, Steady
 
 _COUNT = 1 << 20  # evictions after which the same draws come again
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RandomPolicy(Policy):
     """Sink and window stay; of the history between them a random part, so that `capacity` slots are left.
 
@@ -36,6 +36,7 @@ class RandomPolicy(Policy):
 
     name: ClassVar[str] = "random"
     least: ClassVar[dict[str, int]] = {"capacity": 1, "sink": 0, "window": 1, "seed": 0}
+    most: ClassVar[dict[str, int]] = {"seed": 2**63 - 1}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,11 +76,16 @@ class RandomPolicy(Policy):
     def steady(self) -> Steady | None:
         return Steady(float(self.capacity), self.capacity)
 
+    def _widest(self) -> dict[str, int]:
+        return {"capacity": LONGEST}
+
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if "capacity" in fixed:
-            return self
+            return self._as_held(tokens, self.capacity, ("capacity",))
         capacity = round(tokens)
-        window = self.window if "window" in fixed else min(self.window, max(1, capacity // 2))
+        window = self.window
+        if "window" not in fixed:
+            window = min(window, max(1, min(capacity // 2, capacity - self.sink)))
         if capacity < self.sink + window:
             raise ValueError(
                 f"random: a budget of {tokens:g} tokens is too small for sink={self.sink}, window={window}"

@@ -11,7 +11,7 @@ import torch
 from buzz.policies.base import Plan, Policy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StreamingPolicy(Policy):
     """Attention sinks and a sliding window (StreamingLLM: Xiao et al., arXiv 2309.17453).
 
@@ -38,7 +38,7 @@ class StreamingPolicy(Policy):
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if "window" in fixed:
-            return self
+            return self._as_held(tokens, self.sink + self.window, ("sink", "window"))
         window = round(tokens) - self.sink
         if window < 1:
             raise ValueError(
@@ -47,7 +47,7 @@ class StreamingPolicy(Policy):
         return dataclasses.replace(self, window=window)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LocalPolicy(StreamingPolicy):
     """The last `sink + window` slots, nothing protected: a sliding window with the memory of StreamingLLM.
 

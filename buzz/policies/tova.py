@@ -13,7 +13,7 @@ from buzz.policies.ranking import highest, kept_slots, ranked
 from buzz.rows import Rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TovaPolicy(Policy):
     """Token omission via attention (Oren et al., arXiv 2401.06104).
 
@@ -57,4 +57,6 @@ class TovaPolicy(Policy):
         return kept_slots(keep, max(policy.advance(n)[0] for policy, n in zip(policies, lengths, strict=True)))
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
-        return self if "capacity" in fixed else dataclasses.replace(self, capacity=round(tokens))
+        if "capacity" in fixed:
+            return self._as_held(tokens, self.capacity, ("capacity",))
+        return dataclasses.replace(self, capacity=round(tokens))
