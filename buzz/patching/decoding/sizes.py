@@ -9,7 +9,7 @@ from buzz.cache import BeehiveCache
 from buzz.policies import Policy
 
 _ROUND, _ROUND_UNBOUNDED = 64, 512  # slots; coarse where a cache grows with its text, so that few sizes occur
-_AHEAD = 4096  # most steps that such a cache gets room for in advance
+_AHEAD = 4096  # most steps that such a cache gets room for in advance; a bound above this counts as none
 
 
 class Key(NamedTuple):
@@ -61,10 +61,12 @@ class Sizes:
     def _capacity(self, policies: Sequence[Policy], states: Sequence[tuple[int, int]], steps: int, least: int) -> int:
         settled = [policy.steady() for policy in set(policies)]
         peaks = [steady.peak + 1 for steady in settled if steady is not None]  # during a call
-        if len(peaks) == len(settled):
-            return _rounded(max(*peaks, least), _ROUND)
+        bound = _rounded(max(*peaks, least), _ROUND) if len(peaks) == len(settled) else None
+        if bound is not None and bound <= _AHEAD:
+            return bound
         longest = max(length for length, _ in states)
-        return _rounded(max(longest + min(steps, _AHEAD), least), _ROUND_UNBOUNDED)
+        wanted = _rounded(max(longest + min(steps, _AHEAD), least), _ROUND_UNBOUNDED)
+        return wanted if bound is None else min(wanted, bound)
 
 
 def _evicts(policies: Sequence[Policy], states: Sequence[tuple[int, int]], capacity: int) -> bool:
