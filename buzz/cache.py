@@ -12,7 +12,8 @@ from transformers.cache_utils import Cache
 
 from buzz.columns import Columns
 from buzz.figures import Curve, Figures
-from buzz.policies import Policy, ScoreSpec
+from buzz.heads import Heads
+from buzz.policies import Policy, ScoreSpec, make_policy
 from buzz.rows import Rows
 from buzz.schedule import Eviction, PerRow, Schedule, Step
 from buzz.stacked import StackedCalls
@@ -61,6 +62,23 @@ class Call:
         return not any(self.counts)
 
 
+class Shape(NamedTuple):
+    """What a cache and a model must agree in."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Shape:
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return cls(config.num_hidden_layers, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+    def __str__(self) -> str:
+        return f"{self.layers} layers of {self.heads} KV heads, {self.head_dim} wide"
+
+
 class BeehiveCache(StackedCalls, Cache):
     """A KV cache that keeps what its policy keeps. For inference; the model must be patched (`buzz.patch_model`).
 
@@ -70,42 +88,45 @@ class BeehiveCache(StackedCalls, Cache):
     layers, if those have no more than 6144 tokens).
 
     Args:
-        policy: an eviction policy, one per layer, or one per batch row (`PerRow`).
-        config: the model's configuration.
+        policy: an eviction policy or its name, one policy per layer, or one per batch row (`PerRow`).
+        config: the model, or its configuration.
         positions: "cache": a key is rotated to its slot, so positions never exceed the cache length; "original":
             keys keep the position they had in the text. None: "cache" for rotary models, else "original".
-        capacity: slots to allocate per row at least; None: as many as the policy will need.
+        capacity: slots to allocate per row at least; None: as many as are needed, some more as it grows.
+        budget: mean cached tokens per head in the long run that the policy is fitted to (`Policy.from_budget`).
 
     Attributes:
         on_evict: if set, called as `on_evict(layer, eviction, slots)` in every eviction, before anything moves: slots
             int64 [rows of the eviction or 1, H or 1, kept] are those that stay.
         curve: if set to a `Curve`, every later call is recorded there.
+        heads: how the heads are spread over processes, which the patched model says; None: they are all here.
 
     Raises:
-        ValueError: as many policies as layers are needed; positions unknown. TypeError: not a policy.
+        ValueError: as many policies as layers are needed; no such policy; positions unknown. TypeError: not a policy,
+            no model and no configuration.
     """
 
     def __init__(
         self,
-        policy: Policy | PerRow | Sequence[Policy],
-        config: PreTrainedConfig,
+        policy: str | Policy | PerRow | Sequence[Policy],
+        config: PreTrainedConfig | torch.nn.Module,
         positions: str | None = None,
         capacity: int | None = None,
+        *,
+        budget: int | None = None,
     ) -> None:
-        config = config.get_text_config(decoder=True)
+        config = _text_config(config)
         n = config.num_hidden_layers
-        policies = policy.per_layer(n) if isinstance(policy, Policy | PerRow) else list(policy)
-        if not all(isinstance(p, Policy | PerRow) for p in policies):
-            raise TypeError("policy must be a buzz policy or one per layer; build one with buzz.make_policy")
-        if len(policies) != n:
-            raise ValueError(f"the model has {n} layers, got {len(policies)} policies")
+        policies = _per_layer(policy, budget, n)
         if positions is None:
             positions = "cache" if getattr(config, "rope_parameters", None) else "original"
         if positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
-        if capacity is not None and capacity < 1:
-            raise ValueError(f"capacity must be at least 1, got {capacity}")
+        if capacity is not None and (type(capacity) is not int or capacity < 1):
+            raise ValueError(f"capacity must be an integer of at least 1, got {capacity!r}")
+        self._shape = Shape.of(config)
         self.on_evict: Callable[[int, Eviction, torch.Tensor], None] | None = None
+        self.heads: Heads | None = None
         self.positions = positions
         self.least = capacity or 0
         # Layers with equal policies share one schedule, named by the first of these layers.
@@ -135,6 +156,15 @@ class BeehiveCache(StackedCalls, Cache):
         if self.curve is not None:
             self.curve = Curve()
 
+    def check(self, config: PreTrainedConfig) -> None:
+        """Whether this is a cache for models of a configuration, that of the text model itself.
+
+        Raises:
+            ValueError: it was built for another number of layers or KV heads, or another head width.
+        """
+        if (shape := Shape.of(config)) != self._shape:
+            raise ValueError(f"the cache was built for {self._shape}, this model has {shape}: BeehiveCache(..., model)")
+
     # One call: begin, then append and observe in every layer.
 
     def begin(self, rows: int, columns: int, mask: torch.Tensor | None = None) -> Call:
@@ -160,9 +190,13 @@ class BeehiveCache(StackedCalls, Cache):
         if tokens is not None:
             order = (~tokens).long().argsort(dim=1, stable=True)
             counts = tokens.sum(dim=1).tolist()
-        steps = {owner: schedule.open(counts) for owner, schedule in self._schedules.items()}
+        steps = {owner: schedule.open(counts, self.heads) for owner, schedule in self._schedules.items()}
         self._call = self.last_call = Call(columns, counts, steps, tokens, order)
         return self._call
+
+    def cancel(self) -> None:
+        """Forget the open call, in which no layer has appended anything."""
+        self._call = None
 
     def append(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> Slots:
         """Take in the keys and values [B, H, L, D] of a call in one layer, valid columns at the left."""
@@ -170,6 +204,13 @@ class BeehiveCache(StackedCalls, Cache):
         step = call.steps[self._owner[layer]]
         keys, values = self.layers[layer].append(k, v, step, self.least)
         return Slots(keys, values, step.starts, step.counts, step.spec)
+
+    def skip(self, layer: int) -> bool:
+        """Whether the open call has no token in any row, so that a layer has nothing to do and has passed it."""
+        if self._call is None or not self._call.empty:
+            return False
+        self._pass(self._call)
+        return True
 
     def observe(self, scores: torch.Tensor | None, layer: int) -> None:
         """One layer is done: take in what its slots received, float32 [B, H, S] if asked for. The last ends the call.
@@ -187,6 +228,9 @@ class BeehiveCache(StackedCalls, Cache):
             self._waiting.append(layer)
             if layer == len(self.layers) - 1 or not self._may_join(layer, call):  # nor may one like it
                 self._settle_waiting(call)
+        self._pass(call)
+
+    def _pass(self, call: Call) -> None:
         self._passed += 1
         if self._passed == len(self.layers):
             self._end(call)
@@ -236,6 +280,14 @@ class BeehiveCache(StackedCalls, Cache):
         """Slot of each query of the open call in the first layer: int64 [1 or B, width]."""
         assert self._call is not None
         return self._call.steps[self._owner[0]].positions(self._call.width, device)
+
+    def query_columns(self, device: torch.device) -> torch.Tensor:
+        """Column of each query of the open call, pads and earlier calls counted: int64 [1 or B, width]."""
+        assert self._call is not None
+        call, first = self._call, self._columns.seen
+        if call.order is None:
+            return torch.arange(first, first + call.width, device=device)[None]
+        return call.order[:, : call.width].to(device) + first
 
     def query_positions(self, device: torch.device) -> torch.Tensor:
         """Position in the text of each query of the open call, pads not counted: int64 [1 or B, width]."""
@@ -305,6 +357,12 @@ class BeehiveCache(StackedCalls, Cache):
             "peak_nbytes": figures.byte_peak if figures.steps else nbytes,
         }
 
+    def __repr__(self) -> str:
+        policies = list(dict.fromkeys(self._policies))
+        policy = repr(policies[0]) if len(policies) == 1 else f"[{', '.join(map(repr, policies))}]"
+        lengths = f"lengths={self.lengths}, seen={self._columns.seen}, {self.nbytes / 2**20:.2f} MiB"
+        return f"BeehiveCache({policy}, positions={self.positions!r}, {lengths})"
+
     # The interface of transformers.Cache.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -356,6 +414,37 @@ class BeehiveCache(StackedCalls, Cache):
         raise NotImplementedError(
             "a BeehiveCache cannot be cropped: what an eviction dropped is gone, so no earlier state can come back"
         )
+
+
+def _text_config(config: Any) -> Any:
+    """The configuration of the text model, of a model or a configuration."""
+    found = config if isinstance(config, PreTrainedConfig) else getattr(config, "config", None)
+    if not isinstance(found, PreTrainedConfig):
+        raise TypeError(
+            f"BeehiveCache(policy, model) needs a model or its configuration, got {type(config).__name__} in its place"
+        )
+    return found.get_text_config(decoder=True)
+
+
+def _per_layer(policy: Any, budget: int | None, layers: int) -> list[Policy | PerRow]:
+    """The policy of each layer, for what a user may give as `policy`."""
+    if isinstance(policy, str):
+        policy = make_policy(policy)
+    if budget is not None:
+        if not isinstance(policy, Policy):
+            raise TypeError("budget= goes with one policy or its name; fit others with Policy.from_budget")
+        if isinstance(budget, float) and 0 < budget <= 1:
+            raise ValueError(f"budget= is a number of tokens, got the share {budget}: multiply it by the prompt's")
+        policy = policy.from_budget(budget)
+    if isinstance(policy, Policy | PerRow):
+        return list(policy.per_layer(layers))
+    if not isinstance(policy, Sequence) or not all(isinstance(p, Policy | PerRow) for p in policy):
+        raise TypeError(
+            f"policy must be a buzz policy, its name, or one per layer (buzz.make_policy), got {type(policy).__name__}"
+        )
+    if len(policy) != layers:
+        raise ValueError(f"the model has {layers} layers, got {len(policy)} policies")
+    return list(policy)
 
 
 __all__ = ["BeehiveCache", "Call", "Curve", "PerRow", "Slots"]

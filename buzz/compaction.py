@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from buzz.device import runs_triton
+from buzz.heads import Heads
 from buzz.rows import Rows
 from buzz.schedule import Eviction, Step
 
@@ -41,7 +42,7 @@ def compact(
     due = [e for e in step.evictions if not in_place or e.plan.kept < e.length]
     batch = len(step.ends)
     if len(due) == 1:
-        _compact_alike(target, source, scores, due[0], layers, batch, in_place, watch)
+        _compact_alike(target, source, scores, due[0], step.heads, layers, batch, in_place, watch)
     elif due:
         _compact_ragged(target, source, scores, step, due, layers, batch, in_place, watch)
     if in_place:
@@ -54,14 +55,15 @@ def compact(
 
 
 def _compact_alike(
-    target: Block, source: Block, scores: torch.Tensor | None, eviction: Eviction, layers: int, batch: int,
-    in_place: bool, watch: Watch | None,
+    target: Block, source: Block, scores: torch.Tensor | None, eviction: Eviction, heads: Heads | None, layers: int,
+    batch: int, in_place: bool, watch: Watch | None,
 ) -> None:  # fmt: skip
     """One eviction of rows in the same state."""
     length, kept = eviction.length, eviction.plan.kept
     rows = _in_all_layers(eviction.rows, layers, batch)
     seen = None if scores is None else _rows(scores, rows)[:, :, :length]
-    slots = eviction.policy.select(seen, length, eviction.sampled).to(target.keys.device, non_blocking=True)
+    slots = _chosen(lambda scores: eviction.policy.select(scores, length, eviction.sampled), seen, heads)
+    slots = slots.to(target.keys.device, non_blocking=True)
     if watch is not None:
         for layer in range(layers):
             watch(layer, eviction, slots if len(slots) == 1 else slots.unflatten(0, (layers, -1))[layer])
@@ -88,7 +90,8 @@ def _compact_ragged(
     length, kept = max(ragged.lengths), max(ragged.kept)
     rows = _in_all_layers(ragged.rows, layers, batch)
     seen = None if scores is None else _rows(scores, rows)[:, :, :length]
-    slots = ragged.select(seen, target.keys.device, layers)  # [N * R, H or 1, kept]
+    device = target.keys.device
+    slots = _chosen(lambda scores: ragged.select(scores, device, layers), seen, step.heads)  # [N * R, H or 1, kept]
     if watch is not None:
         for layer, part in enumerate(slots.unflatten(0, (layers, -1))):
             for eviction in due:
@@ -103,6 +106,13 @@ def _compact_ragged(
             if in_place:
                 new[_index(rows, new), :, kept:length] = 0
         new[_index(rows, new), :, :kept] = packed
+
+
+def _chosen(
+    choose: Callable[[torch.Tensor | None], torch.Tensor], scores: torch.Tensor | None, heads: Heads | None
+) -> torch.Tensor:
+    """The slots that stay: int64 [N * R, H or 1, kept], or [1, 1, kept]."""
+    return choose(scores) if heads is None or scores is None else heads.select(choose, scores)
 
 
 def _in_all_layers(rows: Rows | None, layers: int, batch: int) -> Rows | None:

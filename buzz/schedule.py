@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from buzz.heads import Heads
 from buzz.policies import Plan, Policy, RowPolicies, ScoreSpec
 from buzz.rows import Rows
 
@@ -108,12 +109,14 @@ class Step:
     """What one call means for the layers of one schedule, known before any tensor is touched.
 
     policies: of each row. starts: cached slots of each row before the call. counts: tokens that each row appends.
+    heads: those that choose slots together, where other processes have some of them.
     """
 
     policies: list[Policy]
     starts: Rows
     counts: Rows
     sampled: list[int]
+    heads: Heads | None = None
     _positions: dict[tuple[torch.device, int], torch.Tensor] = field(default_factory=dict)
     _ragged: dict[int, Ragged] = field(default_factory=dict)
 
@@ -229,9 +232,11 @@ class Schedule:
         self.states: list[tuple[int, int]] = [(0, 0)] * rows
         self.evictions = [0] * rows
 
-    def open(self, counts: Sequence[int]) -> Step:
-        """The step of a call that appends counts[b] tokens to row b."""
-        return Step(self.policies, Rows(s[0] for s in self.states), Rows(counts), [s[1] for s in self.states])
+    def open(self, counts: Sequence[int], heads: Heads | None = None) -> Step:
+        """The step of a call that appends counts[b] tokens to row b; heads: how they are spread over processes."""
+        lengths, sampled = Rows(s[0] for s in self.states), [s[1] for s in self.states]
+        together = heads if self.policies[0].across_heads else None
+        return Step(self.policies, lengths, Rows(counts), sampled, together)
 
     def close(self, step: Step) -> None:
         """The call is over in every layer."""

@@ -222,7 +222,7 @@ def test_capacity_is_a_least():
     cache = buzz.BeehiveCache(make_policy("streaming", window=4), CONFIG, capacity=100)
     feed(cache, 50)
     assert cache.layers[0].capacity == 100
-    with pytest.raises(ValueError, match="capacity must be at least 1"):
+    with pytest.raises(ValueError, match="capacity must be an integer of at least 1"):
         buzz.BeehiveCache(make_policy("streaming"), CONFIG, capacity=0)
 
 
@@ -237,8 +237,9 @@ def test_layers_may_have_different_policies():
     assert [layer.capacity for layer in cache.layers] == [9, 13, 13]
     with pytest.raises(ValueError, match="3 layers, got 2 policies"):
         buzz.BeehiveCache(policies[:2], CONFIG)
-    with pytest.raises(TypeError, match="make_policy"):
-        buzz.BeehiveCache("buzz", CONFIG)
+    for wrong in (3, None, ["buzz"], {"buzz": 1}):
+        with pytest.raises(TypeError, match="make_policy"):
+            buzz.BeehiveCache(wrong, CONFIG)
 
 
 def test_positions_default_to_what_the_model_can_do():

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
-from buzz.patching.base import PatchHandle
 from buzz.patching.family import Family
+from buzz.patching.handle import PatchHandle
 from buzz.patching.llama import LLAMA
 from buzz.patching.opt import OPT
+from buzz.patching.targets import UnsupportedModelError, find_targets
 
 # The registry: a new family is one file and one line here.
 FAMILIES: tuple[Family, ...] = (LLAMA, OPT)
-
-
-class UnsupportedModelError(ValueError):
-    """The model is of a family that buzz cannot patch."""
 
 
 def supported_families() -> list[str]:
@@ -22,26 +19,31 @@ def supported_families() -> list[str]:
     return [family.name for family in FAMILIES]
 
 
-def patch_model(model: nn.Module) -> PatchHandle:
+def patch_model(model: Any) -> PatchHandle:
     """Make a model evict when it is given a `BeehiveCache`; with any other cache it works bit for bit as before.
 
-    The attention forward of every attention module is swapped on the module itself, so other models of the same
-    class are not touched. Patching a patched model changes nothing and returns the same handle.
+    The forwards of the backbone and of every attention module are swapped on the modules themselves, so other models
+    of the same class are not touched. What the model is wrapped in does not matter (torch.compile, an engine, a pair of
+    adapters); a compiled model breaks its graph where it is given a BeehiveCache. Patching a patched model changes
+    nothing and returns the same handle, patching the model around a patched backbone makes that one's patch larger.
 
     Returns:
         A handle: `handle.remove()`, or use it as a context manager.
 
     Raises:
-        UnsupportedModelError: names the supported families.
+        UnsupportedModelError: the model is of no supported family (names these), or a module is not exactly what its
+            family's class says (names it); then nothing is patched. TypeError: it is no model.
     """
-    if (handle := getattr(model, "_buzz_handle", None)) is not None:
-        return handle
-    modules = list(model.modules())
-    for family in FAMILIES:
-        if any(isinstance(module, family.backbone) for module in modules):
-            return PatchHandle(model, family)
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    raise UnsupportedModelError(f"cannot patch a {kind!r} model, supported are {', '.join(supported_families())}")
+    targets = find_targets(model, FAMILIES)
+    handles = {id(h): h for b in targets.backbones if (h := vars(b).get("_buzz_handle")) is not None}
+    if not handles:
+        return PatchHandle(targets)
+    (handle,) = handles.values()
+    known = set(handle.model.modules())
+    if targets.model not in known:
+        handle.renew(targets.model)
+    handle.refresh()
+    return handle
 
 
 __all__ = ["FAMILIES", "PatchHandle", "UnsupportedModelError", "patch_model", "supported_families"]

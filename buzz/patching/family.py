@@ -29,7 +29,7 @@ class Family:
         forward: the attention forward for a BeehiveCache: (module, hidden [B, L, width], cache, context, kwargs)
             -> output [B, L, width].
         position_ids: (backbone, cache, given, device) -> int64 [1 or B, L], the positions the backbone embeds.
-        context: backbone -> whatever `forward` needs beside the module.
+        context: backbone -> whatever `forward` needs beside the module; it sees later changes of the backbone.
         known_positions: backbone -> how many positions it can embed; None: any.
         read: a layer's forward in a prompt on a GPU, in fewer kernels: (layer, hidden [B, L, width], prompt, kwargs)
             -> hidden [B, L, width], of the last layer [B, 1, width] if the prompt is `ends_only`; None: its own.
@@ -63,3 +63,16 @@ class Family:
     row: Callable[[Any, nn.Module], Stages | None] | None
     table: Callable[[Any, int, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]
     static: Callable[[Any], bool]
+
+    def __reduce__(self) -> Any:
+        """A patched model is copied and pickled with its family's name."""
+        return _named, (self.name,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Family:
+        return self
+
+
+def _named(name: str) -> Family:
+    from buzz.patching import FAMILIES
+
+    return next(family for family in FAMILIES if family.name == name)

@@ -62,7 +62,7 @@ def _position_ids(
 ) -> torch.Tensor:
     if cache.positions == "cache":
         return cache.slot_ids(device)  # nobody reads the angles; small positions keep dynamic ropes quiet
-    return cache.query_positions(device) if given is None else given
+    return cache.query_columns(device) if given is None else given  # as the backbone counts, pads included
 
 
 def _step(module: Any, hidden: torch.Tensor, slots: StaticLayer, kwargs: dict[str, Any]) -> torch.Tensor:
@@ -94,7 +94,7 @@ LLAMA = Family(
     layer=LlamaDecoderLayer,
     forward=_forward,
     position_ids=_position_ids,
-    context=lambda backbone: RotaryTable(backbone.rotary_emb),
+    context=RotaryTable,
     known_positions=lambda backbone: None,
     read=_read,
     step=_step,

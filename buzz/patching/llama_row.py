@@ -55,7 +55,6 @@ def _is_plain_layer(layer: Any, dtype: torch.dtype) -> bool:
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     return (
         type(layer) is LlamaDecoderLayer
-        and not attention._buzz.own
         and is_plain_gated_mlp(mlp, LlamaMLP)
         and all(_is_matrix(x, dtype) for x in (*linears, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
         and is_plain_norm(layer.input_layernorm, LlamaRMSNorm, dtype)

@@ -14,7 +14,7 @@ from buzz.patching.family import Family
 
 
 def _forward(module: Any, hidden: torch.Tensor, cache: BeehiveCache, context: None, kwargs: dict) -> torch.Tensor:
-    shape = (*hidden.shape[:2], module.num_heads, module.head_dim)
+    shape = (*hidden.shape[:2], -1, module.head_dim)
     q = (module.q_proj(hidden) * module.scaling).view(shape).transpose(1, 2)  # [B, H, L, D]
     k = module.k_proj(hidden).view(shape).transpose(1, 2)
     v = module.v_proj(hidden).view(shape).transpose(1, 2)
@@ -30,7 +30,8 @@ def _position_ids(
         positions, last = cache.slot_ids(device), cache.last_slot
     else:
         positions, last = cache.query_positions(device), cache.last_position
-        positions = positions if given is None else given
+        if given is not None:
+            positions, last = given, int(given.max())
     known = _known_positions(backbone)
     if last >= known:
         raise ValueError(
@@ -45,7 +46,7 @@ def _known_positions(backbone: OPTDecoder) -> int:
 
 
 def _step(module: Any, hidden: torch.Tensor, slots: StaticLayer, kwargs: dict[str, Any]) -> torch.Tensor:
-    shape = (hidden.shape[0], module.num_heads, module.head_dim)
+    shape = (hidden.shape[0], -1, module.head_dim)
     q = (module.q_proj(hidden) * module.scaling).view(shape)
     k = module.k_proj(hidden).view(shape)
     v = module.v_proj(hidden).view(shape)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import nn
 
 from buzz.device import HALF, is_large, runs_triton
 from buzz.patching.plain import is_plain_gated_mlp, is_plain_linear, is_plain_norm
+from buzz.patching.standin import own_forward
 
 
 @dataclass
@@ -55,21 +56,18 @@ class Prompt:
 
 @dataclass
 class PatchedLayer:
-    """What a patched decoder layer remembers."""
+    """What a patched decoder layer remembers. read: its forward in a prompt, (layer, hidden, prompt, kwargs)."""
 
     prompt: Prompt
-    read: Callable[..., torch.Tensor]  # its forward in a prompt: (layer, hidden, prompt, kwargs) -> hidden
-    forward: Callable[..., Any]  # the one that was there
-    # Layers with a forward of their own, such as one that moves inputs to its device, are not patched.
-    own: ClassVar[bool] = False
+    read: Callable[..., torch.Tensor]
 
 
-def layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def layer_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Stands in for the forward of a decoder layer."""
-    patched: PatchedLayer = self._buzz
-    if args or not patched.prompt.open:
-        return patched.forward(hidden_states, *args, **kwargs)
-    return patched.read(self, hidden_states, patched.prompt, kwargs)
+    patched: PatchedLayer | None = vars(layer).get("_buzz")
+    if patched is None or args or not patched.prompt.open:
+        return own_forward(layer)(hidden_states, *args, **kwargs)
+    return patched.read(layer, hidden_states, patched.prompt, kwargs)
 
 
 def normed(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any, NamedTuple
+
 import torch
 from torch import nn
 
@@ -32,25 +35,65 @@ def signed(sin: torch.Tensor) -> torch.Tensor:
 
 
 class RotaryTable:
-    """Cosines and sines of a model's rotary embedding for positions 0 .. n - 1, kept per device and dtype."""
+    """Cosines and sines of a backbone's rotary embedding for positions 0 .. n - 1, kept per device and dtype.
 
-    def __init__(self, rotary: nn.Module) -> None:
-        self._rotary = rotary
-        rope = getattr(rotary, "rope_type", "default")
-        self.constant = not any(kind in str(rope) for kind in _LENGTH_DEPENDENT)  # the same for calls of any length
+    They are kept until its frequencies change or another module takes its place.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self._backbone = backbone
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._made_by: _Frequencies | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: the tables are made anew."""
+        return {"_backbone": self._backbone, "_tables": {}, "_made_by": None}
+
+    @property
+    def constant(self) -> bool:
+        """Whether the angles are the same for calls of any length."""
+        rope = getattr(self._backbone.rotary_emb, "rope_type", "default")
+        return not any(kind in str(rope) for kind in _LENGTH_DEPENDENT)
 
     def get(self, n: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and signed sin [at least n, D] in the dtype and on the device of `like`."""
-        key = (like.device, like.dtype)
+        rotary, key = self._backbone.rotary_emb, (like.device, like.dtype)
+        frequencies = _Frequencies.of(rotary)
+        if not frequencies.same(self._made_by):
+            self._tables, self._made_by = {}, frequencies
         if key in self._tables and len(self._tables[key][0]) >= n:
             return self._tables[key]
-        size = -(-n // _ROUND) * _ROUND if self.constant else n
+        constant = self.constant
+        size = -(-n // _ROUND) * _ROUND if constant else n
         with torch.inference_mode(False), torch.no_grad():  # normal tensors: they outlive an inference-mode call
             positions = torch.arange(size, device=like.device)[None]
-            table = self._rotary(torch.empty(0, dtype=like.dtype, device=like.device), position_ids=positions)
+            table = rotary(torch.empty(0, dtype=like.dtype, device=like.device), position_ids=positions)
             cos, sin = (t[0].to(like.device) for t in table)
             sin = signed(sin)
-        if self.constant:
+        if constant:
             self._tables[key] = (cos, sin)
         return cos, sin
+
+
+class _Frequencies(NamedTuple):
+    """What the angles of a rotary embedding depend on; its tensors stand with the number of their changes in place."""
+
+    rotary: nn.Module
+    forward: Any
+    scaling: Any
+    tensors: tuple[torch.Tensor, ...]
+    changes: tuple[Any, ...]
+
+    @staticmethod
+    def of(rotary: nn.Module) -> _Frequencies:
+        tensors = tuple(rotary.buffers())
+        # Tensors of inference mode count no changes: their values stand for these.
+        changes = tuple(t.tolist() if t.is_inference() else t._version for t in tensors)
+        own = vars(rotary)
+        return _Frequencies(rotary, own.get("forward"), own.get("attention_scaling"), tensors, changes)
+
+    def same(self, other: _Frequencies | None) -> bool:
+        if other is None or self.rotary is not other.rotary or self.forward is not other.forward:
+            return False
+        alike = len(self.tensors) == len(other.tensors) and all(map(operator.is_, self.tensors, other.tensors))
+        return alike and (self.scaling, self.changes) == (other.scaling, other.changes)

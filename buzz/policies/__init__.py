@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +14,7 @@ from buzz.policies.random import RandomPolicy
 from buzz.policies.snapkv import PyramidKVPolicy, SnapKVPolicy
 from buzz.policies.streaming import LocalPolicy, StreamingPolicy
 from buzz.policies.tova import TovaPolicy
+from buzz.words import hint, shown
 
 # The registry: a new policy is one file, one line here and one row in the documentation.
 POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
@@ -42,19 +41,17 @@ def make_policy(name: str, **params: Any) -> Policy:
     """Build a policy by its name.
 
     Raises:
-        ValueError: no such policy (lists them), or a parameter out of its range.
-        TypeError: no such parameter (names the nearest one), or a parameter of the wrong type.
+        ValueError: no such policy (names the nearest one, and lists all), or a parameter out of its range.
+        TypeError: not a name, no such parameter (names the nearest one), or a parameter of the wrong type.
     """
+    if isinstance(name, Policy):
+        raise TypeError(f"make_policy takes the name of a policy, got a policy: use {shown(name)} as it is")
+    if not isinstance(name, str):
+        raise TypeError(f"make_policy takes the name of a policy, got {shown(name)}")
     if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r}, choose one of {', '.join(POLICIES)}")
-    policy = POLICIES[name]
-    known = [field.name for field in dataclasses.fields(policy)]
-    for param in params:
-        if param not in known:
-            near = difflib.get_close_matches(param, known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise TypeError(f"{name}: unknown parameter {param!r}{hint}, it takes {', '.join(known)}")
-    return policy(**params)
+        raise ValueError(f"unknown policy {shown(name)}{hint(name, POLICIES)}, choose one of {', '.join(POLICIES)}")
+    POLICIES[name].refuse_unknown(params)
+    return POLICIES[name](**params)
 
 
 __all__ = ["POLICIES", "Plan", "Policy", "RowPolicies", "ScoreSpec", "Steady", "make_policy"]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from buzz.policies.numbers import finite, integer, number
 from buzz.rows import Rows
+from buzz.words import hint, shown
+
+LONGEST = 2**31 - 1  # tokens: the lengths of static memory are int32
+_LONGEST_STREAM = 2**63  # slots: a policy that has not evicted by then never will
+_ROUNDS = 2**16  # evictions after which a stream must have repeated itself
 
 
 class Plan(NamedTuple):
@@ -23,7 +29,10 @@ class Plan(NamedTuple):
 class ScoreSpec(NamedTuple):
     """Which attention a policy wants to see.
 
-    accumulate: scores add up over all calls since a slot was appended; False: the current call alone.
+    accumulate: scores add up over all calls since a slot was appended; False: the current call alone. A slot's sum is
+        float32, of 24 bits: at 2**17 it no longer notices attention below 2**-7, and at 2**24 (a sink, after about as
+        many queries) it stops growing. A policy that reads the scores of old slots, such as H2O, has this limit in an
+        endless stream; BUZZ reads those of fresh slots alone.
     queries: how many of a call's last queries count; None: all of them. (One number per batch row where the rows'
     policies differ in it.)
     """
@@ -39,6 +48,19 @@ class Steady(NamedTuple):
     peak: int
 
 
+class _Round(NamedTuple):
+    """One-token calls up to an eviction: slots before the first, during the last, and those that the last one kept."""
+
+    start: int
+    during: int
+    kept: int
+
+
+def near(mean: float, tokens: float) -> bool:
+    """Whether a mean cache length is what a budget asks for."""
+    return abs(mean - tokens) <= max(1.0, 0.02 * tokens)
+
+
 class _BoundOrDefault:
     """A method that also works on the class, where it acts on an instance with default parameters."""
 
@@ -50,7 +72,7 @@ class _BoundOrDefault:
         return self.function.__get__(owner() if instance is None else instance, owner)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Policy:
     """Which slots of a KV cache stay. Frozen, hashable, free of state: all state is `(length, sampled)`.
 
@@ -58,9 +80,11 @@ class Policy:
     BUZZ how many slots, right after the sink, were kept by earlier evictions (most others pass 0). Every head of a
     layer keeps the same number of slots.
 
+    Integers and numbers may be of numpy or torch as well; a policy holds Python's own. A bool is no integer.
+
     Args:
         logn_base: if given, attention logits are multiplied by ln(n) / ln(logn_base), n the number of keys in the
-            row's cache during the call (the log-n scaling of the BUZZ paper). Must be above 1.
+            row's cache during the call (the log-n scaling of the BUZZ paper). Must be finite and above 1.
 
     Raises:
         TypeError: a parameter is not of its type. ValueError: a parameter is out of its range.
@@ -69,23 +93,38 @@ class Policy:
     logn_base: float | None = dataclasses.field(default=None, kw_only=True)
 
     name: ClassVar[str]
-    # Smallest legal value of each integer parameter.
+    # Whether what a head keeps depends on the scores of the layer's other heads: `select` must then see them all.
+    across_heads: ClassVar[bool] = False
+    # Smallest legal value of each integer parameter, and the largest one where that is not `LONGEST`.
     least: ClassVar[dict[str, int]] = {}
+    most: ClassVar[dict[str, int]] = {}
 
     def __post_init__(self) -> None:
         for name, low in self.least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{self.name}: {name} must be an integer, got {value!r}")
+            value, high = integer(getattr(self, name)), self.most.get(name, LONGEST)
+            if value is None:
+                raise TypeError(f"{self.name}: {name} must be an integer, got {shown(getattr(self, name))}")
             if value < low:
-                raise ValueError(f"{self.name}: {name} must be at least {low}, got {value}")
-        base = self.logn_base
-        if base is None:
+                raise ValueError(f"{self.name}: {name} must be at least {low}, got {shown(value)}")
+            if value > high:
+                raise ValueError(f"{self.name}: {name} must be at most {high}, got {shown(value)}")
+            object.__setattr__(self, name, value)
+        if self.logn_base is None:
             return
-        if isinstance(base, bool) or not isinstance(base, int | float):
-            raise TypeError(f"{self.name}: logn_base must be a number, got {base!r}")
+        base = number(self.logn_base)
+        if base is None:
+            raise TypeError(f"{self.name}: logn_base must be a number, got {shown(self.logn_base)}")
         if not base > 1:
-            raise ValueError(f"{self.name}: logn_base must be above 1, got {base}")
+            raise ValueError(f"{self.name}: logn_base must be above 1, got {shown(base)}")
+        if not finite(base):
+            raise ValueError(f"{self.name}: logn_base must be finite, got {shown(base)}")
+        object.__setattr__(self, "logn_base", base)
+
+    def __repr__(self) -> str:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        base = fields.pop("logn_base")
+        fields |= {} if base is None else {"logn_base": base}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     @property
     def score_spec(self) -> ScoreSpec | None:
@@ -97,11 +136,17 @@ class Policy:
         return [self] * layers
 
     def plan(self, length: int, sampled: int = 0) -> Plan | None:
-        """The eviction due after a call that left `length` slots, or None. Integers only; never looks at scores."""
+        """The eviction due after a call that left `length` slots, or None. Integers only; never looks at scores.
+
+        Nothing is due at length 0; what is due at a length is due, with the same `sampled`, at every greater length;
+        and a `bounded` policy has something due at some length. `peak` and `steady` jump to the next eviction by this.
+        """
         raise NotImplementedError
 
     def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
         """The slots that stay when `plan(length, sampled)` is not None.
+
+        A score that is not a number counts as less than any number: undefined attention keeps no slot.
 
         Args:
             scores: float32 [B, H, length]; may be None if `score_spec` is None.
@@ -161,38 +206,58 @@ class Policy:
         """Most slots held during any call if one-token calls follow from this state for ever; None: no bound."""
         if not self.bounded:
             return None
-        highest = length
-        for _, during, _ in self._stream(length, sampled):
-            highest = max(highest, during)
-        return highest
+        rounds, _ = self._rounds(length, sampled)
+        return max(one.during for one in rounds)  # the first of them is longer than `length`
 
     def steady(self) -> Steady | None:
         """Mean and peak length after a call once an endless stream has settled; None: it never does."""
         if not self.bounded:
             return None
-        lengths: list[int] = []
-        start: dict[tuple[int, int], int] = {}
-        for state, _, after in self._stream(0, 0):
-            start.setdefault(state, len(lengths))
-            lengths.append(after[0])
-        cycle = lengths[start[after] :]
-        return Steady(sum(cycle) / len(cycle), max(cycle))
+        rounds, again = self._rounds(0, 0)
+        cycle = rounds[again:]
+        # The calls of a round leave start + 1, start + 2, ..., during - 1 slots, and the last one what it keeps.
+        total = sum((one.during - one.start - 1) * (one.start + one.during) // 2 + one.kept for one in cycle)
+        return Steady(total / sum(one.during - one.start for one in cycle), max(one.during - 1 for one in cycle))
 
-    def _stream(self, length: int, sampled: int) -> Iterator[tuple[tuple[int, int], int, tuple[int, int]]]:
-        """One-token calls from a state until a state left by an eviction comes back: (state, length during, next)."""
-        state, seen = (length, sampled), {(length, sampled)}
-        while True:
-            grown = (state[0] + 1, state[1])
-            after = self.advance(*grown)
-            yield state, grown[0], after
-            if after[0] < grown[0]:  # only evictions can close a cycle, so only their outcomes are remembered
-                if after in seen:
-                    return
-                seen.add(after)
-            state = after
+    def _rounds(self, length: int, sampled: int) -> tuple[list[_Round], int]:
+        """One-token calls, from eviction to eviction, until a state comes back: the rounds, and the first that repeats.
+
+        Raises:
+            NotImplementedError: they do not repeat, as where `sampled` counts on: the policy must say its own figures.
+        """
+        rounds: list[_Round] = []
+        seen: dict[tuple[int, int], int] = {}
+        while (length, sampled) not in seen:
+            if len(rounds) == _ROUNDS:
+                raise NotImplementedError(
+                    f"{self.name}: its states do not repeat within {_ROUNDS} evictions; write peak and steady for it"
+                )
+            seen[length, sampled] = len(rounds)
+            during = self._due(length, sampled)
+            plan = self.plan(during, sampled)
+            assert plan is not None
+            rounds.append(_Round(length, during, plan.kept))
+            length, sampled = plan
+        return rounds, seen[length, sampled]
+
+    def _due(self, length: int, sampled: int) -> int:
+        """Slots in the call that evicts next, if one-token calls follow from this state.
+
+        The least length above this one with a plan: doubled steps until there is one, then halved ones.
+        """
+        step = 1
+        while self.plan(length + step, sampled) is None:
+            step *= 2
+            if step > _LONGEST_STREAM:
+                raise NotImplementedError(f"{self.name}: is bounded, but evicts nothing of {length + step} slots")
+        low, high = length + step // 2, length + step  # no plan, unless it is the state itself; a plan
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.plan(middle, sampled) is None else (low, middle)
+        return high
 
     @_BoundOrDefault
-    def from_budget(self, tokens: int, **params: Any) -> Policy:
+    def from_budget(self, tokens: float, **params: Any) -> Policy:
         """The policy whose steady mean cache length is closest to a budget.
 
         Called on an instance, the parameters that are not fitted stay as they are; called on the class, they have
@@ -203,18 +268,44 @@ class Policy:
             params: parameters to hold fixed at these values.
 
         Raises:
-            ValueError: no parameters come near: the budget is below what the fixed parameters need.
+            ValueError: no parameters come near: the budget is below what the fixed parameters need, or they leave
+                nothing to fit. TypeError: no number, or no such parameter.
         """
-        fixed = dataclasses.replace(self, **params)
-        if isinstance(tokens, bool) or not isinstance(tokens, int | float):
-            raise TypeError(f"{self.name}: a budget must be a number of tokens, got {tokens!r}")
-        if tokens < 1:
-            raise ValueError(f"{self.name}: a budget must be at least 1 token, got {tokens}")
-        return fixed._fit(tokens, frozenset(params))
+        self.refuse_unknown(params)
+        wanted = number(tokens)
+        if wanted is None:
+            raise TypeError(f"{self.name}: a budget must be a number of tokens, got {shown(tokens)}")
+        if not wanted >= 1:
+            raise ValueError(f"{self.name}: a budget must be at least 1 token, got {shown(wanted)}")
+        if wanted > LONGEST:
+            raise ValueError(f"{self.name}: a budget must be at most {LONGEST} tokens, got {shown(wanted)}")
+        return dataclasses.replace(self, **{**self._widest(), **params})._fit(wanted, frozenset(params))
+
+    def _widest(self) -> dict[str, int]:
+        """Parameters that a budget decides, so that those held beside them are not checked against their old values."""
+        return {}
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         """`from_budget` for one family; parameters named in `fixed` must not change."""
         raise NotImplementedError
+
+    def _as_held(self, tokens: float, mean: float, held: Iterable[str]) -> Policy:
+        """The policy itself, where all that could be fitted is fixed: if its mean is what the budget asks for."""
+        if not near(mean, tokens):
+            what = ", ".join(f"{name}={getattr(self, name)}" for name in held)
+            raise ValueError(
+                f"{self.name}: a budget of {tokens:g} tokens leaves nothing to fit: {what} holds {mean:g} tokens"
+            )
+        return self
+
+    @classmethod
+    def refuse_unknown(cls, params: Iterable[str]) -> None:
+        """Raises TypeError for names that are no parameters: all of them, each with the nearest one that is."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        wrong = [f"{shown(param)}{hint(param, known)}" for param in params if param not in known]
+        if wrong:
+            noun = "parameter" if len(wrong) == 1 else "parameters"
+            raise TypeError(f"{cls.name}: unknown {noun} {', '.join(wrong)}, it takes {', '.join(known)}")
 
 
 class RowPolicies(tuple[Policy, ...]):
@@ -226,15 +317,3 @@ class RowPolicies(tuple[Policy, ...]):
         if name not in known:
             known[name] = Rows(getattr(policy, name) for policy in self)
         return known[name].on(device)[:, None, None]
-
-
-def kept_slots(keep: torch.Tensor, width: int) -> torch.Tensor:
-    """The first `width` true places of a mask [R, H, L], ascending, as int64 [R, H, width]; then any false ones."""
-    return (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :width]
-
-
-def highest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Mask of the counts [R, 1, 1] highest places of scores [R, H, L]; on equal scores the older slot."""
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    chosen = torch.arange(scores.shape[-1], device=scores.device) < counts
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, chosen.expand_as(order))

@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from buzz.policies.base import Plan, Policy, ScoreSpec, Steady
+from buzz.policies.base import LONGEST, Plan, Policy, ScoreSpec, near
+from buzz.policies.ranking import worst_if_undefined
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BuzzPolicy(Policy):
     """Attention sinks, a window, and between them one heavy hitter per segment of tokens (arXiv 2410.23079).
 
@@ -83,67 +84,53 @@ class BuzzPolicy(Policy):
         """The slot kept of each segment of the fresh slots start .. stop - 1: int64 [B, H, segments]."""
         if scores is None:
             raise ValueError(f"{self.name}: select needs scores, float32 [B, H, length]")
-        fresh = scores[..., start:stop]
+        fresh = worst_if_undefined(scores[..., start:stop])
         # The last segment may be shorter: fill it with places that never win.
         padded = F.pad(fresh, (0, -(stop - start) % self.stride), value=float("-inf"))
         winner = padded.unflatten(-1, (-1, self.stride)).argmax(dim=-1)  # [B, H, segments], first one on a tie
         return winner + torch.arange(start, stop, self.stride, device=scores.device)
 
-    def peak(self, length: int, sampled: int = 0) -> int | None:
-        """As for every policy, but from eviction to eviction instead of token by token: every new prompt asks."""
-        if not self.bounded:
-            return None
-        due, highest, seen = self.sink + self.window + self.threshold + 1, length, set[tuple[int, int]]()
-        while (length, sampled) not in seen:
-            seen.add((length, sampled))
-            at = max(length + 1, due)  # slots in the call after which the next eviction comes
-            highest = max(highest, at)
-            length, sampled = self.plan(at, sampled)  # type: ignore[misc]
-        return highest
+    def _due(self, length: int, sampled: int) -> int:
+        """As for every policy, but at once: every new prompt asks, and budgets ask often.
 
-    def steady(self) -> Steady | None:
-        """As for every policy, but from eviction to eviction instead of token by token: budgets ask for it often."""
-        if not self.bounded:
-            return None
-        base, samples, sampled = self.sink + self.window, list[int](), 0
-        while sampled not in samples:
-            samples.append(sampled)
-            other = max(self.threshold, sampled) + 1  # at the next eviction
-            sampled = self.plan(base + other, sampled).sampled  # type: ignore[union-attr]
-        cycle = samples[samples.index(sampled) :]
-        # After an eviction leaves `s` between sink and window, s, s + 1, ..., threshold lie there after a call.
-        calls = [max(1, self.threshold - s + 1) for s in cycle]
-        total = sum(n * s + n * (n - 1) // 2 for n, s in zip(calls, cycle, strict=True))
-        return Steady(base + total / sum(calls), base + max(self.threshold, *cycle))
+        The evictions that `peak` and `steady` walk through are few. A sample of s > threshold becomes one of
+        ceil(s / c) + 1, about half or less. Below the threshold, two samples d apart become two less than d / 4 + 2
+        apart, since 1 / c - 1 / stride is at most 1 / 4 where c > 1. So after some log2 of the length the samples lie
+        within a few slots of each other, and soon one of them comes again.
+        """
+        return max(length, self.sink + self.window + self.threshold) + 1
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if not self.bounded:
             raise ValueError(f"{self.name}: stride {self.stride} has no steady cache length; use stride 3 or more")
-        free = {"window", "threshold"} - fixed
+        free = sorted({"window", "threshold"} - fixed)
         if not free:
-            return self
+            return self._as_held(tokens, _mean(self), ("sink", "window", "stride", "threshold"))
+        # A single size can grow from 0; two keep their proportion.
+        sizes = {name: max(2 - len(free), getattr(self, name)) for name in free}
 
         def scaled(factor: float) -> BuzzPolicy:
             """Window and threshold stretched together, so that the hive keeps its proportions."""
-            sizes = {name: max(self.least[name], round(getattr(self, name) * factor)) for name in free}
-            return dataclasses.replace(self, **sizes)
+            stretched = {name: round(size * factor) for name, size in sizes.items()}
+            return dataclasses.replace(
+                self, **{name: min(max(self.least[name], size), LONGEST) for name, size in stretched.items()}
+            )
 
         low, high = 0.0, 1.0
         while _mean(scaled(high)) < tokens:
             low, high = high, 2 * high
-            if high > 1e7:
-                raise ValueError(
-                    f"{self.name}: {' and '.join(sorted(free))} cannot reach a budget of {tokens:g} tokens"
-                )
-        while max(getattr(self, name) for name in free) * (high - low) > 0.5:
+            if high > 2 * LONGEST:
+                raise ValueError(f"{self.name}: {' and '.join(free)} cannot reach a budget of {tokens:g} tokens")
+        while max(sizes.values()) * (high - low) > 0.5:
             middle = (low + high) / 2
             low, high = (middle, high) if _mean(scaled(middle)) < tokens else (low, middle)
         best = min((scaled(low), scaled(high)), key=lambda p: abs(_mean(p) - tokens))
         # The mean moves in small jumps with either size, so look around for the closest.
         name = "threshold" if "threshold" in free else "window"
-        near = range(max(self.least[name], getattr(best, name) - 4), getattr(best, name) + 5)
-        best = min((dataclasses.replace(best, **{name: n}) for n in near), key=lambda p: abs(_mean(p) - tokens))
-        if _mean(best) - tokens > 0.5 * tokens + 1:
+        size = getattr(best, name)
+        around = range(max(self.least[name], size - 4), min(size + 4, LONGEST) + 1)
+        best = min((dataclasses.replace(best, **{name: n}) for n in around), key=lambda p: abs(_mean(p) - tokens))
+        if not near(_mean(best), tokens):  # every length can be reached but the shortest ones
             held = ", ".join(f"{n}={getattr(self, n)}" for n in ("sink", "window", "threshold") if n not in free)
             raise ValueError(f"{self.name}: a budget of {tokens:g} tokens is too small for {held}")
         return best
@@ -154,7 +141,7 @@ def _mean(policy: Policy) -> float:
     return float("inf") if steady is None else steady.mean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BuzzFastPolicy(BuzzPolicy):
     """BUZZ with the attention of the current call alone as the score of an eviction.
 
@@ -168,7 +155,7 @@ class BuzzFastPolicy(BuzzPolicy):
         return ScoreSpec(accumulate=False, queries=None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BuzzNoMaxPolicy(BuzzPolicy):
     """BUZZ that keeps the first slot of every segment. Reads no scores, so it needs no attention weights at all."""
 
@@ -179,5 +166,5 @@ class BuzzNoMaxPolicy(BuzzPolicy):
         return None
 
     def _pick(self, scores: torch.Tensor | None, start: int, stop: int) -> torch.Tensor:
-        device = None if scores is None else scores.device
+        device = "cpu" if scores is None else scores.device
         return torch.arange(start, stop, self.stride, device=device)[None, None]

@@ -10,7 +10,7 @@ import torch
 from buzz.policies.base import Plan, Policy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FullPolicy(Policy):
     """Never evicts."""
 

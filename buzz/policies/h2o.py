@@ -8,11 +8,12 @@ from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec, highest, kept_slots
+from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec
+from buzz.policies.ranking import highest, kept_slots, ranked
 from buzz.rows import Rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class H2OPolicy(Policy):
     """Heavy hitters by accumulated attention, and a recent window (H2O: Zhang et al., arXiv 2306.14048).
 
@@ -41,9 +42,7 @@ class H2OPolicy(Policy):
         if scores is None:
             raise ValueError("h2o: select needs scores, float32 [B, H, length]")
         history = scores[..., : length - self.window]  # [B, H, length - window]
-        # A stable sort, since top-k promises no order between equal scores.
-        order = history.argsort(dim=-1, descending=True, stable=True)
-        heavy = order[..., : self.heavy].sort(dim=-1).values  # [B, H, heavy]
+        heavy = ranked(history)[..., : self.heavy].sort(dim=-1).values  # [B, H, heavy]
         window = torch.arange(length - self.window, length, device=scores.device)
         return torch.cat([heavy, window.expand(*heavy.shape[:2], -1)], dim=-1)
 
@@ -62,10 +61,11 @@ class H2OPolicy(Policy):
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         total = round(tokens)
-        window = self.window
+        if {"heavy", "window"} <= fixed:
+            return self._as_held(tokens, self.heavy + self.window, ("heavy", "window"))
+        heavy, window = self.heavy, self.window
         if "heavy" in fixed:
-            window = self.window if "window" in fixed else total - self.heavy
-            heavy = self.heavy
+            window = total - heavy
         else:
             if "window" not in fixed:  # keep the proportion between the two
                 window = max(1, round(total * self.window / (self.heavy + self.window)))

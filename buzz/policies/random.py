@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy, Steady
+from buzz.policies.base import LONGEST, Plan, Policy, Steady
 
 _COUNT = 1 << 20  # evictions after which the same draws come again
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RandomPolicy(Policy):
     """Sink and window stay; of the history between them a random part, so that `capacity` slots are left.
 
@@ -25,7 +26,7 @@ class RandomPolicy(Policy):
         capacity: slots that stay, in tokens; at least sink + window.
         sink: slots at the start that always stay, in tokens.
         window: most recent slots that always stay, in tokens.
-        seed: of the draws.
+        seed: of the draws, below 2**63.
     """
 
     capacity: int = 512
@@ -35,6 +36,7 @@ class RandomPolicy(Policy):
 
     name: ClassVar[str] = "random"
     least: ClassVar[dict[str, int]] = {"capacity": 1, "sink": 0, "window": 1, "seed": 0}
+    most: ClassVar[dict[str, int]] = {"seed": 2**63 - 1}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,12 +50,23 @@ class RandomPolicy(Policy):
         return Plan(self.capacity, (sampled + 1) % _COUNT) if length > self.capacity else None
 
     def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.seed * _COUNT + sampled)
+        generator = torch.Generator("cpu").manual_seed(self._draw(sampled))
         history = length - self.sink - self.window
-        drawn = torch.randperm(history, generator=generator)[: self.capacity - self.sink - self.window]
-        slots = [torch.arange(self.sink), self.sink + drawn.sort().values, torch.arange(length - self.window, length)]
-        kept = torch.cat(slots)[None, None]  # [1, 1, capacity]
+        drawn = torch.randperm(history, generator=generator, device="cpu")[: self.capacity - self.sink - self.window]
+        sink = torch.arange(self.sink, device="cpu")
+        window = torch.arange(length - self.window, length, device="cpu")
+        kept = torch.cat([sink, self.sink + drawn.sort().values, window])[None, None]  # [1, 1, capacity]
         return kept if scores is None else kept.to(scores.device)
+
+    def _draw(self, evictions: int) -> int:
+        """The generator's seed for one eviction. Torch's generator of the CPU reads the low 32 bits of it alone.
+
+        Seeds below 4096 have all of their draws there, side by side; those of larger ones are scattered by a hash.
+        """
+        draw = self.seed * _COUNT + evictions
+        if draw < 1 << 32:
+            return draw
+        return int.from_bytes(hashlib.blake2b(draw.to_bytes(12, "little"), digest_size=4).digest(), "little")
 
     # The number of evictions is part of the state, so a stream's states do not come back soon; its lengths are plain.
 
@@ -63,11 +76,16 @@ class RandomPolicy(Policy):
     def steady(self) -> Steady | None:
         return Steady(float(self.capacity), self.capacity)
 
+    def _widest(self) -> dict[str, int]:
+        return {"capacity": LONGEST}
+
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if "capacity" in fixed:
-            return self
+            return self._as_held(tokens, self.capacity, ("capacity",))
         capacity = round(tokens)
-        window = self.window if "window" in fixed else min(self.window, max(1, capacity // 2))
+        window = self.window
+        if "window" not in fixed:
+            window = min(window, max(1, min(capacity // 2, capacity - self.sink)))
         if capacity < self.sink + window:
             raise ValueError(
                 f"random: a budget of {tokens:g} tokens is too small for sink={self.sink}, window={window}"

@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from buzz.policies.base import Plan, Policy, ScoreSpec
+from buzz.policies.base import LONGEST, Plan, Policy, ScoreSpec
+from buzz.policies.ranking import ranked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SnapKVPolicy(Policy):
     """The slots that the prompt's last queries attend to most, and those queries' own (Li et al., arXiv 2404.14469).
 
@@ -74,13 +75,15 @@ class SnapKVPolicy(Policy):
         history = scores[..., : length - self.window]  # [B, H, length - window]
         # Zeros beside the ends take part in the average, as in the paper's release.
         pooled = F.avg_pool1d(history, self.kernel, stride=1, padding=self.kernel // 2)
-        order = pooled.argsort(dim=-1, descending=True, stable=True)
-        heavy = order[..., : self.capacity - self.window].sort(dim=-1).values
+        heavy = ranked(pooled)[..., : self.capacity - self.window].sort(dim=-1).values
         return torch.cat([heavy, window], dim=-1)
+
+    def _widest(self) -> dict[str, int]:
+        return {"capacity": self.most.get("capacity", LONGEST)}
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if "capacity" in fixed:
-            return self
+            return self._as_held(tokens, self.capacity, ("capacity",))
         capacity = max(2, round(tokens))
         window = self.window if "window" in fixed else min(self.window, max(1, capacity // 2))
         if capacity <= window:
@@ -88,7 +91,7 @@ class SnapKVPolicy(Policy):
         return dataclasses.replace(self, capacity=capacity, window=window)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PyramidKVPolicy(SnapKVPolicy):
     """SnapKV with more room in lower layers, as attention narrows towards the top (Cai et al., arXiv 2406.02069).
 
@@ -107,10 +110,11 @@ class PyramidKVPolicy(SnapKVPolicy):
 
     name: ClassVar[str] = "pyramidkv"
     least: ClassVar[dict[str, int]] = {**SnapKVPolicy.least, "beta": 1}
+    most: ClassVar[dict[str, int]] = {"capacity": 2**30}  # the bottom layer gets up to twice as much
 
     def per_layer(self, layers: int) -> list[Policy]:
         mean = self.capacity - self.window
-        top = mean / self.beta
+        top = mean / self.beta if layers > 1 else mean
         bottom = 2 * mean - top
         return [
             SnapKVPolicy(

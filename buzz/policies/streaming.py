@@ -11,7 +11,7 @@ import torch
 from buzz.policies.base import Plan, Policy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StreamingPolicy(Policy):
     """Attention sinks and a sliding window (StreamingLLM: Xiao et al., arXiv 2309.17453).
 
@@ -31,14 +31,14 @@ class StreamingPolicy(Policy):
         return Plan(kept, 0) if length > kept else None
 
     def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        device = None if scores is None else scores.device
+        device = "cpu" if scores is None else scores.device
         sink = torch.arange(self.sink, device=device)
         window = torch.arange(length - self.window, length, device=device)
         return torch.cat([sink, window])[None, None]
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if "window" in fixed:
-            return self
+            return self._as_held(tokens, self.sink + self.window, ("sink", "window"))
         window = round(tokens) - self.sink
         if window < 1:
             raise ValueError(
@@ -47,7 +47,7 @@ class StreamingPolicy(Policy):
         return dataclasses.replace(self, window=window)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LocalPolicy(StreamingPolicy):
     """The last `sink + window` slots, nothing protected: a sliding window with the memory of StreamingLLM.
 
@@ -62,5 +62,5 @@ class LocalPolicy(StreamingPolicy):
     name: ClassVar[str] = "local"
 
     def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        device = None if scores is None else scores.device
+        device = "cpu" if scores is None else scores.device
         return torch.arange(length - self.sink - self.window, length, device=device)[None, None]

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec, highest, kept_slots
+from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec
+from buzz.policies.ranking import highest, kept_slots, ranked
 from buzz.rows import Rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TovaPolicy(Policy):
     """Token omission via attention (Oren et al., arXiv 2401.06104).
 
@@ -27,6 +28,7 @@ class TovaPolicy(Policy):
     capacity: int = 512
 
     name: ClassVar[str] = "tova"
+    across_heads: ClassVar[bool] = True
     least: ClassVar[dict[str, int]] = {"capacity": 1}
 
     @property
@@ -40,8 +42,7 @@ class TovaPolicy(Policy):
         if scores is None:
             raise ValueError("tova: select needs scores, float32 [B, H, length]")
         layer = scores.sum(dim=1, keepdim=True)  # [B, 1, length]
-        order = layer.argsort(dim=-1, descending=True, stable=True)
-        return order[..., : self.capacity].sort(dim=-1).values.expand(-1, scores.shape[1], -1)
+        return ranked(layer)[..., : self.capacity].sort(dim=-1).values.expand(-1, scores.shape[1], -1)
 
     @classmethod
     def select_rows(
@@ -56,4 +57,6 @@ class TovaPolicy(Policy):
         return kept_slots(keep, max(policy.advance(n)[0] for policy, n in zip(policies, lengths, strict=True)))
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
-        return self if "capacity" in fixed else dataclasses.replace(self, capacity=round(tokens))
+        if "capacity" in fixed:
+            return self._as_held(tokens, self.capacity, ("capacity",))
+        return dataclasses.replace(self, capacity=round(tokens))

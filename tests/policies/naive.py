@@ -1,4 +1,7 @@
-"""The rules of every policy, written as plainly as possible: one head, Python lists, no shortcuts."""
+"""The rules of every policy, written as plainly as possible: one head, Python lists, no shortcuts.
+
+And the figures of an endless stream, token by token.
+"""
 
 from __future__ import annotations
 
@@ -93,6 +96,7 @@ class NaiveHead:
         for i in range(before):
             near = [self.scores[j] if 0 <= j < before else 0.0 for j in range(i - half, i + half + 1)]
             pooled.append(sum(near) / p["kernel"])
+        pooled = [float("-inf") if score != score else score for score in pooled]
         ranked = sorted(range(before), key=lambda i: (-pooled[i], i))
         return sorted(ranked[: p["capacity"] - p["window"]]) + everything[before:], p["capacity"]
 
@@ -105,3 +109,26 @@ def queries_counted(name: str, params: dict, queries: int) -> int:
 def shared_scores(name: str, scores: torch.Tensor) -> torch.Tensor:
     """Scores [B, H, L] as the heads of a layer read them: TOVA's heads agree, all others look for themselves."""
     return scores.sum(dim=1, keepdim=True).expand_as(scores) if name == "tova" else scores
+
+
+def walk(policy, length: int, sampled: int) -> tuple[list[tuple[int, int]], int]:
+    """Cache length during and after each one-token call from a state on, until a state comes back; and its number."""
+    calls, seen = [], {}
+    while (length, sampled) not in seen:
+        seen[length, sampled] = len(calls)
+        during = length + 1
+        plan = policy.plan(during, sampled)
+        length, sampled = (during, sampled) if plan is None else plan
+        calls.append((during, length))
+    return calls, seen[length, sampled]
+
+
+def walked_peak(policy, length: int, sampled: int) -> int:
+    calls, _ = walk(policy, length, sampled)
+    return max(during for during, _ in calls)
+
+
+def walked_steady(policy) -> tuple[float, int]:
+    calls, again = walk(policy, 0, 0)
+    lengths = [after for _, after in calls[again:]]
+    return sum(lengths) / len(lengths), max(lengths)

@@ -28,6 +28,11 @@ def test_a_tiny_pyramid_leaves_every_layer_something():
     assert min(layer.capacity for layer in layers) == 9
 
 
+def test_a_pyramid_of_one_layer_is_that_layers_mean():
+    (layer,) = make_policy("pyramidkv", capacity=100).per_layer(1)
+    assert layer.capacity == 100
+
+
 def test_other_policies_are_the_same_in_every_layer():
     policy = make_policy("h2o")
     assert policy.per_layer(3) == [policy] * 3
@@ -47,6 +52,23 @@ def test_random_draws_are_uniform_differ_and_repeat():
     assert counts[2:13].min() > 120  # 2000 / 11 = 182, standard deviation 13
     other = make_policy("random", capacity=15, sink=2, window=3, seed=1)
     assert any(other.select(None, 16, n).tolist() != policy.select(None, 16, n).tolist() for n in range(20))
+
+
+def test_every_seed_has_draws_of_its_own():
+    # Torch's generator reads 32 bits of its seed, and the draws of seeds below 4096 fill those.
+    seeds = [0, 1, 4095, 4096, 8192, 2**32, 2**44, 2**44 + 1, 2**62, 2**63 - 1]
+    draws = {tuple(make_policy("random", seed=seed).select(None, 4000, 5)[0, 0].tolist()) for seed in seeds}
+    assert len(draws) == len(seeds)
+    policy = make_policy("random", capacity=9, sink=1, window=2, seed=2**40)
+    assert len({tuple(policy.select(None, 40, evictions)[0, 0].tolist()) for evictions in range(300)}) == 300
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4095])
+def test_draws_of_small_seeds_are_those_they_always_were(seed):
+    policy = make_policy("random", capacity=9, sink=1, window=2, seed=seed)
+    generator = torch.Generator().manual_seed(seed * 2**20 + 3)
+    drawn = torch.randperm(37, generator=generator)[:6].sort().values + 1
+    assert policy.select(None, 40, 3)[0, 0].tolist() == [0, *drawn.tolist(), 38, 39]
 
 
 def test_the_state_of_random_counts_evictions():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -15,7 +15,9 @@ from buzz.stack import Stack
 
 
 class Run(Protocol):
-    """How steps are run."""
+    """How steps are run. spread: whether steps may wait for other processes, which run the same ones."""
+
+    spread: ClassVar[bool]
 
     def usable(self, device: torch.device) -> bool:
         """Whether it can on this device."""
@@ -27,6 +29,8 @@ class Run(Protocol):
 class Plain:
     """Runs a step as it stands, on any device."""
 
+    spread: ClassVar[bool] = True
+
     def usable(self, device: torch.device) -> bool:
         return True
 
@@ -36,6 +40,8 @@ class Plain:
 
 class Off:
     """Runs no steps: all decoding goes through the model's own forward."""
+
+    spread: ClassVar[bool] = False
 
     def usable(self, device: torch.device) -> bool:
         return False

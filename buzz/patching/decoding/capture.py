@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,6 +22,8 @@ class Captured:
         options: inductor's, in place of those that are best known for the number of rows.
         row: whether a step of one row is not compiled but run by the kernels that the model's family has for it.
     """
+
+    spread: ClassVar[bool] = False
 
     def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None, row: bool = True) -> None:
         self._compiled, self._options, self._row = compiled, options, row

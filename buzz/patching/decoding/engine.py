@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +15,14 @@ from buzz.patching.decoding.arena import Arena, Run, Session
 from buzz.patching.decoding.sizes import Key, Sizes
 from buzz.patching.decoding.step import StaticStep
 from buzz.patching.family import Family
+from buzz.patching.tensor_parallel import is_spread, local
 from buzz.stack import Stack
 
 _ARENAS = 4  # kept at most
 _IDLE_SHARE = 8  # arenas that no cache lives in may fill one part in so many of a device's memory
 _CAPTURING = "transformers.utils.output_capturing"
+_SETTINGS = (bool, int, float, str)
+_LISTS = (list, tuple, dict)
 
 
 class Engine:
@@ -29,22 +31,22 @@ class Engine:
     def __init__(self, model: Any, family: Family, backbones: Sequence[Any], context: Any, run: Run) -> None:
         self.model, self._family, self._context, self.run = model, family, context, run
         self._backbone: Any = backbones[0] if len(backbones) == 1 else None
+        self._empty()
+
+    def _empty(self) -> None:
         self._arenas: dict[Key, Arena] = {}
         self._sizes = Sizes()
-        self._weights: list[int] = []
+        self._facts: list[Any] = []
         self.told: set[str] = set()  # reasons that were given once
         self.lock = threading.Lock()  # held while a cache is being fed
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        """A copied model has arenas of its own."""
-        backbones = [] if self._backbone is None else [self._backbone]
-        return Engine(
-            copy.deepcopy(self.model, memo),
-            self._family,
-            copy.deepcopy(backbones, memo),
-            copy.deepcopy(self._context, memo),
-            copy.deepcopy(self.run, memo),
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled with a model: the copy has arenas of its own."""
+        return {name: vars(self)[name] for name in ("model", "_family", "_context", "run", "_backbone")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._empty()
+        vars(self).update(state)
 
     @property
     def device(self) -> torch.device:
@@ -65,11 +67,26 @@ class Engine:
             return "it is in training mode"
         if getattr(model, "hf_quantizer", None) is not None:
             return "it is quantised"
+        if any(is_spread(p) for p in model.parameters()) and not self.run.spread:
+            return "its weights are spread over several processes"
+        if (foreign := self._foreign()) is not None:
+            return foreign
         if len({p.device for p in model.parameters()}) > 1 or len({m.k_proj.weight.dtype for m in self._attention}) > 1:
             return "its weights have several devices or dtypes"
-        own = {model: (0, 1), backbone: (1, 1)}
+        own = {model: (0, 1)}
         if any(_watched(module, *own.get(module, (0, 0))) for module in model.modules()):
             return "its modules have hooks, which a captured step would not call"
+        return None
+
+    def _foreign(self) -> str | None:
+        """What on the modules' forwards a captured step would not call."""
+        for module in self.model.modules():
+            if "_hf_hook" in vars(module):
+                return "accelerate has hooks on its modules"
+            forward = vars(module).get("forward")
+            written_in = getattr(getattr(forward, "__func__", forward), "__module__", None) or ""
+            if forward is not None and not written_in.startswith(("buzz.patching.", "transformers.")):
+                return f"a {type(module).__name__} has a forward of its own"
         return None
 
     @property
@@ -77,11 +94,11 @@ class Engine:
         return [m for m in self._backbone.modules() if isinstance(m, self._family.attention)]
 
     def refresh(self) -> None:
-        """Forget arenas whose steps read weights that are no longer the model's: it was moved, cast or rebuilt."""
-        weights = [t.data_ptr() for tensors in (self.model.parameters(), self.model.buffers()) for t in tensors]
-        if weights != self._weights:
+        """Forget arenas whose steps are not those of the model as it is: it was moved, cast, rebuilt or set anew."""
+        facts = list(_facts(self.model))
+        if facts != self._facts:
             self.clear()
-            self._weights = weights
+            self._facts = facts
 
     # Arenas.
 
@@ -152,7 +169,7 @@ class Engine:
 
     def _build(self, cache: BeehiveCache, key: Key) -> Arena:
         attention = self._attention[0]
-        weight = attention.k_proj.weight
+        weight = local(attention.k_proj.weight)
         groups = cache.groups
         stacks = {
             owner: Stack(
@@ -172,6 +189,25 @@ class Engine:
         head = self.model.get_output_embeddings()
         step = StaticStep(self._family, self._backbone, head, list(stacks.values()), layers, key.slot_positions, table)
         return Arena(stacks, step, self.run.prepare(step))
+
+
+def _facts(model: nn.Module) -> Iterator[Any]:
+    """All that a captured step holds fast: the modules, where their tensors are, and their settings."""
+    for module in model.modules():
+        yield module
+        for name, value in vars(module).items():
+            if type(value) in _SETTINGS or (type(value) in _LISTS and all(type(v) in _SETTINGS for v in _items(value))):
+                yield name, repr(value)
+        buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
+        for tensor in (*module._parameters.values(), *buffers):
+            if tensor is not None:
+                yield local(tensor).data_ptr()
+        # Tables are made of buffers, whose values may change in place.
+        yield from (buffer._version for buffer in buffers if not buffer.is_inference())
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _watched(module: nn.Module, after: int, before: int) -> bool:

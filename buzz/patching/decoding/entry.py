@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -22,47 +21,52 @@ _RECORDED = ("output_scores", "output_logits", "output_attentions", "output_hidd
 
 
 class GeneratePatch:
-    """The `generate` that sat on a model before, and how to put it back; nothing, if the model has none."""
+    """Stands in for a model's `generate`, if it has one, and knows the one that was there."""
 
     def __init__(self, model: Any) -> None:
-        self._patched = callable(getattr(model, "generate", None))
-        self._own = vars(model).get("generate")
-        if not self._patched:
+        self._model, self._own = model, vars(model).get("generate")
+        if not callable(getattr(model, "generate", None)):
             return
+        model.generate = self
 
-        @functools.wraps(self._own or type(model).generate)
-        def generate(self: Any, *args: Any, **kwargs: Any) -> Any:  # no reference to the model: it may be copied
-            handle = self._buzz_handle
-            return _generate(handle.engine, handle.generate_patch.before(self), args, kwargs)
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._before)
 
-        if self._own is not None:  # a function on the instance takes no `self`
-            generate.__signature__ = _with_self(self._own)  # type: ignore[attr-defined]
-        model.generate = MethodType(generate, model)
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self._before.__doc__
 
-    def before(self, model: Any) -> Callable[..., Any]:
+    @property
+    def _before(self) -> Callable[..., Any]:
         """What `model.generate` was."""
-        return self._own if self._own is not None else MethodType(type(model).generate, model)
+        return self._own if self._own is not None else MethodType(type(self._model).generate, self._model)
 
-    def remove(self, model: Any) -> None:
-        """Put it back."""
-        if self._own is not None:
-            model.generate = self._own
-        elif self._patched:
-            del model.generate
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        handle = vars(self._model).get("_buzz_handle")
+        if handle is None:  # somebody kept it
+            return self._before(*args, **kwargs)
+        handle.refresh()
+        return _generate(handle.engine, self._before, args, kwargs)
 
-
-def _with_self(function: Callable[..., Any]) -> inspect.Signature:
-    parameters = list(inspect.signature(function).parameters.values())
-    self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return inspect.Signature([self, *parameters])
+    def remove(self) -> None:
+        """Put it back, unless somebody has put something else there."""
+        if vars(self._model).get("generate") is self:
+            if self._own is not None:
+                self._model.generate = self._own
+            else:
+                del self._model.generate
 
 
 def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     cache = kwargs.get("past_key_values")
-    if not isinstance(cache, BeehiveCache) or not engine.run.usable(engine.device):
+    if not isinstance(cache, BeehiveCache):
         return before(*args, **kwargs)
     bound = inspect.signature(before).bind(*args, **kwargs)
     arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+    _check_prompt(cache, arguments)
+    if not engine.run.usable(engine.device):
+        return before(*args, **kwargs)
     why = engine.obstacle() or _obstacle(engine, arguments)
     if why is None and not engine.lock.acquire(blocking=False):
         why = "another call on this model is doing so"
@@ -76,6 +80,22 @@ def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...],
         return before(*args, **kwargs, custom_generate=Loop(engine, arguments.get("streamer")))
     finally:
         engine.lock.release()
+
+
+def _check_prompt(cache: BeehiveCache, arguments: Mapping[str, Any]) -> None:
+    """Refuse a prompt of which nothing is left to read, and one that is not the whole text.
+
+    Raises:
+        ValueError: says how many tokens the cache has seen, and how many the prompt has.
+    """
+    given = [arguments.get(name) for name in ("inputs", "input_ids", "inputs_embeds")]
+    widths = [t.shape[1] for t in given if isinstance(t, torch.Tensor) and t.dim() > 1]
+    seen = cache.get_seq_length()
+    if seen and widths and max(widths) <= seen:
+        raise ValueError(
+            f"the cache has seen {seen} tokens, the prompt has {max(widths)}: generate() takes the whole text so far, "
+            "of which it reads what the cache has not seen; cache.reset() starts anew (docs/limits.md)"
+        )
 
 
 def _obstacle(engine: Engine, arguments: dict[str, Any]) -> str | None:

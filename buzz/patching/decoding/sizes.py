@@ -9,7 +9,7 @@ from buzz.cache import BeehiveCache
 from buzz.policies import Policy
 
 _ROUND, _ROUND_UNBOUNDED = 64, 512  # slots; coarse where a cache grows with its text, so that few sizes occur
-_AHEAD = 4096  # most steps that such a cache gets room for in advance
+_AHEAD = 4096  # most steps that such a cache gets room for in advance; a bound above this counts as none
 
 
 class Key(NamedTuple):
@@ -29,10 +29,7 @@ class Key(NamedTuple):
 
 
 class Sizes:
-    """The keys of caches. It remembers how far policies go, which takes long to find out."""
-
-    def __init__(self) -> None:
-        self._peaks: dict[Policy, int | None] = {}
+    """The keys of caches."""
 
     def key(self, cache: BeehiveCache, rows: int, states: Mapping[int, list[tuple[int, int]]], steps: int) -> Key:
         """What a cache needs that will be fed so many tokens more.
@@ -62,25 +59,20 @@ class Sizes:
         )
 
     def _capacity(self, policies: Sequence[Policy], states: Sequence[tuple[int, int]], steps: int, least: int) -> int:
-        peaks = [self._peak(policy) for policy in policies]
-        bounded = [peak for peak in peaks if peak is not None]
-        if len(bounded) == len(peaks):
-            return _rounded(max(*bounded, least), _ROUND)
+        settled = [policy.steady() for policy in set(policies)]
+        peaks = [steady.peak + 1 for steady in settled if steady is not None]  # during a call
+        bound = _rounded(max(*peaks, least), _ROUND) if len(peaks) == len(settled) else None
+        if bound is not None and bound <= _AHEAD:
+            return bound
         longest = max(length for length, _ in states)
-        return _rounded(max(longest + min(steps, _AHEAD), least), _ROUND_UNBOUNDED)
-
-    def _peak(self, policy: Policy) -> int | None:
-        """Most slots during a call of an endless stream that has settled; None: no bound."""
-        if policy not in self._peaks:
-            steady = policy.steady()
-            self._peaks[policy] = None if steady is None else steady.peak + 1
-        return self._peaks[policy]
+        wanted = _rounded(max(longest + min(steps, _AHEAD), least), _ROUND_UNBOUNDED)
+        return wanted if bound is None else min(wanted, bound)
 
 
 def _evicts(policies: Sequence[Policy], states: Sequence[tuple[int, int]], capacity: int) -> bool:
     """Whether an eviction comes before rows outgrow a capacity by one-token calls."""
-    return any(
-        policy.bounded or any(policy.plan(n, sampled) is not None for n in range(length + 1, capacity + 1))
+    return any(  # what is due at a length is due at every greater one
+        policy.bounded or (length < capacity and policy.plan(capacity, sampled) is not None)
         for policy, (length, sampled) in set(zip(policies, states, strict=True))
     )
 

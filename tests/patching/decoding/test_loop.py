@@ -401,3 +401,14 @@ def test_an_exception_in_the_loop_leaves_a_whole_cache():
                 generate(tokens(1, 25), max_new_tokens=30, eos_token_id=1, logits_processor=[Trip()])(model, caches[-1])
             generate(tokens(1, caches[-1].get_seq_length() + 6), max_new_tokens=9)(model, caches[-1])
     assert_same_caches(*caches)
+
+
+def test_a_bound_far_away_is_not_allocated():
+    """A cache that may grow to millions of slots gets an arena for its answer, and a larger one when that is full."""
+    policy = buzz.make_policy("streaming", window=5_000_000)
+    calls = [generate(tokens(1, 30), max_new_tokens=10), generate(tokens(1, 60), max_new_tokens=500)]
+    results = both(tiny_llama(2), calls, policy)
+    assert_same(results)
+    cache = results[1][1]
+    assert cache.layers[0].capacity == 1024
+    assert all(layer.home is not None for layer in cache.layers)

@@ -1,0 +1,245 @@
+"""The forwards that stand in for a backbone's and its attention modules': the same as theirs without a BeehiveCache."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from buzz.cache import BeehiveCache, Call
+from buzz.patching.decoding.step import StaticLayer
+from buzz.patching.family import Family
+from buzz.patching.prompt import Prompt
+from buzz.patching.standin import is_installed, own_forward
+from buzz.patching.tensor_parallel import spread_heads
+
+
+@dataclass
+class PatchedAttention:
+    """What a patched attention module remembers."""
+
+    family: Family
+    context: Any
+
+
+@dataclass
+class PatchedBackbone:
+    """What a patched backbone remembers.
+
+    layers: each with its attention, as they were patched. own: the forward of the attention's class.
+    """
+
+    handle: Any
+    family: Family
+    context: Any
+    prompt: Prompt
+    layers: Sequence[tuple[nn.Module, nn.Module]]
+    own: Any
+    told: set[str] = field(default_factory=set)  # warnings that were given
+
+    def is_whole(self, backbone: Any) -> bool:
+        """Whether the layers and their attention are still those that were patched, with forwards of ours."""
+        layers = list(backbone.layers)
+        if not is_installed(backbone, backbone_forward):
+            return False
+        return len(layers) == len(self.layers) and all(
+            layer is known
+            and layer.self_attn is attention
+            and is_installed(attention, attention_forward)
+            and type(attention).forward is self.own
+            for layer, (known, attention) in zip(layers, self.layers, strict=True)
+        )
+
+    def warn_once(self, text: str) -> None:
+        """A warning that a patched model gives once."""
+        if text not in self.told:
+            self.told.add(text)
+            warnings.warn(text, stacklevel=2)
+
+
+def attention_forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for the forward of an attention module."""
+    patched: PatchedAttention | None = vars(module).get("_buzz")
+    cache = kwargs.get("past_key_values")
+    if patched is None or not isinstance(cache, StaticLayer | BeehiveCache):
+        return own_forward(module)(hidden_states, *args, **kwargs)
+    if isinstance(cache, StaticLayer):
+        return patched.family.step(module, hidden_states, cache, kwargs), None
+    return _attend(module, patched, hidden_states, cache, kwargs), None
+
+
+@torch.compiler.disable
+def _attend(
+    module: Any, patched: PatchedAttention, hidden: torch.Tensor, cache: BeehiveCache, kwargs: dict[str, Any]
+) -> torch.Tensor:
+    """The attention of a call against a cache; a compiled layer breaks its graph here."""
+    if cache.skip(module.layer_idx):
+        return torch.zeros_like(hidden)
+    with torch.no_grad():
+        output = patched.family.forward(module, hidden, cache, patched.context, kwargs)
+    return _NoGradient.apply(output, hidden) if torch.is_grad_enabled() and hidden.requires_grad else output
+
+
+class _NoGradient(torch.autograd.Function):
+    """Passes attention on, and refuses to be differentiated through."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise RuntimeError("a BeehiveCache has no gradient: train without it (docs/limits.md)")
+
+
+def backbone_forward(backbone: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for the forward of a backbone."""
+    patched: PatchedBackbone | None = vars(backbone).get("_buzz")
+    if patched is not None:
+        cache = kwargs.get("past_key_values")
+        if args and cache is None:
+            cache = next((x for x in args if isinstance(x, BeehiveCache)), None)
+        if isinstance(cache, BeehiveCache):
+            return _call(backbone, patched, cache, args, kwargs)
+        patched.prompt.close()  # a call that failed may have left it open
+    return own_forward(backbone)(*args, **kwargs)
+
+
+@torch.compiler.disable
+def _call(
+    backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """One call of a cache: tell it which tokens come, bring those of every row to the left, and the output back."""
+    names = list(inspect.signature(type(backbone).forward).parameters)[1:]
+    inputs = dict(zip(names, args, strict=False)) | kwargs
+    key = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
+    if inputs.get(key) is None or (key == "input_ids" and inputs.get("inputs_embeds") is not None):
+        return own_forward(backbone)(*args, **kwargs)  # which says what is wrong
+    if not patched.is_whole(backbone):
+        patched.handle.renew()
+        patched = backbone._buzz
+    tokens, prompt = inputs[key], patched.prompt
+    _refuse(backbone, tokens, key, inputs)
+    cache.check(backbone.config)
+    given = _positions(inputs.get("position_ids"), tokens)
+    cache.heads = spread_heads(patched.layers[0][1])
+    call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
+    try:
+        _arrange(backbone, patched, cache, call, inputs, key, given)
+    except BaseException:
+        cache.cancel()
+        raise
+    as_dict = inputs.pop("return_dict", None)
+    try:
+        output = own_forward(backbone)(**inputs, return_dict=True)
+        ends_only = prompt.ends_only and output.last_hidden_state.shape[1] == 1
+    finally:
+        prompt.close()
+    if call.order is not None and not ends_only:
+        back = _back(call)
+        output.last_hidden_state = pick_columns(output.last_hidden_state, back)
+        if output.get("hidden_states") is not None:
+            output.hidden_states = tuple(h if h is None else pick_columns(h, back) for h in output.hidden_states)
+    if as_dict is None:
+        as_dict = getattr(backbone.config, "return_dict", True)
+    return output if as_dict else output.to_tuple()
+
+
+def _arrange(
+    backbone: Any,
+    patched: PatchedBackbone,
+    cache: BeehiveCache,
+    call: Call,
+    inputs: dict[str, Any],
+    key: str,
+    given: torch.Tensor | None,
+) -> None:
+    """Rewrite the inputs of a call: the tokens of every row at the left, with the positions that they get."""
+    tokens, family, prompt = inputs[key], patched.family, patched.prompt
+    if family.read is not None:
+        prompt.begin(backbone, call.columns)
+    if call.order is not None:
+        order = call.order[:, : call.width]
+        inputs[key] = pick_columns(tokens, order)
+        if given is not None:
+            given = pick_columns(given.expand(len(tokens), -1), order)
+        if prompt.ends_only:
+            prompt.ends = _back(call)[:, -1:]
+    if given is not None and cache.positions == "cache":
+        _compare_positions(patched, cache, call, given)
+    inputs["position_ids"] = family.position_ids(backbone, cache, given, tokens.device)
+    if len(tokens) > 1 and not family.static(patched.context):
+        patched.warn_once(
+            "this model's rotary angles depend on the longest row of a call, so the rows of a batch depend on their "
+            "neighbours, as in the unpatched model (docs/limits.md)"
+        )
+    # transformers takes a 4D mask as it is, so none is built; which slots a query sees follows from the cache.
+    inputs["attention_mask"] = tokens.new_empty(1, 1, 1, 0)
+
+
+def _refuse(backbone: Any, tokens: torch.Tensor, key: str, inputs: dict[str, Any]) -> None:
+    """Refuse in words what a call asks for and a BeehiveCache cannot do."""
+    width = 2 if key == "input_ids" else 3
+    if tokens.dim() != width or not tokens.shape[1]:
+        wanted = "[rows, columns]" if width == 2 else "[rows, columns, width]"
+        raise ValueError(f"{key} must be {wanted} with one column or more, got {list(tokens.shape)}")
+    asked = inputs.get("output_attentions")
+    if asked or (asked is None and getattr(backbone.config, "output_attentions", False)):
+        raise ValueError(
+            "output_attentions: a BeehiveCache keeps no matrix of attention weights; "
+            "leave it out, or run the model without the cache (docs/limits.md)"
+        )
+    if any(inputs.get(name) is not None for name in ("cu_seq_lens_q", "cu_seq_lens_k", "block_sequence_ids")):
+        raise ValueError("packed sequences cannot be evicted from: give a row to each sequence (docs/limits.md)")
+    if not backbone.training:
+        return
+    checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in (backbone, *backbone.layers))
+    if checkpointing and torch.is_grad_enabled():
+        why = "gradient checkpointing runs layers without a cache"
+    elif any(getattr(backbone.config, name, 0) for name in ("attention_dropout", "layerdrop")):
+        why = "dropout of attention or of layers is on"
+    else:
+        return
+    raise ValueError(f"the model is in training mode and {why}: call model.eval() first (docs/limits.md)")
+
+
+def _positions(given: Any, tokens: torch.Tensor) -> torch.Tensor | None:
+    """position_ids of the caller, int64 [1 or B, columns]."""
+    if given is None:
+        return None
+    rows, columns = tokens.shape[:2]
+    if not isinstance(given, torch.Tensor) or given.dim() != 2 or given.shape not in ((1, columns), (rows, columns)):
+        shape = list(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise ValueError(f"position_ids must be [{rows} or 1, {columns}], one for each token of the call, got {shape}")
+    return given
+
+
+def _compare_positions(patched: PatchedBackbone, cache: BeehiveCache, call: Call, given: torch.Tensor) -> None:
+    """Warn once if a row's positions are not those of its tokens, 0, 1, 2, ..., where slots are the positions."""
+    text = (
+        "position_ids are not 0, 1, 2, ... in every row, and with positions='cache' a key's position is its slot: "
+        "they are not used. With positions='original' they are (docs/limits.md)"
+    )
+    if text in patched.told or call.empty:
+        return
+    device = given.device
+    inside = torch.arange(call.width, device=device) < torch.tensor(call.counts, device=device)[:, None]  # [B, width]
+    if not bool(((cache.query_positions(device) == given) | ~inside).all()):
+        patched.warn_once(text)
+
+
+def _back(call: Call) -> torch.Tensor:
+    """Where every column of the caller is, int64 [B, columns]; pads get the column of some token."""
+    assert call.order is not None
+    return call.order.argsort(dim=1).clamp(max=call.width - 1)
+
+
+def pick_columns(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """x[b, columns[b]] of x [B, L] or [B, L, width]."""
+    columns = columns.to(x.device)
+    return x.gather(1, columns if x.dim() == 2 else columns[..., None].expand(-1, -1, x.shape[2]))

@@ -1,0 +1,126 @@
+"""The patch of a model: what was put where, and how it is taken back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.hooks import RemovableHandle
+
+from buzz.patching.decoding.capture import Captured
+from buzz.patching.decoding.engine import Engine
+from buzz.patching.decoding.entry import GeneratePatch
+from buzz.patching.forwards import PatchedAttention, PatchedBackbone, attention_forward, backbone_forward
+from buzz.patching.prompt import PatchedLayer, Prompt, layer_forward
+from buzz.patching.standin import difference, install, uninstall
+from buzz.patching.targets import Targets, find_targets
+
+
+class PatchHandle:
+    """A patch that can be taken back, by `remove()` or by leaving the `with` block it was made for.
+
+    Attributes:
+        engine: decoding in static memory.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        self._depth = 0
+        self._put(targets)
+
+    def _put(self, targets: Targets) -> None:
+        """Patch all of it, or nothing."""
+        model, family = targets.model, targets.family
+        self._targets = targets
+        self._installed: list[tuple[Any, Any]] = []  # modules and what stands in for their forwards
+        self._hooks: list[RemovableHandle] = []
+        self.generate_patch: GeneratePatch | None = None
+        contexts = []
+        try:
+            for backbone in targets.backbones:
+                prompt, context = Prompt(), family.context(backbone)
+                contexts.append(context)
+                layers = [(layer, layer.self_attn) for layer in backbone.layers]
+                note = PatchedBackbone(self, family, context, prompt, layers, family.attention.forward)
+                self._install(backbone, backbone_forward, note)
+                backbone._buzz_handle = self
+                for layer, attention in layers:
+                    self._install(attention, attention_forward, PatchedAttention(family, context))
+                    # Layers with a forward of their own, such as one that moves inputs to its device, stay.
+                    if family.read is not None and "forward" not in vars(layer):
+                        self._install(layer, layer_forward, PatchedLayer(prompt, family.read))
+                for owner in model.modules():
+                    if backbone in owner.children() and difference(owner, family.model) is None:
+                        self._hooks.append(owner.register_forward_pre_hook(_Ask(prompt), with_kwargs=True))
+            self.engine = Engine(model, family, targets.backbones, contexts[0], Captured())
+            self.generate_patch = GeneratePatch(model)
+            model._buzz_handle = self
+        except BaseException:
+            self.remove()
+            raise
+
+    def _install(self, module: Any, function: Any, note: Any) -> None:
+        self._installed.append((module, function))
+        install(module, function, note)
+
+    def refresh(self) -> None:
+        """Patch what has been put in the place of patched modules since."""
+        if not all(backbone._buzz.is_whole(backbone) for backbone in self._targets.backbones):
+            self.renew()
+
+    def renew(self, model: Any = None) -> None:
+        """Patch what has been put in the place of patched modules, or a larger model around the patched one.
+
+        Raises:
+            UnsupportedModelError: something cannot be patched; then nothing is.
+        """
+        family, engine = self._targets.family, self.engine
+        self.remove()
+        self._put(find_targets(self._targets.model if model is None else model, [family]))
+        self.engine.run, self.engine.told = engine.run, engine.told
+
+    @property
+    def model(self) -> Any:
+        """What `generate()` is called on."""
+        return self._targets.model
+
+    def remove(self) -> None:
+        """Put every forward back as it was. Doing it again changes nothing."""
+        for module, function in self._installed:
+            uninstall(module, function)
+        for hook in self._hooks:
+            hook.remove()
+        for module in (*self._targets.backbones, self._targets.model):
+            if vars(module).get("_buzz_handle") is self:
+                del module._buzz_handle
+        if self.generate_patch is not None:
+            self.generate_patch.remove()
+            self.engine.clear()
+        self._installed, self._hooks, self.generate_patch = [], [], None
+
+    def __enter__(self) -> PatchHandle:
+        self._depth += 1
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.remove()
+
+    def __repr__(self) -> str:
+        if not self._installed:
+            return "PatchHandle(removed)"
+        name, family = type(self.model).__name__, self._targets.family
+        layers = sum(function is attention_forward for _, function in self._installed)
+        return f"PatchHandle({name}, family={family.name!r}, layers={layers})"
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """Before a language model's forward: what will be looked at."""
+
+    prompt: Prompt
+
+    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep, hidden = kwargs.get("logits_to_keep"), kwargs.get("output_hidden_states")
+        asked = type(keep) is int and keep == 1 and not hidden
+        self.prompt.asked = asked and not getattr(model.config, "output_hidden_states", False)

@@ -1,0 +1,93 @@
+"""What of a model is patched, and whether it can be: only modules that are what their family's classes say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from buzz.patching.family import Family
+from buzz.patching.forwards import attention_forward, backbone_forward
+from buzz.patching.prompt import layer_forward
+from buzz.patching.standin import difference
+
+
+class UnsupportedModelError(ValueError):
+    """The model, or one of its modules, is none that buzz can patch."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The language model to patch, with its family and its backbones."""
+
+    model: Any
+    family: Family
+    backbones: Sequence[Any]
+
+
+def find_targets(model: Any, families: Sequence[Family]) -> Targets:
+    """Look through wrappers, such as those of torch.compile or DeepSpeed, for the language model inside.
+
+    Raises:
+        TypeError: `model` is no module. UnsupportedModelError: of no family, of several models, or with a module that
+        is not what its family's class says.
+    """
+    if not isinstance(model, nn.Module):
+        inner = " (did you mean its .model?)" if isinstance(getattr(model, "model", None), nn.Module) else ""
+        raise TypeError(f"patch_model takes a model, a torch.nn.Module, got {type(model).__name__}{inner}")
+    for family in families:
+        owners = {backbone: owner for owner, backbone in _backbones(model, family.backbone)}
+        if not owners:
+            continue
+        roots = list(dict.fromkeys(owners.values()))
+        if len(roots) > 1:
+            names = ", ".join(_name(model, root) for root in roots)
+            raise UnsupportedModelError(f"there are {len(roots)} models in this {_kind(model)}: {names}; patch each")
+        targets = Targets(roots[0], family, list(owners))
+        for backbone in targets.backbones:
+            _check(targets.model, family, backbone)
+        return targets
+    kind = getattr(getattr(model, "config", None), "model_type", None) or _kind(model)
+    supported = ", ".join(family.name for family in families)
+    raise UnsupportedModelError(f"cannot patch a {kind!r} model, supported are {supported}")
+
+
+def _backbones(module: nn.Module, kind: type[nn.Module], owner: Any = None) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """The backbones in a module, each with the outermost PreTrainedModel around it, which may be itself."""
+    if owner is None and isinstance(module, PreTrainedModel):
+        owner = module
+    if isinstance(module, kind):
+        yield owner if owner is not None else module, module
+        return
+    for child in module.children():
+        yield from _backbones(child, kind, owner)
+
+
+def _check(model: nn.Module, family: Family, backbone: Any) -> None:
+    _refuse(model, backbone, difference(backbone, family.backbone, backbone_forward))
+    layers, wanted = list(backbone.layers), backbone.config.num_hidden_layers
+    if len(layers) != wanted:
+        _refuse(model, backbone, f"it has {len(layers)} layers, its config says {wanted}")
+    for index, layer in enumerate(layers):
+        _refuse(model, layer, difference(layer, family.layer, layer_forward))
+        attention = layer.self_attn
+        _refuse(model, attention, difference(attention, family.attention, attention_forward))
+        if attention.layer_idx != index:
+            _refuse(model, attention, f"its layer_idx is {attention.layer_idx}, not {index}")
+
+
+def _refuse(model: nn.Module, module: nn.Module, why: str | None) -> None:
+    if why is not None:
+        raise UnsupportedModelError(f"cannot patch {_name(model, module)}: {why} (docs/limits.md)")
+
+
+def _name(model: nn.Module, module: nn.Module) -> str:
+    """What a module of a model is called."""
+    return next((name for name, other in model.named_modules() if other is module and name), _kind(module))
+
+
+def _kind(module: Any) -> str:
+    return type(module).__name__

@@ -1,0 +1,28 @@
+"""Slots by their scores: the same order on every device, ties and all."""
+
+from __future__ import annotations
+
+import torch
+
+
+def ranked(scores: torch.Tensor) -> torch.Tensor:
+    """Slots by falling score along the last axis: the older one first on a tie, what is not a number at the end."""
+    # A stable sort, since top-k promises no order between equal scores.
+    return worst_if_undefined(scores).argsort(dim=-1, descending=True, stable=True)
+
+
+def worst_if_undefined(scores: torch.Tensor) -> torch.Tensor:
+    """Scores with -inf for what is not a number, which sorting would put before everything else."""
+    return scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
+def highest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Mask of the counts [R, 1, 1] highest places of scores [R, H, L]; on equal scores the older slot."""
+    order = ranked(scores)
+    chosen = torch.arange(scores.shape[-1], device=scores.device) < counts
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, chosen.expand_as(order))
+
+
+def kept_slots(keep: torch.Tensor, width: int) -> torch.Tensor:
+    """The first `width` true places of a mask [R, H, L], ascending, as int64 [R, H, width]; then any false ones."""
+    return (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :width]

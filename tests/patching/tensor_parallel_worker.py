@@ -1,0 +1,257 @@
+"""One of several processes that share a tiny Llama by tensor parallelism, and hold it against one that has all of it.
+
+On two GPUs, or on the CPU:
+
+    torchrun --nproc-per-node 2 -m tests.patching.tensor_parallel_worker
+    torchrun --nproc-per-node 2 -m tests.patching.tensor_parallel_worker --device cpu
+
+The first process prints a line for each policy, `full: equal`. The exit status is 1 if anything differs in any process.
+Products that are cut up over processes round otherwise, which may decide between nearly equal logits or scores; in
+float64 it practically never does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+if "cpu" in sys.argv:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # transformers takes whatever accelerator there is
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.distributed import DistributedConfig
+
+import buzz
+from buzz.patching.decoding.arena import Off, Plain
+
+SEGMENTS = {"sink": 2, "window": 6, "stride": 5, "threshold": 9}
+# Prompts have 21 to 40 tokens: all evict, most of them at almost every step.
+POLICIES: dict[str, Any] = {
+    "full": {},
+    "local": {"window": 12},
+    "streaming": {"sink": 2, "window": 10},
+    "h2o": {"heavy": 7, "window": 6},
+    "buzz": SEGMENTS,
+    "buzz_fast": SEGMENTS,
+    "buzz_no_max": SEGMENTS,
+    "snapkv": {"capacity": 14, "window": 4, "kernel": 3},
+    "pyramidkv": {"capacity": 14, "window": 4, "kernel": 3, "beta": 4},
+    "tova": {"capacity": 12},
+    "random": {"capacity": 15, "sink": 2, "window": 6, "seed": 3},
+}
+LENGTHS = (40, 21, 29)
+GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+WHY = "its weights are spread over several processes"
+
+
+class Result(NamedTuple):
+    """What a model gave: ids [B, L], the slots of every eviction, the lengths and the tensors of every layer."""
+
+    ids: torch.Tensor
+    evictions: list[tuple[int, torch.Tensor]]
+    lengths: list[list[int]]
+    tensors: list[list[torch.Tensor | None]]
+
+
+def main() -> int:
+    arguments = _arguments()
+    cuda = arguments.device == "cuda"
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with tempfile.TemporaryDirectory() as folder:
+        folders = {kv_heads: _save(kv_heads, f"{folder}/{kv_heads}") for kv_heads in (2, 4)}
+        _join(arguments.rendezvous, device)
+        pairs = {kv_heads: _load(path, device, getattr(torch, arguments.dtype)) for kv_heads, path in folders.items()}
+    differing = False
+    for name in ("patch", *arguments.policies):
+        found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(found, list(_check_patch(*pairs[2]) if name == "patch" else _check(name, pairs)))
+        differences = sorted({text for texts in found for text in texts})
+        differing |= bool(differences)
+        if dist.get_rank() == 0:
+            print(f"{name}: {'; '.join(differences) or 'equal'}", flush=True)
+    dist.destroy_process_group()
+    return int(differing)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--rendezvous", default="env://", help="where the processes meet, env:// or file:///path")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    return parser.parse_args()
+
+
+def _save(kv_heads: int, folder: str) -> str:
+    """A tiny Llama with four query heads, in a folder. To be called before the processes join: then only one saves."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=kv_heads, max_position_embeddings=1024, initializer_range=0.1,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def _join(rendezvous: str, device: torch.device) -> None:
+    cuda = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method=rendezvous,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timedelta(seconds=60),
+        device_id=device if cuda else None,
+    )
+
+
+def _load(folder: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A model, whole and shared."""
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+    plan = DistributedConfig(tp_plan="auto", tp_size=dist.get_world_size())
+    return whole.eval(), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, distributed_config=plan).eval()
+
+
+# What is run.
+
+
+def _generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any, **options: Any) -> torch.Tensor:
+    return model.generate(ids, attention_mask=mask, past_key_values=cache, **GREEDY, **options)
+
+
+@torch.no_grad()
+def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
+    """A prompt, a second turn with pads of its own, and single tokens."""
+    given: list[torch.Tensor] = []
+    for _ in range(2):
+        mask = torch.cat([mask, mask[:, -24:-19]], dim=1) if given else mask
+        logits = model(ids[:, -5:] if given else ids, attention_mask=mask, past_key_values=cache).logits
+        given.append(logits[:, -1:].argmax(dim=-1))
+    for _ in range(5):
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        given.append(model(given[-1], attention_mask=mask, past_key_values=cache).logits.argmax(dim=-1))
+    return torch.cat(given, dim=1)
+
+
+def _run(model: Any, call: Any, policy: Any, positions: str) -> Result:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 96, (len(LENGTHS), max(LENGTHS)), generator=generator)
+    mask = (torch.arange(max(LENGTHS)) >= max(LENGTHS) - torch.tensor(LENGTHS)[:, None]).long()
+    cache, evictions = buzz.BeehiveCache(policy, model.config, positions=positions), []
+    cache.on_evict = lambda layer, eviction, slots: evictions.append((layer, slots.cpu()))
+    ids = call(model, (ids * mask).to(model.device), mask.to(model.device), cache)
+    layers = range(len(cache.layers))
+    return Result(
+        ids,
+        evictions,
+        [cache.layer_lengths(layer) for layer in layers],
+        [list(cache.layers[layer].tensors) for layer in layers],
+    )
+
+
+# KV heads, positions, how, and the call: given a model, ids and mask of a left-padded batch and a cache, it gives ids.
+SETTINGS: tuple[tuple[int, str, str, Any], ...] = (
+    (2, "cache", "generate", _generate),
+    (2, "cache", "forward", _forward),
+    (2, "cache", "static memory", _generate),
+    (2, "original", "static memory", _generate),
+    (2, "original", "chunks", functools.partial(_generate, prefill_chunk_size=9)),
+    (4, "original", "forward", _forward),
+    (4, "cache", "generate", _generate),
+)
+
+
+# What must be equal.
+
+
+def _check(name: str, pairs: dict[int, tuple[Any, Any]]) -> Iterator[str]:
+    """In which settings processes that share a model differ from one that has it."""
+    policies = {"": buzz.make_policy(name, **POLICIES[name])}
+    if name == "tova":
+        policies[", rows"] = buzz.PerRow([buzz.make_policy("tova", capacity=n) for n in (9, 14, 11)])
+    for kv_heads, positions, how, call in SETTINGS:
+        with buzz.patch_model(pairs[kv_heads][0]) as one, buzz.patch_model(pairs[kv_heads][1]) as many:
+            one.engine.run = many.engine.run = Plain() if how == "static memory" else Off()
+            for rows, policy in policies.items():
+                expected, got = (_run(model, call, policy, positions) for model in pairs[kv_heads])
+                for what in _differences(expected, got):
+                    yield f"{what} ({how}, positions {positions}, {kv_heads} KV heads{rows})"
+            if many.engine.told:
+                yield f"decoded otherwise: {', '.join(many.engine.told)}"
+
+
+def _differences(expected: Result, got: Result) -> Iterator[str]:
+    if expected.ids.tolist() != got.ids.tolist():
+        yield "tokens differ"
+    if expected.lengths != got.lengths:
+        yield "lengths differ"
+        return
+    evictions = zip(expected.evictions, got.evictions, strict=False)
+    same = all(a[0] == b[0] and torch.equal(_own(a[1]), b[1]) for a, b in evictions)
+    if len(expected.evictions) != len(got.evictions) or not same:
+        yield "other slots stay"
+    for before, after, lengths in zip(expected.tensors, got.tensors, expected.lengths, strict=True):
+        for a, b in zip(before, after, strict=True):
+            if a is None or b is None:
+                if a is not b:
+                    yield "scores are kept or not"
+            elif not all(_close(_own(a)[i, :, :n], b[i, :, :n]) for i, n in enumerate(lengths)):
+                yield "keys, values or scores differ"
+                return
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """The heads of this process in [B, H or 1, ...] of all."""
+    if tensor.shape[1] == 1:
+        return tensor
+    return tensor.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+
+
+def _check_patch(whole: Any, shared: Any) -> Iterator[str]:
+    """Without an evicting cache a patch changes nothing, it can be taken back, and it says how it decodes."""
+    ids = torch.arange(3, 40, device=shared.device)[None]
+
+    def answer(model: Any, cache: Any) -> list[list[int]]:
+        return model.generate(ids, past_key_values=cache, **GREEDY).tolist()
+
+    forwards = {name: vars(module).get("forward") for name, module in shared.named_modules()}
+    before = answer(shared, DynamicCache(config=shared.config))
+    if before != answer(whole, DynamicCache(config=whole.config)):
+        yield "the models differ before they are patched"
+    handle = buzz.patch_model(shared)
+    if handle.engine.obstacle() != WHY:
+        yield f"a captured step is held up by: {handle.engine.obstacle()}"
+    if answer(shared, DynamicCache(config=shared.config)) != before:
+        yield "another cache gives other tokens"
+    if answer(shared, buzz.BeehiveCache(buzz.make_policy("full"), shared.config)) != before:
+        yield "a cache that evicts nothing gives other tokens"
+    if handle.engine.told != ({WHY} if shared.device.type == "cuda" else set()):
+        yield f"the warnings were: {handle.engine.told}"
+    handle.remove()
+    left = [name for name, module in shared.named_modules() if vars(module).get("forward") != forwards[name]]
+    if left or hasattr(shared, "_buzz_handle"):
+        yield f"not restored: {', '.join(left) or 'the model'}"
+    if answer(shared, DynamicCache(config=shared.config)) != before:
+        yield "the restored model gives other tokens"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Attention masks of every kind: widths, pads anywhere, rows and calls of pads alone, chunks and turns."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+import buzz
+from tests.conftest import VOCAB, left_pad, tiny_llama, tokens
+from tests.patching.test_after_eviction import SETTINGS, naive_model
+from tests.patching.test_exact import roomy
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
+
+
+@functools.cache
+def small(kind):
+    """Two layers of two heads, one KV head in Llama; attention that gives no NaN for pads in the unpatched model."""
+    torch.manual_seed(0)
+    how = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+           "max_position_embeddings": 512, "pad_token_id": 0, "attn_implementation": "eager"}  # fmt: skip
+    if kind == "llama":
+        config = LlamaConfig(intermediate_size=48, num_key_value_heads=1, initializer_range=0.1, **how)
+        return LlamaForCausalLM(config).eval()
+    return OPTForCausalLM(OPTConfig(ffn_dim=48, word_embed_proj_dim=32, init_std=0.1, dropout=0.0, **how)).eval()
+
+
+@st.composite
+def calls(draw):
+    """Rows, and for each call its mask bool [rows, columns] and how wide a mask is given of it."""
+    rows = draw(st.integers(1, 3))
+    found = []
+    for _ in range(draw(st.integers(1, 6))):
+        columns = draw(st.sampled_from([1, 1, 2, 3, 5, 9]))
+        kind = draw(st.sampled_from(["all", "left", "right", "any", "some rows", "none"]))
+        if kind == "all":
+            mask = torch.ones(rows, columns, dtype=torch.bool)
+        elif kind == "none":
+            mask = torch.zeros(rows, columns, dtype=torch.bool)
+        elif kind == "any":
+            mask = torch.tensor([[draw(st.booleans()) for _ in range(columns)] for _ in range(rows)])
+        else:
+            counts = torch.tensor([[draw(st.integers(0, columns))] for _ in range(rows)])
+            if kind == "some rows":
+                counts = (counts > columns // 2) * columns
+            places = torch.arange(columns)
+            mask = places < counts if kind == "right" else places >= columns - counts
+        found.append((mask, draw(st.sampled_from(["call", "whole", "wider", "none if it can"]))))
+    return rows, found
+
+
+def as_given(width, past, mask):
+    """The mask of a call as wide as drawn; past: [rows, seen], of the calls before."""
+    if width == "none if it can" and bool(mask.all()):
+        return None
+    if width == "call":
+        return mask.long()
+    whole = torch.cat([past, mask], dim=1).long()
+    return F.pad(whole, (0, 7), value=1) if width == "wider" else whole
+
+
+def play(model, cache, found, rows, explicit, seed):
+    """Logits [rows, columns, V] of each call, by the patched model."""
+    past, logits = torch.zeros(rows, 0, dtype=torch.bool), []
+    for i, (mask, width) in enumerate(found):
+        ids = tokens(rows, mask.shape[1], seed=seed + i)
+        how = {"attention_mask": as_given(width, past, mask)}
+        if explicit:
+            counted = torch.cat([past, mask], dim=1).long().cumsum(1) - 1
+            how["position_ids"] = counted[:, past.shape[1] :].clamp(min=0)
+        logits.append(model(ids, past_key_values=cache, **how).logits)
+        past = torch.cat([past, mask], dim=1)
+    return logits
+
+
+@settings(max_examples=800)
+@given(
+    calls(),
+    st.sampled_from(["llama", "opt"]),
+    st.sampled_from(["cache", "original"]),
+    st.sampled_from(list(buzz.POLICIES)),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+@torch.no_grad()
+def test_roomy_calls_equal_the_unpatched_model(drawn, kind, positions, name, explicit, seed):
+    """Tokens see what they see there; with `positions="cache"` the unpatched model is told to count no pads."""
+    rows, found = drawn
+    model = small(kind)
+    expected, past = DynamicCache(config=model.config), torch.zeros(rows, 0, dtype=torch.bool)
+    count_tokens = explicit or (positions == "cache" and kind == "llama")
+    wanted = []
+    for i, (mask, _) in enumerate(found):
+        whole = torch.cat([past, mask], dim=1).long()
+        how = {"position_ids": (whole.cumsum(1) - 1).clamp(min=0)[:, past.shape[1] :]} if count_tokens else {}
+        ids = tokens(rows, mask.shape[1], seed=seed + i)
+        wanted.append(model(ids, attention_mask=whole, past_key_values=expected, **how).logits)
+        past = whole.bool()
+    with buzz.patch_model(model):
+        cache = buzz.BeehiveCache(roomy(name), model, positions=positions)
+        got = play(model, cache, found, rows, explicit, seed)
+    for (mask, _), a, b in zip(found, got, wanted, strict=True):
+        torch.testing.assert_close(a[mask], b[mask], atol=1e-5, rtol=0)
+    assert cache.lengths == past.sum(1).tolist()
+    assert cache.get_seq_length() == past.shape[1]
+
+
+@settings(max_examples=300)
+@given(
+    calls(),
+    st.sampled_from(["llama", "opt"]),
+    st.sampled_from(["cache", "original"]),
+    st.sampled_from(SETTINGS),
+    st.integers(0, 1000),
+)
+@torch.no_grad()
+def test_evicting_calls_equal_the_naive_model(drawn, kind, positions, setting, seed):
+    """Every row is what a model in float64 makes of its tokens alone, call by call; a call of pads is none."""
+    rows, found = drawn
+    (name, params), model = setting, small(kind)
+    with buzz.patch_model(model):
+        cache = buzz.BeehiveCache(buzz.make_policy(name, **params), model, positions=positions)
+        got = play(model, cache, found, rows, True, seed)
+    for row in range(rows):
+        twin, attentions = naive_model(model, name, params, positions)
+        seen = 0
+        for i, (mask, _) in enumerate(found):
+            ids = tokens(rows, mask.shape[1], seed=seed + i)[row : row + 1, mask[row]]
+            if not ids.numel():
+                continue
+            start = len(attentions[0].heads[0].slots) if positions == "cache" else seen
+            at = torch.arange(start, start + ids.shape[1])[None]
+            wanted = twin(ids, position_ids=at, use_cache=False).logits[0]
+            torch.testing.assert_close(got[i][row, mask[row]].double(), wanted, atol=1e-4, rtol=0)
+            seen += ids.shape[1]
+        for layer, attention in enumerate(attentions):
+            assert cache.layer_lengths(layer)[row] == len(attention.heads[0].slots)
+
+
+@pytest.mark.parametrize("name", list(buzz.POLICIES))
+@torch.no_grad()
+def test_max_length_padding_in_chunks(model, name):
+    """padding="max_length" with prefill_chunk_size: the first chunks may have no token at all."""
+    rows = [tokens(1, n, seed=n)[0] for n in (13, 5)]
+    ids, mask = left_pad([*rows, tokens(1, 40)[0]])
+    ids, mask = ids[:2], mask[:2]
+    greedy = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    expected = [model.generate(row[None], **greedy)[0, -8:].tolist() for row in rows]
+    with buzz.patch_model(model):
+        for chunk in (3, 8, 40):
+            cache = buzz.BeehiveCache(roomy(name), model)
+            got = model.generate(ids, attention_mask=mask, past_key_values=cache, prefill_chunk_size=chunk, **greedy)
+            assert got[:, -8:].tolist() == expected
+            assert cache.lengths == [13 + 7, 5 + 7]
+
+
+@torch.no_grad()
+def test_a_mask_of_fixed_width_around_a_loop(model):
+    """64 columns for 40 tokens: the columns that transformers reads are read, the first ones."""
+    ids, mask = tokens(2, 40), torch.zeros(2, 64, dtype=torch.long)
+    mask[0, :40] = mask[1, 3:40] = 1
+    reference, calls = DynamicCache(config=model.config), [16, *[1] * 24]
+    expected, end = [], 0
+    for part in ids.split(calls, 1):
+        end += part.shape[1]  # OPT takes no wider masks
+        how = {"attention_mask": mask if model.config.model_type == "llama" else mask[:, :end]}
+        expected.append(model(part, past_key_values=reference, **how).logits)
+    with buzz.patch_model(model):
+        cache = buzz.BeehiveCache("buzz", model, positions="original")
+        got = [model(part, attention_mask=mask, past_key_values=cache).logits for part in ids.split(calls, 1)]
+    assert cache.lengths == [40, 37]
+    torch.testing.assert_close(torch.cat(got, 1)[0], torch.cat(expected, 1)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(got, 1)[1, 3:], torch.cat(expected, 1)[1, 3:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_masks_that_do_not_fit_are_refused_in_words(model):
+    ids = tokens(2, 6)
+    first = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    with buzz.patch_model(model):
+        cache = buzz.BeehiveCache("buzz", model)
+        model(ids, attention_mask=first, past_key_values=cache)
+        hidden, shown = first.clone(), first.clone()
+        hidden[0, 4], shown[1, 1] = 0, 1
+        one = torch.ones(2, 2, dtype=torch.long)
+        refused = [
+            (
+                torch.ones(2, 5),
+                "5 columns wide: the call has 2 and the cache has seen 6, so it must be 2 or at least 8",
+            ),
+            (torch.ones(2, 1), "1 columns wide"),
+            (
+                torch.cat([hidden, one], 1),
+                "column 4 of row 0 was a token .*, and the attention mask .* hides",
+            ),
+            (torch.cat([shown, one], 1), "column 1 of row 1 was a pad .*, and the attention mask of this call shows"),
+            (torch.ones(2, 1, 2, 8), r"the attention mask must be \[2, columns\]"),
+            (torch.ones(3, 8), r"the attention mask must be \[2, columns\]"),
+            ({"full_attention": one}, "got dict"),
+        ]
+        for mask, words in refused:
+            with pytest.raises(ValueError, match=words):
+                model(ids[:, :2], attention_mask=mask, past_key_values=cache)
+        # Nothing is lost: the cache goes on as if nobody had asked.
+        twin = buzz.BeehiveCache("buzz", model)
+        model(ids, attention_mask=first, past_key_values=twin)
+        both = torch.cat([first, one], 1)
+        a, b = (model(ids[:, :2], attention_mask=both, past_key_values=c).logits for c in (cache, twin))
+        assert torch.equal(a, b)
+        with pytest.raises(ValueError, match=r"mask is 3 columns wide: the call has 6 .* so it must be at least 6"):
+            model(ids, attention_mask=first[:, :3], past_key_values=buzz.BeehiveCache("buzz", model))
+
+
+def test_rows_keep_their_pads_when_they_are_reordered():
+    model = tiny_llama()
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
+    with buzz.patch_model(model), torch.no_grad():
+        cache = buzz.BeehiveCache("buzz", model)
+        model(tokens(3, 4), attention_mask=mask, past_key_values=cache)
+        cache.reorder_cache(torch.tensor([2, 2, 1]))
+        wide = F.pad(mask[[2, 2, 1]], (0, 1), value=1)
+        model(tokens(3, 1), attention_mask=wide, past_key_values=cache)
+        with pytest.raises(ValueError, match="column 0 of row 0 was a pad"):
+            model(tokens(3, 1), attention_mask=torch.ones(3, 6), past_key_values=cache)
+
+
+@torch.no_grad()
+def test_hidden_states_are_where_the_caller_had_them(model):
+    """As an object and as a tuple."""
+    ids, mask = left_pad([tokens(1, 20)[0], tokens(1, 9)[0]])
+    how = {"attention_mask": mask, "output_hidden_states": True}
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+    expected = model(ids, position_ids=position_ids, **how).hidden_states
+    with buzz.patch_model(model):
+        for as_dict in (True, False):
+            cache = buzz.BeehiveCache("full", model)
+            got = model(ids, past_key_values=cache, return_dict=as_dict, **how)
+            got = got.hidden_states if as_dict else next(part for part in got if isinstance(part, tuple))
+            assert len(got) == len(expected)
+            for a, b in zip(got, expected, strict=True):
+                torch.testing.assert_close(a[mask.bool()], b[mask.bool()], atol=1e-5, rtol=0)

@@ -1,0 +1,75 @@
+"""Two processes that share a model by tensor parallelism do what one does that has all of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import buzz
+from buzz.patching.tensor_parallel import SpreadHeads, local, spread_heads
+from tests.conftest import tiny_llama
+
+ROOT = Path(__file__).resolve().parents[2]
+PROCESSES, SECONDS = 2, 150  # much more than it takes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
+def test_two_processes_decode_as_one(tmp_path):
+    """Tokens, slots that stay and what is cached; the matrix is in the worker, which is started once."""
+    statuses = launch(tmp_path, "--device", "cpu", "--dtype", "float64")
+    errors = "\n".join((tmp_path / f"stderr.{rank}").read_text()[-3000:] for rank in range(PROCESSES))
+    found = dict(line.split(": ", 1) for line in (tmp_path / "stdout.0").read_text().splitlines())
+    assert found == dict.fromkeys(["patch", *buzz.POLICIES], "equal"), errors
+    assert statuses == [0] * PROCESSES, errors
+
+
+def launch(folder: Path, *arguments: str) -> list[int | None]:
+    """Run the workers. They meet in a file, so that no port can be taken.
+
+    Returns:
+        Exit statuses by rank. All are killed once one fails, or after a time: such a one is negative.
+    """
+    size = str(PROCESSES)
+    processes = []
+    for rank in map(str, range(PROCESSES)):
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        with (folder / f"stdout.{rank}").open("w") as stdout, (folder / f"stderr.{rank}").open("w") as stderr:
+            command = [sys.executable, "-m", "tests.patching.tensor_parallel_worker", *arguments]
+            processes.append(
+                subprocess.Popen(
+                    [*command, "--rendezvous", (folder / "rendezvous").as_uri()],
+                    cwd=ROOT, env={**os.environ, **places, "OMP_NUM_THREADS": "1"}, stdout=stdout, stderr=stderr,
+                )
+            )  # fmt: skip
+    try:
+        deadline = time.monotonic() + SECONDS
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            if any(process.poll() for process in processes):
+                break
+            time.sleep(0.05)
+    finally:
+        time.sleep(0.5)  # one that failed may have made others fail, who are about to say so
+        for process in processes:
+            process.kill()
+    return [process.wait() for process in processes]
+
+
+def test_heads_in_one_process_choose_by_themselves():
+    """Also where weights are spread in another way than by heads."""
+    model = tiny_llama()
+    attention = model.model.layers[0].self_attn
+    weight = attention.k_proj.weight
+    assert spread_heads(attention) is None
+    assert local(weight) is weight
+    scores = torch.rand(3, 2, 20)
+    policy = buzz.make_policy("tova", capacity=5)
+    slots = SpreadHeads(total=2, group=None).select(lambda seen: policy.select(seen, 20), scores)
+    assert slots.tolist() == policy.select(scores, 20).tolist()
