@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## summarise the packaged articles with SmolLM2 on the CPU under every cache policy
-	@$(BIN)/python scripts/run_eval.py --config configs/quickstart.yaml $(ARGS)
+	@$(BIN)/python scripts/run_eval.py configs/quickstart.yaml $(ARGS)
 
 # The kernels are tested in Triton's interpreter, for which any machine will do. A CUDA build of torch has brought the
 # triton that it wants; a CPU build brings none.

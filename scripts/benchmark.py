@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure speed: python scripts/benchmark.py --config configs/bench/h100.yaml [key.sub=value ...]"""
+"""Measure speed: python scripts/benchmark.py configs/bench/h100.yaml [key.sub=value ...]"""
 
 import importlib.util
 import sys

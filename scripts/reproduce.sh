@@ -30,7 +30,7 @@ evaluate() { # task, folder, further arguments
   local task=$1 folder=$2
   shift 2
   # shellcheck disable=SC2086  # the keys are words
-  "${PYTHON:-python3}" scripts/run_eval.py --config "configs/$task.yaml" ${keys[$task]} model.gguf="$model" \
+  "${PYTHON:-python3}" scripts/run_eval.py "configs/$task.yaml" ${keys[$task]} model.gguf="$model" \
     model.dtype=float32 hive=0 output="$folder" ${extra[@]+"${extra[@]}"} "$@" >>"$out/logs/$(basename "$folder").txt" 2>&1
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run an evaluation: python scripts/run_eval.py --config configs/xsum.yaml [key.sub=value ...]"""
+"""Run an evaluation: python scripts/run_eval.py configs/xsum.yaml [key.sub=value ...]"""
 
 import importlib.util
 import os

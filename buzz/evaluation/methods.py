@@ -15,7 +15,7 @@ from buzz.evaluation.schema import check, convert, matching, refuse_unknown, sai
 from buzz.policies import POLICIES, make_policy
 
 # Names become file and folder names; one of dots alone would be a folder that exists.
-NAME = matching(r"(?!\.+$)[A-Za-z0-9._-]+", "a name of letters, digits and . _ - is wanted")
+NAME = matching(r"(?!\.+$)[A-Za-z0-9._-]{1,200}", "a name of letters, digits and . _ - is wanted")
 _BUDGET = check(
     lambda value: 0 < value <= 1 if isinstance(value, float) else value >= 1,
     "a share of the prompt above 0.0 and up to 1.0, or an integer of at least 1 (tokens), is wanted",

@@ -65,6 +65,7 @@ def test_defaults(base: Path) -> None:
                 "budget": None,
                 "reduction": None,
                 "match": None,
+                "match_by": None,
             }
         ],
         "generation": {"max_new_tokens": 100, "fidelity": True, "prefill_chunk_size": None},
@@ -311,6 +312,34 @@ def test_round_trip(
             "methods=[{policy: buzz, stride: 3}, {policy: buzz, stride: 4}, {policy: h2o, match: buzz}]",
             "methods[2] (h2o).match: 'buzz' names more than one",
             "buzz-stride3, buzz-stride4",
+        ),
+        (
+            "methods=[full, {policy: h2o, match_by: bytes}]",
+            "methods[1] (h2o).match_by: is bytes, but there is no",
+            "match",
+        ),
+        (
+            "methods=[buzz, {policy: h2o, match: buzz, match_by: mib}]",
+            "methods[1] (h2o).match_by: is 'mib'",
+            "tokens, bytes",
+        ),
+        # absurd numbers
+        (f"name={'9' * 5000}", "name: is '99999", "a name of letters"),
+        (f"methods=[{{policy: full, name: {'x' * 300}}}]", "methods[0] (full).name: is 'xxx", "a name of letters"),
+        ("seed=18446744073709551616", "seed: is 18446744073709551616 (an integer)", "at most 9223372036854775807"),
+        ("batch_size=1000000000000000000000", "batch_size: is 1000000000000000000000", "at most 1000000000 is"),
+        ("task.limit=1000000000000", "task.limit: is 1000000000000", "at most 1000000000 is"),
+        ("generation.max_new_tokens=1000001", "generation.max_new_tokens: is 1000001", "at most 1000000 is"),
+        ("generation.prefill_chunk_size=10000000000", "generation.prefill_chunk_size: is", "at most 1000000000 is"),
+        ("hive=10000000000", "hive: is 10000000000", "at most 1000000000 is"),
+        ("methods=[{policy: h2o, budget: 1000000000000}]", "methods[0] (h2o).budget: is", "at most 1000000000 is"),
+        ("methods=[{policy: h2o, budget: 1e21}]", "methods[0] (h2o).budget: is 1e+21 (a float)", "a share"),
+        ("methods=[{policy: h2o, budget: .nan}]", "methods[0] (h2o).budget: is nan", "a share"),
+        ("methods=[{policy: buzz, window: 1000000000000}]", "methods[0] (buzz).window: is", "at most 1000000000 is"),
+        (
+            "methods=[{policy: h2o, reduction: 1e12}]",
+            "methods[0] (h2o).reduction: is 1000000000000.0",
+            "at most 1000000000",
         ),
         # reduction
         ("methods=[{policy: h2o, reduction: 1}]", "methods[0] (h2o).reduction: is 1", "a number above 1"),

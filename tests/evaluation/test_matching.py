@@ -70,6 +70,14 @@ def test_a_share_of_a_stream_is_one_of_the_full_caches_mean():
         policy_for(MethodConfig(name="m", policy="streaming", budget=0.1), 1, 9, None, LAYERS)
 
 
+def test_what_is_off_target_in_bytes():
+    method = MethodConfig(name="m", policy="h2o", match="other", match_by="bytes")
+    record = {"cache": {"mean_tokens": 100.0, "mean_bytes": 1100.0}}
+    other = {"new_tokens": 6, "cache": {"mean_tokens": 100.0, "mean_bytes": 1000.0}}
+    assert off_target(method, record, other) == pytest.approx(0.1)
+    assert off_target(matched("h2o"), record, other) == 0
+
+
 def test_what_is_off_target():
     record = {"cache": {"mean_tokens": 110.0, "full_mean_tokens": 300.0}}
     assert off_target(matched("h2o"), record, target(5, 100.0)) == pytest.approx(0.1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from buzz.evaluation import loop, models, runner
 from buzz.evaluation.batch import Held, cache_figures
@@ -268,6 +269,58 @@ def test_an_answer_of_another_length_is_matched_again(one_sample, monkeypatch, l
     run(config)
     assert off(config, "h2o") <= 0.02
     assert 2 <= len(canned.jobs) <= 4
+
+
+@pytest.mark.parametrize("policy", ["h2o", "streaming", "local", "tova"])
+def test_memory_is_matched_in_bytes(write_config, data_file, policy):
+    data_file.write_text("".join(json.dumps({"document": "river " * n, "summary": "x"}) + "\n" for n in (40, 43, 37)))
+    hive = {**HIVE, "window": 40, "threshold": 60}
+    methods = [hive, {"policy": policy, "name": "tokens", "match": "hive"}]
+    methods.append({"policy": policy, "name": "bytes", "match": "hive", "match_by": "bytes"})
+    # Batches of two and one: a row's share is of what the longest of its batch needs.
+    changes = {"generation": {"max_new_tokens": 60, "fidelity": False}, "hive": 0, "batch_size": 2}
+    config = load_config(write_config(methods=methods, **changes))
+    summary = run(config)
+    found = {name: entry["cache"] for name, entry in summary["methods"].items()}
+    assert found["bytes"]["mean_mib"] == pytest.approx(found["hive"]["mean_mib"], rel=0.02)
+    assert found["tokens"]["mean_tokens"] == pytest.approx(found["hive"]["mean_tokens"], rel=0.02)
+    for name, record in records(config, "bytes").items():
+        assert record["cache"]["mean_bytes"] == pytest.approx(
+            records(config, "hive")[name]["cache"]["mean_bytes"], 0.02
+        )
+    assert not [note for note in summary["run"].get("notes", []) if "miss" in note]
+
+
+def test_what_cannot_be_matched_is_a_note(write_config):
+    small = {"policy": "buzz", "name": "hive", "sink": 1, "window": 2, "stride": 3, "threshold": 2}
+    methods = [small, {"policy": "random", "sink": 9, "window": 9, "match": "hive", "match_by": "bytes"}]
+    changes = {"generation": {"max_new_tokens": 40, "fidelity": False}, "hive": 0}
+    summary = run(load_config(write_config(methods=methods, **changes)))
+    (note,) = summary["run"]["notes"]
+    name = list(summary["methods"])[1]
+    assert note.startswith(f"{name}: 6 of 6 samples miss match: hive in bytes by more than 2%, in the mean by ")
+    assert note.endswith("; their caches are the nearest that were reached")
+
+
+def test_a_folder_of_before_there_were_bytes_goes_on(write_config):
+    config = load_config(write_config())
+    first = run(config)
+    folder = Path(config.output)
+    there = yaml.safe_load((folder / "config.yaml").read_text())
+    for method in there["methods"]:
+        del method["match_by"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(there))
+    for path in (folder / "samples").iterdir():
+        old = [json.loads(line) for line in path.read_text().splitlines()]
+        for record in old:
+            record["cache"] = {key: value for key, value in record["cache"].items() if "bytes" not in key}
+        path.write_text("".join(json.dumps(record) + "\n" for record in old[:4]))
+    summary = run(config)
+    for name, entry in summary["methods"].items():
+        assert entry["n"] == 6
+        assert entry["metrics"].keys() == first["methods"][name]["metrics"].keys()
+        assert set(entry["cache"]) == {"mean_tokens", "peak_tokens", "reduction"}
+    assert "| - | - |" in (folder / "report.md").read_text()
 
 
 def test_the_nearest_of_three_tries_is_kept(one_sample, monkeypatch):

@@ -147,6 +147,8 @@ def test_keys_are_never_numbers_of_the_text(tmp_path: Path) -> None:
         ("needles=60", "task.needles: 60 needles in 500 words, at most 32 can be hidden in the shortest text"),
         ("per_cell=1.5", "task.per_cell"),
         ("length=[5]", "task.length: unknown key"),
+        ("lengths=[1000000000000]", "task.lengths: the texts have 25000000000000 words in all, at most 100000000"),
+        ("per_cell=10000000", "task.per_cell: is 10000000 (an integer), at most 1000000 is wanted"),
     ],
 )
 def test_bad_options(write_config: Any, options: str, said: str) -> None:
