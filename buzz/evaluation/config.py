@@ -38,7 +38,10 @@ ADDED_METHOD_KEYS = {"match_by": None}  # the same, of every method
 
 MAX_SEED = 2**63 - 1  # what both torch and numpy take
 
-_DEVICE = matching(r"auto|cpu|mps|(cuda|xpu)(:(0|[1-9][0-9]{0,2}))?", "auto, cpu, mps, cuda, cuda:0, ... is wanted")
+_DEVICE = matching(
+    r"auto|cpu|mps|(cuda|xpu)(:(0|[1-9][0-9]{0,2}))?",
+    "auto, cpu, mps, cuda, or one by its number such as cuda:0, is wanted",
+)
 
 
 @dataclass(frozen=True)
@@ -265,6 +268,8 @@ def parse_task(raw: Any, where: str) -> TaskConfig:
     """
     own = [key for key in keys_of(TaskConfig) if key != "options"]
     options = options_of(raw["name"]) if isinstance(raw, dict) and isinstance(raw.get("name"), str) else None
+    if not isinstance(raw, dict):
+        raise ConfigError(where, said(raw), f"a mapping with the keys {', '.join(own)} is wanted")
     if options is None:
         return build(TaskConfig, raw, where)
     refuse_unknown(raw, [*own, *keys_of(options)], where)

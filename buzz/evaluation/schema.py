@@ -72,7 +72,9 @@ def convert(raw: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> Any
     value = _typed(raw, hint)
     finite = not isinstance(value, float) or math.isfinite(value)
     if value is _NO or not finite or (value is not None and not metadata.get("holds", lambda _: True)(value)):
-        raise ConfigError(where, said(raw), metadata.get("wanted") or _wanted(hint))
+        odd = isinstance(raw, str) and _OTHER_NUMBER.fullmatch(raw) and not _INTEGER.fullmatch(raw)
+        plain = " (numbers are plain decimals)" if odd and {int, float} & set(_options(hint)) else ""
+        raise ConfigError(where, said(raw), (metadata.get("wanted") or _wanted(hint)) + plain)
     most = metadata.get("most", MOST)
     if isinstance(value, int | float) and value > most:
         raise ConfigError(where, said(raw), f"at most {most} is wanted")
@@ -127,10 +129,7 @@ def said(raw: Any) -> str:
     kind = {dict: "a mapping", list: "a list", bool: "a boolean", float: "a float"}.get(type(raw))
     shown = _SHORT.repr(raw)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    kind = kind or _SAID.get(type(raw)) or type(raw).__name__
-    if isinstance(raw, str) and _OTHER_NUMBER.fullmatch(raw) and not _INTEGER.fullmatch(raw):
-        kind += "; a number is written in plain decimal digits"
-    return f"is {shown} ({kind})"
+    return f"is {shown} ({kind or _SAID.get(type(raw)) or type(raw).__name__})"
 
 
 def keys_of(cls: Any) -> list[str]:
