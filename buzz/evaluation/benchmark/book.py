@@ -9,8 +9,8 @@ from typing import Any
 
 from buzz.evaluation.benchmark.config import BenchConfig, section_facts
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.files import write_atomically, writing
-from buzz.evaluation.paths import user_path
+from buzz.evaluation.files import write_atomically
+from buzz.evaluation.paths import short, user_path
 
 RESULTS = "results.json"
 _OTHER = "another output is wanted"
@@ -27,13 +27,18 @@ class Book:
     measured or `failed` (why not).
 
     Raises:
-        ConfigError: the folder holds results of another model or other settings, or is no benchmark's.
+        ConfigError: the folder holds results of another model or other settings, is no benchmark's, or cannot be made.
     """
 
     def __init__(self, config: BenchConfig) -> None:
         self.folder = user_path(config.output, "output", "a folder is wanted")
         self._path = self.folder / RESULTS
         self._end = None if config.seconds is None else time.monotonic() + config.seconds
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"{short(self.folder)} cannot be written ({error.strerror or error})"
+            raise ConfigError("output", what, _OTHER) from error
         self.data: dict[str, Any] = {"name": config.name, "model": {}, "runs": [], "sections": {}}
         if self._path.exists():
             self.data = self._read()
@@ -101,6 +106,4 @@ class Book:
 
     def save(self) -> None:
         """Write results.json."""
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, json.dumps(self.data, indent=1) + "\n")

@@ -14,9 +14,10 @@ from buzz.evaluation.benchmark.contenders import Contender, parse_contenders
 from buzz.evaluation.config import MAX_SEED, ModelConfig, read_config
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.methods import NAME
-from buzz.evaluation.schema import MOST, at_least, build, check, keys_of, matching, parsed_by, said
+from buzz.evaluation.schema import at_least, build, check, keys_of, matching, parsed_by, said
 
 _SOME = "a list of at least one integer, each at least 1, is wanted"
+_MOST = 10**7  # of any count: no prompt, stream or matrix of a benchmark is longer
 _POSITIVE = check(lambda value: value > 0, "a number above 0 is wanted")
 _TEXT = matching(r"\S(.*\S)?", "text is wanted")
 
@@ -24,8 +25,8 @@ _TEXT = matching(r"\S(.*\S)?", "text is wanted")
 def _integers(raw: Any, where: str) -> list[int]:
     if not isinstance(raw, list) or not raw or not all(type(item) is int and item >= 1 for item in raw):
         raise ConfigError(where, said(raw), _SOME)
-    if max(raw) > MOST:
-        raise ConfigError(where, said(raw), f"at most {MOST} is wanted")
+    if max(raw) > _MOST:
+        raise ConfigError(where, said(raw), f"at most {_MOST} is wanted")
     return sorted(set(raw))
 
 
@@ -41,7 +42,7 @@ _INTEGERS, _NAMES = parsed_by(_integers), parsed_by(_names)
 
 
 def _count(default: int) -> Any:
-    return field(default=default, metadata=at_least(1))
+    return field(default=default, metadata=at_least(1, _MOST))
 
 
 def _seconds(default: float) -> Any:
