@@ -264,7 +264,7 @@ class _Run:
                 share = f"{100 * sum(missed) / len(missed):.0f}%"
                 found.append(
                     f"{method.name}: {len(missed)} of {len(off)} samples miss {asked} by more than "
-                    f"{100 * TOLERANCE:.0f}%, in the mean by {share}; their caches are the nearest that were reached"
+                    f"{100 * TOLERANCE:.0f}%, by {share} in the mean; they have the nearest there was"
                 )
         return found
 

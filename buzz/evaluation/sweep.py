@@ -16,7 +16,7 @@ from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.grid import Sweep, expand, is_sweep, load_sweep
 from buzz.evaluation.paths import user_path
 from buzz.evaluation.plot import plot_frontier
-from buzz.evaluation.table import headline_rows, markdown_rows, notes, reading, text_rows
+from buzz.evaluation.table import fitting, headline_rows, markdown_rows, notes, reading, text_rows
 
 PLOTS = ("frontier.png", "frontier.svg")
 
@@ -88,7 +88,9 @@ def sweep_table(summary: Mapping[str, Any]) -> str:
     blocks = []
     for folder, run in summary["runs"].items():
         title = f"{folder} (n = {run['run']['samples']})"
-        blocks.append("\n".join([title, "", *text_rows(*headline_rows(run)), *notes(run)]))
+        header, rows = headline_rows(run)
+        columns = fitting(header, rows, ("peak cache", "95% interval", "in bytes"))
+        blocks.append("\n".join([title, "", *text_rows(header, rows, columns), *notes(run)]))
     return "\n\n".join(blocks)
 
 

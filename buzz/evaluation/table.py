@@ -207,6 +207,15 @@ def text_rows(header: Sequence[str], rows: Sequence[Sequence[str]], columns: Seq
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
+def fitting(header: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str]) -> list[int]:
+    """The columns of a table that is no wider than a terminal: those called `spare` go one by one, if they must."""
+    columns = list(range(len(header)))
+    for name in spare:
+        if _width(header, rows, columns) > WIDTH:
+            columns = [column for column in columns if header[column] != name]
+    return columns
+
+
 def _width(header: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]) -> int:
     return len(text_rows(header, rows, columns)[0])
 

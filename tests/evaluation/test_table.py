@@ -10,6 +10,7 @@ from synthetic import method, record, summary_of
 from buzz.evaluation.metric_info import METRIC_INFO
 from buzz.evaluation.table import (
     WIDTH,
+    fitting,
     headline_rows,
     markdown_report,
     markdown_rows,
@@ -177,6 +178,13 @@ def test_a_wide_table_is_cut_in_two():
         "ROUGE-L to full",
     ]  # in one piece
     assert [line.split()[0] for line in second.split("\n")[2:]] == ["full", "buzz-budget0.4-stride5"]
+
+
+def test_spare_columns_go_where_a_table_is_too_wide():
+    header, rows = ["method", "a", "b", "c"], [["x" * 101, "1", "2", "3" * 12]]
+    assert fitting(header, rows, ["b", "a"]) == [0, 1, 3]
+    assert fitting(header, [["x", "1", "2", "3"]], ["b", "a"]) == [0, 1, 2, 3]
+    assert fitting(header, [["x" * 200, "1", "2", "3"]], ["b", "a"]) == [0, 3]
 
 
 # --- markdown --------------------------------------------------------------------------------------------------------
