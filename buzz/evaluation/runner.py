@@ -261,7 +261,7 @@ class _Run:
             if missed := [share for share in off if share]:
                 asked = f"match: {method.match}" if method.match else f"reduction: {method.reduction:g}"
                 asked += " in bytes" if in_bytes(method) else ""
-                share = f"{100 * sum(missed) / len(missed):.0f}%"
+                share = f"{100 * math.fsum(missed) / len(missed):.0f}%"
                 found.append(
                     f"{method.name}: {len(missed)} of {len(off)} samples miss {asked} by more than "
                     f"{100 * TOLERANCE:.0f}%, by {share} in the mean; they have the nearest there was"

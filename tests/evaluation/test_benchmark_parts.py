@@ -12,11 +12,12 @@ from buzz.evaluation.benchmark.config import BenchModel
 from buzz.evaluation.benchmark.decoding import ENDLESS, WARM, step_figures, steps_to_measure
 from buzz.evaluation.benchmark.kernels import reference
 from buzz.evaluation.benchmark.measure import Clock, Marks, attempt, generate, timed
-from buzz.evaluation.benchmark.model import SHAPES, load, token_bytes, weight_bytes
+from buzz.evaluation.benchmark.model import SHAPES, load, weight_bytes
 from buzz.evaluation.benchmark.prompts import largest
 from buzz.evaluation.benchmark.tables import section_lines
 from buzz.evaluation.benchmark.waits import Watched, count_calls
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.memory import token_bytes
 from tests.conftest import tiny_llama, tokens
 
 CPU = Clock(torch.device("cpu"))
