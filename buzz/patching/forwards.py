@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from buzz.cache import BeehiveCache, Call
 from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
 from buzz.patching.prompt import Prompt
-from buzz.patching.standin import is_installed, own_forward
+from buzz.patching.standin import own_forward
 from buzz.patching.tensor_parallel import spread_heads
 
 
@@ -29,37 +28,40 @@ class PatchedAttention:
 
 @dataclass
 class PatchedBackbone:
-    """What a patched backbone remembers.
-
-    layers: each with its attention, as they were patched. own: the forward of the attention's class.
-    """
+    """What a patched backbone remembers. told: warnings that were given. patched: how its modules were left."""
 
     handle: Any
     family: Family
     context: Any
     prompt: Prompt
-    layers: Sequence[tuple[nn.Module, nn.Module]]
-    own: Any
-    told: set[str] = field(default_factory=set)  # warnings that were given
+    told: set[str] = field(default_factory=set)
+    patched: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's modules are patched anew when it is first called."""
+        return {**vars(self), "patched": None}
+
+    def remember(self, backbone: Any) -> None:
+        """The backbone and all in it is patched now."""
+        self.patched = list(_patched(backbone))
 
     def is_whole(self, backbone: Any) -> bool:
-        """Whether the layers and their attention are still those that were patched, with forwards of ours."""
-        layers = list(backbone.layers)
-        if not is_installed(backbone, backbone_forward):
-            return False
-        return len(layers) == len(self.layers) and all(
-            layer is known
-            and layer.self_attn is attention
-            and is_installed(attention, attention_forward)
-            and type(attention).forward is self.own
-            for layer, (known, attention) in zip(layers, self.layers, strict=True)
-        )
+        """Whether backbone, layers and attention are those that were patched, with the forwards that they had then."""
+        return self.patched is not None and self.patched == list(_patched(backbone))
 
     def warn_once(self, text: str) -> None:
         """A warning that a patched model gives once."""
         if text not in self.told:
             self.told.add(text)
             warnings.warn(text, stacklevel=2)
+
+
+def _patched(backbone: Any) -> Iterator[Any]:
+    """What a replaced module or forward changes."""
+    layers = list(backbone.layers)
+    for module in (backbone, *layers, *(layer.self_attn for layer in layers)):
+        own = vars(module)
+        yield module, type(module), type(module).forward, own.get("forward"), own.get("_old_forward")
 
 
 def attention_forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +129,7 @@ def _call(
     _refuse(backbone, tokens, key, inputs)
     cache.check(backbone.config)
     given = _positions(inputs.get("position_ids"), tokens)
-    cache.heads = spread_heads(patched.layers[0][1])
+    cache.heads = spread_heads(backbone.layers[0].self_attn)
     call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
     try:
         _arrange(backbone, patched, cache, call, inputs, key, given)

@@ -64,11 +64,6 @@ def own_forward(module: nn.Module) -> Callable[..., Any]:
     return type(module).forward.__get__(module)
 
 
-def is_installed(module: nn.Module, function: Callable[..., Any]) -> bool:
-    """Whether a call of the module reaches `function`, with nothing but a hook of accelerate's around it."""
-    return "_buzz" in vars(module) and getattr(vars(module).get(_place(module)), "__func__", None) is function
-
-
 def difference(module: nn.Module, kind: Any, function: Callable[..., Any] | None = None) -> str | None:
     """What a module is that `kind`, as its library has it, is not; None: nothing.
 
