@@ -412,7 +412,8 @@ class BeehiveCache(StackedCalls, Cache):
 
     def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
-            "a BeehiveCache cannot be cropped: what an eviction dropped is gone, so no earlier state can come back"
+            "a BeehiveCache cannot be cropped, as assisted decoding wants it: what an eviction dropped is gone, so no "
+            "earlier state can come back (docs/limits.md)"
         )
 
 

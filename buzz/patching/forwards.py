@@ -69,7 +69,7 @@ def attention_forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kw
     patched: PatchedAttention | None = vars(module).get("_buzz")
     cache = kwargs.get("past_key_values")
     if patched is None or not isinstance(cache, StaticLayer | BeehiveCache):
-        return own_forward(module)(hidden_states, *args, **kwargs)
+        return own_forward(module, hidden_states, *args, **kwargs)
     if isinstance(cache, StaticLayer):
         return patched.family.step(module, hidden_states, cache, kwargs), None
     return _attend(module, patched, hidden_states, cache, kwargs), None
@@ -109,7 +109,7 @@ def backbone_forward(backbone: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(cache, BeehiveCache):
             return _call(backbone, patched, cache, args, kwargs)
         patched.prompt.close()  # a call that failed may have left it open
-    return own_forward(backbone)(*args, **kwargs)
+    return own_forward(backbone, *args, **kwargs)
 
 
 @torch.compiler.disable
@@ -121,7 +121,7 @@ def _call(
     inputs = dict(zip(names, args, strict=False)) | kwargs
     key = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
     if inputs.get(key) is None or (key == "input_ids" and inputs.get("inputs_embeds") is not None):
-        return own_forward(backbone)(*args, **kwargs)  # which says what is wrong
+        return own_forward(backbone, *args, **kwargs)  # which says what is wrong
     if not patched.is_whole(backbone):
         patched.handle.renew()
         patched = backbone._buzz
@@ -138,7 +138,7 @@ def _call(
         raise
     as_dict = inputs.pop("return_dict", None)
     try:
-        output = own_forward(backbone)(**inputs, return_dict=True)
+        output = own_forward(backbone, **inputs, return_dict=True)
         ends_only = prompt.ends_only and output.last_hidden_state.shape[1] == 1
     finally:
         prompt.close()
