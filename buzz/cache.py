@@ -156,13 +156,13 @@ class BeehiveCache(StackedCalls, Cache):
         if self.curve is not None:
             self.curve = Curve()
 
-    def check(self, config: PreTrainedConfig) -> None:
-        """Whether this is a cache for models of a configuration, that of the text model itself.
+    def check(self, shape: Shape) -> None:
+        """Whether this is a cache for models of a shape.
 
         Raises:
             ValueError: it was built for another number of layers or KV heads, or another head width.
         """
-        if (shape := Shape.of(config)) != self._shape:
+        if shape != self._shape:
             raise ValueError(f"the cache was built for {self._shape}, this model has {shape}: BeehiveCache(..., model)")
 
     # One call: begin, then append and observe in every layer.
@@ -448,4 +448,4 @@ def _per_layer(policy: Any, budget: int | None, layers: int) -> list[Policy | Pe
     return list(policy)
 
 
-__all__ = ["BeehiveCache", "Call", "Curve", "PerRow", "Slots"]
+__all__ = ["BeehiveCache", "Call", "Curve", "PerRow", "Shape", "Slots"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from buzz.cache import BeehiveCache, Call
+from buzz.cache import BeehiveCache, Call, Shape
 from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
 from buzz.patching.prompt import Prompt
@@ -28,12 +28,16 @@ class PatchedAttention:
 
 @dataclass
 class PatchedBackbone:
-    """What a patched backbone remembers. told: warnings that were given. patched: how its modules were left."""
+    """What a patched backbone remembers.
+
+    shape: of the caches that it takes. told: warnings that were given. patched: how its modules were left.
+    """
 
     handle: Any
     family: Family
     context: Any
     prompt: Prompt
+    shape: Shape
     told: set[str] = field(default_factory=set)
     patched: Any = None
 
@@ -117,8 +121,10 @@ def _call(
     backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """One call of a cache: tell it which tokens come, bring those of every row to the left, and the output back."""
-    names = list(inspect.signature(type(backbone).forward).parameters)[1:]
-    inputs = dict(zip(names, args, strict=False)) | kwargs
+    inputs = kwargs
+    if args:
+        names = list(inspect.signature(type(backbone).forward).parameters)[1:]
+        inputs = dict(zip(names, args, strict=False)) | kwargs
     key = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
     if inputs.get(key) is None or (key == "input_ids" and inputs.get("inputs_embeds") is not None):
         return own_forward(backbone, *args, **kwargs)  # which says what is wrong
@@ -127,7 +133,7 @@ def _call(
         patched = backbone._buzz
     tokens, prompt = inputs[key], patched.prompt
     _refuse(backbone, tokens, key, inputs)
-    cache.check(backbone.config)
+    cache.check(patched.shape)
     given = _positions(inputs.get("position_ids"), tokens)
     cache.heads = spread_heads(backbone.layers[0].self_attn)
     call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))

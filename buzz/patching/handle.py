@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.hooks import RemovableHandle
 
+from buzz.cache import Shape
 from buzz.patching.decoding.capture import Captured
 from buzz.patching.decoding.engine import Engine
 from buzz.patching.decoding.entry import GeneratePatch
@@ -39,7 +40,7 @@ class PatchHandle:
             for backbone in targets.backbones:
                 prompt, context = Prompt(), family.context(backbone)
                 contexts.append(context)
-                note = PatchedBackbone(self, family, context, prompt)
+                note = PatchedBackbone(self, family, context, prompt, Shape.of(backbone.config))
                 self._install(backbone, backbone_forward, note)
                 backbone._buzz_handle = self
                 for layer in backbone.layers:
