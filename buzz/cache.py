@@ -163,7 +163,7 @@ class BeehiveCache(StackedCalls, Cache):
             ValueError: it was built for another number of layers or KV heads, or another head width.
         """
         if shape != self._shape:
-            raise ValueError(f"the cache was built for {self._shape}, this model has {shape}: BeehiveCache(..., model)")
+            raise ValueError(f"the cache was built for {self._shape}, this model has {shape} (docs/limits.md)")
 
     # One call: begin, then append and observe in every layer.
 
@@ -179,7 +179,7 @@ class BeehiveCache(StackedCalls, Cache):
                 that were seen something else than was said of them then.
         """
         if self._call is not None:
-            raise RuntimeError("the call before was interrupted, so layers differ; reset() the cache and start again")
+            raise RuntimeError("the call before was interrupted, so layers differ: reset() the cache and start again")
         if not self._schedules:
             self._schedules = {owner: Schedule(self._policies[owner], rows) for owner in set(self._owner)}
             self._tokens = [0] * rows
