@@ -156,14 +156,14 @@ class BeehiveCache(StackedCalls, Cache):
         if self.curve is not None:
             self.curve = Curve()
 
-    def check(self, config: PreTrainedConfig) -> None:
-        """Whether this is a cache for models of a configuration, that of the text model itself.
+    def check(self, shape: Shape) -> None:
+        """Whether this is a cache for models of a shape.
 
         Raises:
             ValueError: it was built for another number of layers or KV heads, or another head width.
         """
-        if (shape := Shape.of(config)) != self._shape:
-            raise ValueError(f"the cache was built for {self._shape}, this model has {shape}: BeehiveCache(..., model)")
+        if shape != self._shape:
+            raise ValueError(f"the cache was built for {self._shape}, this model has {shape} (docs/limits.md)")
 
     # One call: begin, then append and observe in every layer.
 
@@ -179,7 +179,7 @@ class BeehiveCache(StackedCalls, Cache):
                 that were seen something else than was said of them then.
         """
         if self._call is not None:
-            raise RuntimeError("the call before was interrupted, so layers differ; reset() the cache and start again")
+            raise RuntimeError("the call before was interrupted, so layers differ: reset() the cache and start again")
         if not self._schedules:
             self._schedules = {owner: Schedule(self._policies[owner], rows) for owner in set(self._owner)}
             self._tokens = [0] * rows
@@ -412,7 +412,8 @@ class BeehiveCache(StackedCalls, Cache):
 
     def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
-            "a BeehiveCache cannot be cropped: what an eviction dropped is gone, so no earlier state can come back"
+            "a BeehiveCache cannot be cropped, as assisted decoding wants it: what an eviction dropped is gone, so no "
+            "earlier state can come back (docs/limits.md)"
         )
 
 
@@ -447,4 +448,4 @@ def _per_layer(policy: Any, budget: int | None, layers: int) -> list[Policy | Pe
     return list(policy)
 
 
-__all__ = ["BeehiveCache", "Call", "Curve", "PerRow", "Slots"]
+__all__ = ["BeehiveCache", "Call", "Curve", "PerRow", "Shape", "Slots"]

@@ -38,14 +38,14 @@ class Columns:
             shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise ValueError(
                 f"the attention mask must be [{rows}, columns], with a 1 for each token and a 0 for each pad, "
-                f"got {shape}; masks of packed sequences or of one's own for each query cannot be evicted under"
+                f"got {shape}; masks with a pattern for each query, as of packed rows, do not fit (docs/limits.md)"
             )
         width, whole = mask.shape[1], self.seen + columns
         if width != columns and width < whole:
             wanted = f"{columns} or at least {whole}" if self.seen else f"at least {columns}"
             raise ValueError(
                 f"the attention mask is {width} columns wide: the call has {columns} and the cache has seen "
-                f"{self.seen}, so it must be {wanted} wide"
+                f"{self.seen}, so it must be {wanted} wide (docs/limits.md)"
             )
         tokens = mask.expand(rows, -1) != 0
         if width >= whole:
@@ -69,7 +69,7 @@ class Columns:
         raise ValueError(
             f"column {column} of row {row} was {was} when the cache took it in, and the attention mask of this call "
             f"{now}: a BeehiveCache takes in a column once. Give the mask that it was given, longer by this call, or "
-            "one of this call's columns alone (generate() without a mask takes every pad id for a pad)"
+            "one of this call's columns alone; generate() without a mask takes every pad id for a pad (docs/limits.md)"
         )
 
     def _known(self) -> torch.Tensor:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
-from buzz.cache import BeehiveCache, Call
+from buzz.cache import BeehiveCache, Call, Shape
 from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
 from buzz.patching.prompt import Prompt
-from buzz.patching.standin import is_installed, own_forward
+from buzz.patching.standin import own_forward
 from buzz.patching.tensor_parallel import spread_heads
 
 
@@ -31,29 +30,28 @@ class PatchedAttention:
 class PatchedBackbone:
     """What a patched backbone remembers.
 
-    layers: each with its attention, as they were patched. own: the forward of the attention's class.
+    shape: of the caches that it takes. told: warnings that were given. patched: how its modules were left.
     """
 
     handle: Any
     family: Family
     context: Any
     prompt: Prompt
-    layers: Sequence[tuple[nn.Module, nn.Module]]
-    own: Any
-    told: set[str] = field(default_factory=set)  # warnings that were given
+    shape: Shape
+    told: set[str] = field(default_factory=set)
+    patched: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's modules are patched anew when it is first called."""
+        return {**vars(self), "patched": None}
+
+    def remember(self, backbone: Any) -> None:
+        """The backbone and all in it is patched now."""
+        self.patched = list(_patched(backbone))
 
     def is_whole(self, backbone: Any) -> bool:
-        """Whether the layers and their attention are still those that were patched, with forwards of ours."""
-        layers = list(backbone.layers)
-        if not is_installed(backbone, backbone_forward):
-            return False
-        return len(layers) == len(self.layers) and all(
-            layer is known
-            and layer.self_attn is attention
-            and is_installed(attention, attention_forward)
-            and type(attention).forward is self.own
-            for layer, (known, attention) in zip(layers, self.layers, strict=True)
-        )
+        """Whether backbone, layers and attention are those that were patched, with the forwards that they had then."""
+        return self.patched is not None and self.patched == list(_patched(backbone))
 
     def warn_once(self, text: str) -> None:
         """A warning that a patched model gives once."""
@@ -62,12 +60,20 @@ class PatchedBackbone:
             warnings.warn(text, stacklevel=2)
 
 
+def _patched(backbone: Any) -> Iterator[Any]:
+    """What a replaced module or forward changes."""
+    layers = list(backbone.layers)
+    for module in (backbone, *layers, *(layer.self_attn for layer in layers)):
+        own = vars(module)
+        yield module, type(module), type(module).forward, own.get("forward"), own.get("_old_forward")
+
+
 def attention_forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Stands in for the forward of an attention module."""
     patched: PatchedAttention | None = vars(module).get("_buzz")
     cache = kwargs.get("past_key_values")
     if patched is None or not isinstance(cache, StaticLayer | BeehiveCache):
-        return own_forward(module)(hidden_states, *args, **kwargs)
+        return own_forward(module, hidden_states, *args, **kwargs)
     if isinstance(cache, StaticLayer):
         return patched.family.step(module, hidden_states, cache, kwargs), None
     return _attend(module, patched, hidden_states, cache, kwargs), None
@@ -107,7 +113,7 @@ def backbone_forward(backbone: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(cache, BeehiveCache):
             return _call(backbone, patched, cache, args, kwargs)
         patched.prompt.close()  # a call that failed may have left it open
-    return own_forward(backbone)(*args, **kwargs)
+    return own_forward(backbone, *args, **kwargs)
 
 
 @torch.compiler.disable
@@ -115,19 +121,21 @@ def _call(
     backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """One call of a cache: tell it which tokens come, bring those of every row to the left, and the output back."""
-    names = list(inspect.signature(type(backbone).forward).parameters)[1:]
-    inputs = dict(zip(names, args, strict=False)) | kwargs
+    inputs = kwargs
+    if args:
+        names = list(inspect.signature(type(backbone).forward).parameters)[1:]
+        inputs = dict(zip(names, args, strict=False)) | kwargs
     key = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
     if inputs.get(key) is None or (key == "input_ids" and inputs.get("inputs_embeds") is not None):
-        return own_forward(backbone)(*args, **kwargs)  # which says what is wrong
+        return own_forward(backbone, *args, **kwargs)  # which says what is wrong
     if not patched.is_whole(backbone):
         patched.handle.renew()
         patched = backbone._buzz
     tokens, prompt = inputs[key], patched.prompt
     _refuse(backbone, tokens, key, inputs)
-    cache.check(backbone.config)
+    cache.check(patched.shape)
     given = _positions(inputs.get("position_ids"), tokens)
-    cache.heads = spread_heads(patched.layers[0][1])
+    cache.heads = spread_heads(backbone.layers[0].self_attn)
     call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
     try:
         _arrange(backbone, patched, cache, call, inputs, key, given)
@@ -136,7 +144,7 @@ def _call(
         raise
     as_dict = inputs.pop("return_dict", None)
     try:
-        output = own_forward(backbone)(**inputs, return_dict=True)
+        output = own_forward(backbone, **inputs, return_dict=True)
         ends_only = prompt.ends_only and output.last_hidden_state.shape[1] == 1
     finally:
         prompt.close()

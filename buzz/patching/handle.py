@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.hooks import RemovableHandle
 
+from buzz.cache import Shape
 from buzz.patching.decoding.capture import Captured
 from buzz.patching.decoding.engine import Engine
 from buzz.patching.decoding.entry import GeneratePatch
@@ -39,15 +40,15 @@ class PatchHandle:
             for backbone in targets.backbones:
                 prompt, context = Prompt(), family.context(backbone)
                 contexts.append(context)
-                layers = [(layer, layer.self_attn) for layer in backbone.layers]
-                note = PatchedBackbone(self, family, context, prompt, layers, family.attention.forward)
+                note = PatchedBackbone(self, family, context, prompt, Shape.of(backbone.config))
                 self._install(backbone, backbone_forward, note)
                 backbone._buzz_handle = self
-                for layer, attention in layers:
-                    self._install(attention, attention_forward, PatchedAttention(family, context))
+                for layer in backbone.layers:
+                    self._install(layer.self_attn, attention_forward, PatchedAttention(family, context))
                     # Layers with a forward of their own, such as one that moves inputs to its device, stay.
                     if family.read is not None and "forward" not in vars(layer):
                         self._install(layer, layer_forward, PatchedLayer(prompt, family.read))
+                note.remember(backbone)
                 for owner in model.modules():
                     if backbone in owner.children() and difference(owner, family.model) is None:
                         self._hooks.append(owner.register_forward_pre_hook(_Ask(prompt), with_kwargs=True))

@@ -66,7 +66,7 @@ def layer_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs:
     """Stands in for the forward of a decoder layer."""
     patched: PatchedLayer | None = vars(layer).get("_buzz")
     if patched is None or args or not patched.prompt.open:
-        return own_forward(layer)(hidden_states, *args, **kwargs)
+        return own_forward(layer, hidden_states, *args, **kwargs)
     return patched.read(layer, hidden_states, patched.prompt, kwargs)
 
 

@@ -54,19 +54,14 @@ def uninstall(module: nn.Module, function: Callable[..., Any]) -> None:
         if place == "forward":
             del module.forward
         else:
-            vars(module)[place] = own_forward(module)
+            vars(module)[place] = MethodType(type(module).forward, module)
     for name in ("_buzz", "__getstate__"):
         vars(module).pop(name, None)
 
 
-def own_forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward of the module's class."""
-    return type(module).forward.__get__(module)
-
-
-def is_installed(module: nn.Module, function: Callable[..., Any]) -> bool:
-    """Whether a call of the module reaches `function`, with nothing but a hook of accelerate's around it."""
-    return "_buzz" in vars(module) and getattr(vars(module).get(_place(module)), "__func__", None) is function
+def own_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What the forward of the module's class makes of it."""
+    return type(module).forward(module, *args, **kwargs)  # not a method, which torch.compile would look up by its name
 
 
 def difference(module: nn.Module, kind: Any, function: Callable[..., Any] | None = None) -> str | None:

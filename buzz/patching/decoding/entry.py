@@ -65,6 +65,9 @@ def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...],
     bound = inspect.signature(before).bind(*args, **kwargs)
     arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
     _check_prompt(cache, arguments)
+    config = arguments.get("generation_config")
+    if arguments.get("use_cache", getattr(config, "use_cache", None)) is False:
+        raise ValueError("use_cache=False and a BeehiveCache are given: leave out one of them")
     if not engine.run.usable(engine.device):
         return before(*args, **kwargs)
     why = engine.obstacle() or _obstacle(engine, arguments)
