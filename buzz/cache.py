@@ -150,7 +150,8 @@ class BeehiveCache(StackedCalls, Cache):
         self._tokens: list[int] = []  # tokens of each row, pads excluded
         self._call: Call | None = None  # the open one
         self.last_call: Call | None = None
-        self._passed = 0  # layers that the open call has passed
+        self._touched = False  # whether the open call has appended anything
+        self._passed = 0  # layers that it has passed
         self._waiting: list[int] = []  # those of them that are still to be settled
         self._figures = Figures()
         if self.curve is not None:
@@ -191,16 +192,19 @@ class BeehiveCache(StackedCalls, Cache):
             order = (~tokens).long().argsort(dim=1, stable=True)
             counts = tokens.sum(dim=1).tolist()
         steps = {owner: schedule.open(counts, self.heads) for owner, schedule in self._schedules.items()}
+        self._touched = False
         self._call = self.last_call = Call(columns, counts, steps, tokens, order)
         return self._call
 
     def cancel(self) -> None:
-        """Forget the open call, in which no layer has appended anything."""
-        self._call = None
+        """Forget the open call, if no layer has appended anything yet."""
+        if not self._touched:
+            self._call = None
 
     def append(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> Slots:
         """Take in the keys and values [B, H, L, D] of a call in one layer, valid columns at the left."""
         call = self._call or self.begin(k.shape[0], k.shape[2])
+        self._touched = True
         step = call.steps[self._owner[layer]]
         keys, values = self.layers[layer].append(k, v, step, self.least)
         return Slots(keys, values, step.starts, step.counts, step.spec)

@@ -35,7 +35,7 @@ def patch_model(model: Any) -> PatchHandle:
             family's class says (names it); then nothing is patched. TypeError: it is no model.
     """
     targets = find_targets(model, FAMILIES)
-    handles = {id(h): h for b in targets.backbones if (h := vars(b).get("_buzz_handle")) is not None}
+    handles = {id(b._buzz.handle): b._buzz.handle for b in targets.backbones if "_buzz" in vars(b)}
     if not handles:
         return PatchHandle(targets)
     (handle,) = handles.values()

@@ -137,15 +137,14 @@ def _call(
     given = _positions(inputs.get("position_ids"), tokens)
     cache.heads = spread_heads(backbone.layers[0].self_attn)
     call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
+    as_dict = inputs.pop("return_dict", None)
     try:
         _arrange(backbone, patched, cache, call, inputs, key, given)
+        output = own_forward(backbone, **inputs, return_dict=True)
+        ends_only = prompt.ends_only and output.last_hidden_state.shape[1] == 1
     except BaseException:
         cache.cancel()
         raise
-    as_dict = inputs.pop("return_dict", None)
-    try:
-        output = own_forward(backbone, **inputs, return_dict=True)
-        ends_only = prompt.ends_only and output.last_hidden_state.shape[1] == 1
     finally:
         prompt.close()
     if call.order is not None and not ends_only:

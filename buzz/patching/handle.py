@@ -42,7 +42,6 @@ class PatchHandle:
                 contexts.append(context)
                 note = PatchedBackbone(self, family, context, prompt, Shape.of(backbone.config))
                 self._install(backbone, backbone_forward, note)
-                backbone._buzz_handle = self
                 for layer in backbone.layers:
                     self._install(layer.self_attn, attention_forward, PatchedAttention(family, context))
                     # Layers with a forward of their own, such as one that moves inputs to its device, stay.
@@ -90,9 +89,8 @@ class PatchHandle:
             uninstall(module, function)
         for hook in self._hooks:
             hook.remove()
-        for module in (*self._targets.backbones, self._targets.model):
-            if vars(module).get("_buzz_handle") is self:
-                del module._buzz_handle
+        if vars(self.model).get("_buzz_handle") is self:
+            del self.model._buzz_handle
         if self.generate_patch is not None:
             self.generate_patch.remove()
             self.engine.clear()

@@ -8,6 +8,7 @@ recorded, the forward that was there runs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,8 @@ from buzz.patching.plain import is_plain_gated_mlp, is_plain_linear, is_plain_no
 from buzz.patching.standin import own_forward
 
 
-@dataclass
-class Prompt:
-    """The call that a backbone is in; one for all its modules.
+class Prompt(threading.local):
+    """The call that a backbone is in; one for all its modules, and another one in every thread.
 
     open: it is a call of many tokens that takes the fewer kernels. asked: the next call is asked for the logits of
     every row's last column alone. ends_only: this one is. ends: int64 [B, 1], where those columns are; None: at the
@@ -34,6 +34,10 @@ class Prompt:
     asked: bool = False
     ends_only: bool = False
     ends: torch.Tensor | None = None
+
+    def __reduce__(self) -> Any:
+        """A copied model is in no call."""
+        return Prompt, ()
 
     def begin(self, backbone: nn.Module, columns: int) -> None:
         """A call of an evicting cache begins."""

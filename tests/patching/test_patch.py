@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -196,6 +197,30 @@ def test_rope_variants(rope):
             cache = buzz.BeehiveCache(buzz.make_policy("full"), model.config, positions=positions)
             logits = model(ids, past_key_values=cache).logits
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_call_that_fails_before_its_first_layer_leaves_the_cache_whole(model):
+    with buzz.patch_model(model):
+        cache = buzz.BeehiveCache("buzz", model)
+        model(tokens(1, 9), past_key_values=cache)
+        with pytest.raises(IndexError):
+            model(torch.full((1, 2), 10_000), past_key_values=cache)
+        model(tokens(1, 1), past_key_values=cache)
+        assert cache.lengths == [10]
+
+
+def test_threads_share_a_model(model):
+    """Each with a cache of its own."""
+    prompts = [tokens(1, n, seed=n) for n in (30, 18, 25, 11)]
+    policy, how = buzz.make_policy("buzz", sink=2, window=6, threshold=9), {"max_new_tokens": 20, "do_sample": False}
+
+    def answer(ids):
+        return model.generate(ids, past_key_values=buzz.BeehiveCache(policy, model), **how).tolist()
+
+    with buzz.patch_model(model), ThreadPoolExecutor(4) as pool:
+        expected = [answer(ids) for ids in prompts]
+        assert list(pool.map(answer, prompts)) == expected
 
 
 @torch.no_grad()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -173,6 +176,19 @@ def test_a_layer_with_a_forward_of_its_own_runs_it(everywhere):
     assert layer.forward is own
     expected = model(ids, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **how).logits
     assert (got - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_threads_are_in_calls_of_their_own():
+    state, seen = prompt.Prompt(), []
+    state.open, state.ends = True, torch.ones(1, 1)
+    thread = threading.Thread(target=lambda: seen.append((state.open, state.ends)))
+    thread.start()
+    thread.join()
+    assert seen == [(False, None)]
+    assert state.open
+    twin = copy.deepcopy(state)
+    assert not twin.open
+    assert state.open
 
 
 def test_where_gradients_are_recorded_the_layers_own_forward_runs(everywhere, monkeypatch):
