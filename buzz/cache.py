@@ -196,6 +196,11 @@ class BeehiveCache(StackedCalls, Cache):
         self._call = self.last_call = Call(columns, counts, steps, tokens, order)
         return self._call
 
+    @property
+    def is_in_call(self) -> bool:
+        """Whether a call is open."""
+        return self._call is not None
+
     def cancel(self) -> None:
         """Forget the open call, if no layer has appended anything yet."""
         if not self._touched:
@@ -203,10 +208,12 @@ class BeehiveCache(StackedCalls, Cache):
 
     def append(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> Slots:
         """Take in the keys and values [B, H, L, D] of a call in one layer, valid columns at the left."""
-        call = self._call or self.begin(k.shape[0], k.shape[2])
+        call, store = self._call or self.begin(k.shape[0], k.shape[2]), self.layers[layer]
+        if store.is_initialized and store.keys.dtype != k.dtype:
+            raise ValueError(f"the cache holds {store.keys.dtype} keys, the call gives {k.dtype}: reset() the cache")
         self._touched = True
         step = call.steps[self._owner[layer]]
-        keys, values = self.layers[layer].append(k, v, step, self.least)
+        keys, values = store.append(k, v, step, self.least)
         return Slots(keys, values, step.starts, step.counts, step.spec)
 
     def skip(self, layer: int) -> bool:
@@ -404,6 +411,8 @@ class BeehiveCache(StackedCalls, Cache):
         if not self._schedules:
             return
         taken = rows.tolist()
+        if not taken:
+            raise ValueError("no row of the cache would be left: reset() it instead")
         for layer in self.layers:
             layer.take(rows)
         for schedule in self._schedules.values():
@@ -423,7 +432,9 @@ class BeehiveCache(StackedCalls, Cache):
 
 def _text_config(config: Any) -> Any:
     """The configuration of the text model, of a model or a configuration."""
-    found = config if isinstance(config, PreTrainedConfig) else getattr(config, "config", None)
+    found = config
+    while not isinstance(found, PreTrainedConfig | None):  # a model, perhaps in wrappers
+        found = getattr(found, "config", None) or getattr(found, "module", None)
     if not isinstance(found, PreTrainedConfig):
         raise TypeError(
             f"BeehiveCache(policy, model) needs a model or its configuration, got {type(config).__name__} in its place"

@@ -98,7 +98,10 @@ class BeehiveLayer(CacheLayerMixin):
         """From now on these are the layer's buffers, views of the stack `home` if that is given."""
         self.keys, self.values, self.scores = block
         self.borrowed, self.home = False, home
-        nbytes = sum(t.numel() * t.element_size() for t in block if t is not None)
+        if home is not None:
+            nbytes = home.nbytes // home.layers  # scores of the last call included
+        else:
+            nbytes = sum(t.numel() * t.element_size() for t in block if t is not None)
         self._memory.nbytes += nbytes - self._nbytes
         self._nbytes = nbytes
 
@@ -150,7 +153,8 @@ class BeehiveLayer(CacheLayerMixin):
         """Make row i what row rows[i] was; the number of rows may change."""
         if self.is_initialized:
             rows = rows.to(self.keys.device)
-            self.adopt(Block(*(None if t is None else t.index_select(0, rows) for t in self.tensors)), None)
+            with torch.inference_mode(False):  # normal tensors, as in `_allocate`
+                self.adopt(Block(*(None if t is None else t.index_select(0, rows) for t in self.tensors)), None)
 
     def _write(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> None:
         """Put each row's tokens behind its slots."""

@@ -39,8 +39,10 @@ def patch_model(model: Any) -> PatchHandle:
     if not handles:
         return PatchHandle(targets)
     (handle,) = handles.values()
-    known = set(handle.model.modules())
-    if targets.model not in known:
+    if targets.model not in set(handle.model.modules()):
+        if handle.model not in set(targets.model.modules()):
+            here, there = type(targets.model).__name__, type(handle.model).__name__
+            raise UnsupportedModelError(f"this {here} shares its backbone with a patched {there}: remove that patch")
         handle.renew(targets.model)
     handle.refresh()
     return handle

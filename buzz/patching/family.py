@@ -28,6 +28,7 @@ class Family:
         layer: class of its decoder layers.
         forward: the attention forward for a BeehiveCache: (module, hidden [B, L, width], cache, context, kwargs)
             -> output [B, L, width].
+        renew: context -> how often what it was made of has changed; looks before every call.
         position_ids: (backbone, cache, given, device) -> int64 [1 or B, L], the positions the backbone embeds.
         context: backbone -> whatever `forward` needs beside the module; it sees later changes of the backbone.
         known_positions: backbone -> how many positions it can embed; None: any.
@@ -55,6 +56,7 @@ class Family:
     forward: Callable[[Any, torch.Tensor, BeehiveCache, Any, dict[str, Any]], torch.Tensor]
     position_ids: Callable[[Any, BeehiveCache, torch.Tensor | None, torch.device], torch.Tensor]
     context: Callable[[Any], Any]
+    renew: Callable[[Any], int]
     known_positions: Callable[[Any], int | None]
     read: Callable[[Any, torch.Tensor, Prompt, dict[str, Any]], torch.Tensor] | None
     step: Callable[[Any, torch.Tensor, StaticLayer, dict[str, Any]], torch.Tensor]

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from buzz.cache import BeehiveCache, Call, Shape
 from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.family import Family
+from buzz.patching.plain import is_watched
 from buzz.patching.prompt import Prompt
 from buzz.patching.standin import own_forward
 from buzz.patching.tensor_parallel import spread_heads
@@ -61,9 +63,10 @@ class PatchedBackbone:
 
 
 def _patched(backbone: Any) -> Iterator[Any]:
-    """What a replaced module or forward changes."""
+    """What a replaced module or forward changes, or another number of layers."""
     layers = list(backbone.layers)
-    for module in (backbone, *layers, *(layer.self_attn for layer in layers)):
+    yield backbone.config.num_hidden_layers
+    for module in (backbone, *layers, *(getattr(layer, "self_attn", layer) for layer in layers)):
         own = vars(module)
         yield module, type(module), type(module).forward, own.get("forward"), own.get("_old_forward")
 
@@ -88,14 +91,17 @@ def _attend(
         return torch.zeros_like(hidden)
     with torch.no_grad():
         output = patched.family.forward(module, hidden, cache, patched.context, kwargs)
-    return _NoGradient.apply(output, hidden) if torch.is_grad_enabled() and hidden.requires_grad else output
+    if not torch.is_grad_enabled():
+        return output
+    asking = (t for t in (hidden, *module.parameters()) if t.requires_grad)
+    return output if (first := next(asking, None)) is None else _NoGradient.apply(output, first)
 
 
 class _NoGradient(torch.autograd.Function):
     """Passes attention on, and refuses to be differentiated through."""
 
     @staticmethod
-    def forward(ctx: Any, output: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, output: torch.Tensor, asking: torch.Tensor) -> torch.Tensor:
         return output.view_as(output)
 
     @staticmethod
@@ -131,30 +137,45 @@ def _call(
     if not patched.is_whole(backbone):
         patched.handle.renew()
         patched = backbone._buzz
+    try:
+        return _run(backbone, patched, cache, inputs, key)
+    except BaseException:
+        cache.cancel()
+        raise
+    finally:
+        patched.prompt.close()  # what was asked of this call does not hold for the next
+
+
+def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: dict[str, Any], key: str) -> Any:
     tokens, prompt = inputs[key], patched.prompt
     _refuse(backbone, tokens, key, inputs)
     cache.check(patched.shape)
     given = _positions(inputs.get("position_ids"), tokens)
     cache.heads = spread_heads(backbone.layers[0].self_attn)
+    patched.family.renew(patched.context)
     call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
     as_dict = inputs.pop("return_dict", None)
-    try:
-        _arrange(backbone, patched, cache, call, inputs, key, given)
-        output = own_forward(backbone, **inputs, return_dict=True)
-        ends_only = prompt.ends_only and output.last_hidden_state.shape[1] == 1
-    except BaseException:
-        cache.cancel()
-        raise
-    finally:
-        prompt.close()
-    if call.order is not None and not ends_only:
-        back = _back(call)
-        output.last_hidden_state = pick_columns(output.last_hidden_state, back)
-        if output.get("hidden_states") is not None:
-            output.hidden_states = tuple(h if h is None else pick_columns(h, back) for h in output.hidden_states)
+    _arrange(backbone, patched, cache, call, inputs, key, given)
+    output = own_forward(backbone, **inputs, return_dict=True)
+    if call.order is not None:
+        _put_back(output, call, moved=prompt.ends_only and output.last_hidden_state.shape[1] == 1)
     if as_dict is None:
         as_dict = getattr(backbone.config, "return_dict", True)
     return output if as_dict else output.to_tuple()
+
+
+def _put_back(output: Any, call: Call, moved: bool) -> None:
+    """Put the columns of an output back where the caller had them; moved: those of the last hidden state are there."""
+    back = _back(call)
+    hidden = output.get("hidden_states") or ()
+    hidden = tuple(h if h is None else pick_columns(h, back) for h in hidden)
+    last = output.last_hidden_state if moved else pick_columns(output.last_hidden_state, back)
+    if not all(call.counts):  # a row without a token has nothing to give
+        empty = torch.tensor([not count for count in call.counts], device=last.device)[:, None, None]
+        last, hidden = last.masked_fill(empty, 0), tuple(h if h is None else h.masked_fill(empty, 0) for h in hidden)
+    output.last_hidden_state = last
+    if hidden:
+        output.hidden_states = hidden
 
 
 def _arrange(
@@ -168,8 +189,13 @@ def _arrange(
 ) -> None:
     """Rewrite the inputs of a call: the tokens of every row at the left, with the positions that they get."""
     tokens, family, prompt = inputs[key], patched.family, patched.prompt
+    watched = call.order is not None and any(map(is_watched, backbone.modules()))
     if family.read is not None:
         prompt.begin(backbone, call.columns)
+    if watched:
+        patched.warn_once(
+            "hooks on modules see the tokens of padded rows at the left, without the pads between them (docs/limits.md)"
+        )
     if call.order is not None:
         order = call.order[:, : call.width]
         inputs[key] = pick_columns(tokens, order)
@@ -200,6 +226,12 @@ def _refuse(backbone: Any, tokens: torch.Tensor, key: str, inputs: dict[str, Any
         raise ValueError(
             "output_attentions: a BeehiveCache keeps no matrix of attention weights; "
             "leave it out, or run the model without the cache (docs/limits.md)"
+        )
+    interface = ALL_ATTENTION_FUNCTIONS.get(backbone.config._attn_implementation)
+    if not (getattr(interface, "__module__", None) or "transformers.").startswith("transformers."):
+        raise ValueError(
+            f"the model's attention implementation {backbone.config._attn_implementation!r} is none of transformers', "
+            "and with a BeehiveCache it would not be used (docs/limits.md)"
         )
     if any(inputs.get(name) is not None for name in ("cu_seq_lens_q", "cu_seq_lens_k", "block_sequence_ids")):
         raise ValueError("packed sequences cannot be evicted from: give a row to each sequence (docs/limits.md)")
@@ -241,9 +273,9 @@ def _compare_positions(patched: PatchedBackbone, cache: BeehiveCache, call: Call
 
 
 def _back(call: Call) -> torch.Tensor:
-    """Where every column of the caller is, int64 [B, columns]; pads get the column of some token."""
-    assert call.order is not None
-    return call.order.argsort(dim=1).clamp(max=call.width - 1)
+    """Where every column of the caller is, int64 [B, columns]; a pad gets the token before it, or the row's first."""
+    assert call.tokens is not None
+    return (call.tokens.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def pick_columns(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,7 @@ LLAMA = Family(
     forward=_forward,
     position_ids=_position_ids,
     context=RotaryTable,
+    renew=lambda context: context.renew(),
     known_positions=lambda backbone: None,
     read=_read,
     step=_step,

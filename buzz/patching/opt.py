@@ -79,6 +79,7 @@ OPT = Family(
     forward=_forward,
     position_ids=_position_ids,
     context=lambda backbone: None,
+    renew=lambda context: 0,
     read=None,
     known_positions=_known_positions,
     step=_step,

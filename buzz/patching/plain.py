@@ -7,6 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
+_CAPTURING = "transformers.utils.output_capturing"
+
+
+def is_watched(module: nn.Module, after: int = 0, before: int = 0) -> bool:
+    """Whether a module has hooks beside so many of ours and those of transformers, which sleep unless asked."""
+    for hooks, own in ((module._forward_hooks, after), (module._forward_pre_hooks, before)):
+        if sum(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks.values()) > own:
+            return True
+    return False
+
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module does what its class does: not replaced by an adapter, say, and nobody watches it."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from buzz.device import HALF, is_large, runs_triton
-from buzz.patching.plain import is_plain_gated_mlp, is_plain_linear, is_plain_norm
+from buzz.patching.plain import is_plain_gated_mlp, is_plain_linear, is_plain_norm, is_watched
 from buzz.patching.standin import own_forward
 
 
@@ -43,7 +43,7 @@ class Prompt(threading.local):
         """A call of an evicting cache begins."""
         weight = next(backbone.parameters())
         self.open = columns > 1 and weight.dtype in HALF and runs_triton(weight) and not torch.is_grad_enabled()
-        self.ends_only = self.open and self.asked
+        self.ends_only = self.open and self.asked and not _watches_ends(backbone)
         self.asked, self.ends = False, None
 
     def close(self) -> None:
@@ -56,6 +56,11 @@ class Prompt(threading.local):
         if self.ends is None:
             return hidden[:, -1:]
         return hidden.gather(1, self.ends.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[2]))
+
+
+def _watches_ends(backbone: Any) -> bool:
+    """Whether somebody watches what the last layer gives."""
+    return any(map(is_watched, (backbone, backbone.layers[-1], *backbone.layers[-1].children())))
 
 
 @dataclass

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from buzz.device import HALF, is_large, runs_triton
+from buzz.patching.plain import is_watched
 
 # Rope types whose angles depend on how far a call reaches, so that a table of one call is wrong for another.
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -37,17 +37,18 @@ def signed(sin: torch.Tensor) -> torch.Tensor:
 class RotaryTable:
     """Cosines and sines of a backbone's rotary embedding for positions 0 .. n - 1, kept per device and dtype.
 
-    They are kept until its frequencies change or another module takes its place.
+    They are kept until `renew` finds that its frequencies have changed or another module has taken its place.
     """
 
     def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._made_by: _Frequencies | None = None
+        self._made_by: Any = None
+        self._changes = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: the tables are made anew."""
-        return {"_backbone": self._backbone, "_tables": {}, "_made_by": None}
+        return {"_backbone": self._backbone, "_tables": {}, "_made_by": None, "_changes": 0}
 
     @property
     def constant(self) -> bool:
@@ -55,45 +56,36 @@ class RotaryTable:
         rope = getattr(self._backbone.rotary_emb, "rope_type", "default")
         return not any(kind in str(rope) for kind in _LENGTH_DEPENDENT)
 
+    def renew(self) -> int:
+        """Before a call: forget tables that would be others now. Returns how often that has happened."""
+        made_by = _state(self._backbone.rotary_emb)
+        if made_by != self._made_by:
+            self._tables, self._made_by, self._changes = {}, made_by, self._changes + 1
+        return self._changes
+
     def get(self, n: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and signed sin [at least n, D] in the dtype and on the device of `like`."""
-        rotary, key = self._backbone.rotary_emb, (like.device, like.dtype)
-        frequencies = _Frequencies.of(rotary)
-        if not frequencies.same(self._made_by):
-            self._tables, self._made_by = {}, frequencies
+        key = (like.device, like.dtype)
         if key in self._tables and len(self._tables[key][0]) >= n:
             return self._tables[key]
-        constant = self.constant
-        size = -(-n // _ROUND) * _ROUND if constant else n
+        rotary = self._backbone.rotary_emb
+        kept = self.constant and not is_watched(rotary)  # hooks may do anything
+        size = -(-n // _ROUND) * _ROUND if kept else n
         with torch.inference_mode(False), torch.no_grad():  # normal tensors: they outlive an inference-mode call
             positions = torch.arange(size, device=like.device)[None]
             table = rotary(torch.empty(0, dtype=like.dtype, device=like.device), position_ids=positions)
             cos, sin = (t[0].to(like.device) for t in table)
             sin = signed(sin)
-        if constant:
+        if kept:
             self._tables[key] = (cos, sin)
         return cos, sin
 
 
-class _Frequencies(NamedTuple):
-    """What the angles of a rotary embedding depend on; its tensors stand with the number of their changes in place."""
-
-    rotary: nn.Module
-    forward: Any
-    scaling: Any
-    tensors: tuple[torch.Tensor, ...]
-    changes: tuple[Any, ...]
-
-    @staticmethod
-    def of(rotary: nn.Module) -> _Frequencies:
-        tensors = tuple(rotary.buffers())
-        # Tensors of inference mode count no changes: their values stand for these.
-        changes = tuple(t.tolist() if t.is_inference() else t._version for t in tensors)
-        own = vars(rotary)
-        return _Frequencies(rotary, own.get("forward"), own.get("attention_scaling"), tensors, changes)
-
-    def same(self, other: _Frequencies | None) -> bool:
-        if other is None or self.rotary is not other.rotary or self.forward is not other.forward:
-            return False
-        alike = len(self.tensors) == len(other.tensors) and all(map(operator.is_, self.tensors, other.tensors))
-        return alike and (self.scaling, self.changes) == (other.scaling, other.changes)
+def _state(rotary: nn.Module) -> Any:
+    """What a rotary embedding's angles depend on. Its few frequencies stand with their values: any way to change them
+    is noticed."""
+    own = vars(rotary)
+    tensors = [t for t in (*rotary._buffers.values(), *rotary._parameters.values()) if t is not None]
+    values = [(t.device, t.dtype, t.tolist()) for t in tensors]
+    hooks = [*rotary._forward_hooks.values(), *rotary._forward_pre_hooks.values()]
+    return rotary, type(rotary).forward, own.get("forward"), own.get("attention_scaling"), hooks, values

@@ -73,7 +73,8 @@ def _check(model: nn.Module, family: Family, backbone: Any) -> None:
         _refuse(model, backbone, f"it has {len(layers)} layers, its config says {wanted}")
     for index, layer in enumerate(layers):
         _refuse(model, layer, difference(layer, family.layer, layer_forward))
-        attention = layer.self_attn
+        attention: Any = getattr(layer, "self_attn", None)
+        _refuse(model, layer, None if isinstance(attention, nn.Module) else "it has no self_attn")
         _refuse(model, attention, difference(attention, family.attention, attention_forward))
         if attention.layer_idx != index:
             _refuse(model, attention, f"its layer_idx is {attention.layer_idx}, not {index}")

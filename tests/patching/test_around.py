@@ -11,6 +11,8 @@ import warnings
 import pytest
 import torch
 import torch.multiprocessing as mp
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import buzz
 from buzz.patching.decoding.arena import Plain
@@ -76,6 +78,70 @@ def test_gradients_do_not_flow_through_a_cache_in_silence(make):
         with torch.no_grad():
             assert torch.equal(model(ids, past_key_values=small(model)).logits, output.logits.detach())
         model(ids, labels=ids).loss.backward()
+
+
+@BOTH
+def test_nor_past_what_is_frozen(make):
+    """As with an adapter on the projections: nothing before the attention asks for gradients."""
+    model, ids = make(), tokens(1, 20)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("q_proj" in name)
+    with buzz.patch_model(model):
+        output = model(ids, past_key_values=small(model), labels=ids)
+        with pytest.raises(RuntimeError, match="a BeehiveCache has no gradient"):
+            output.loss.backward()
+
+
+def tripled(module, query, key, value, attention_mask, scaling, **kwargs):
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=3 * scaling, **kwargs)
+
+
+@BOTH
+@torch.no_grad()
+def test_an_attention_implementation_of_ones_own_is_refused(make):
+    model, ids = make(), tokens(1, 20)
+    AttentionInterface.register("tripled", tripled)
+    with buzz.patch_model(model):
+        for known in ("eager", "sdpa"):
+            model.set_attn_implementation(known)
+            model(ids, past_key_values=small(model))
+        model.set_attn_implementation("tripled")
+        with pytest.raises(ValueError, match="the model's attention implementation 'tripled' is none of transformers'"):
+            model(ids, past_key_values=small(model))
+        model(ids)
+
+
+@BOTH
+@torch.no_grad()
+def test_a_model_that_is_cast_needs_a_new_cache(make):
+    model, ids = make(), tokens(1, 20)
+    with buzz.patch_model(model):
+        cache = small(model)
+        model(ids, past_key_values=cache)
+        model.bfloat16()
+        words = "the cache holds torch.float32 keys, the call gives torch.bfloat16"
+        with pytest.raises(ValueError, match=words):
+            model(ids[:, :1], past_key_values=cache)
+        model.float()
+        model(ids[:, :1], past_key_values=cache)  # nothing was lost
+        model.bfloat16()
+        cache.reset()
+        model(ids, past_key_values=cache)
+
+
+@torch.no_grad()
+def test_rows_are_taken_in_and_out_of_inference_mode(model):
+    ids = tokens(2, 20)
+    with buzz.patch_model(model):
+        cache = small(model)
+        with torch.inference_mode():
+            model(ids, past_key_values=cache)
+            cache.batch_repeat_interleave(2)
+            cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
+        for _ in range(12):
+            model(tokens(4, 1), past_key_values=cache)
+        with pytest.raises(ValueError, match="no row of the cache would be left"):
+            cache.batch_select_indices(torch.zeros(4, dtype=torch.bool))
 
 
 @BOTH
@@ -230,8 +296,13 @@ def test_generate_options_that_a_cache_cannot_follow(model):
         text = torch.cat([ids, tokens(2, 12)], dim=1)
         with pytest.raises(ValueError, match="the cache holds 2 rows, the call has 6"):
             model.generate(text, attention_mask=torch.ones_like(text), past_key_values=cache, num_beams=3, **GREEDY)
-        with pytest.raises(ValueError, match="use_cache=False and a BeehiveCache are given"):
+        with pytest.raises(ValueError, match=r"use_cache=False .* and a BeehiveCache are given"):
             model.generate(ids, past_key_values=small(model), use_cache=False, **GREEDY)
+        model.generation_config.use_cache = False  # as some checkpoints have it
+        with pytest.raises(ValueError, match=r"set model\.generation_config\.use_cache = True"):
+            model.generate(ids, past_key_values=small(model), **GREEDY)
+        model.generate(ids, past_key_values=small(model), use_cache=True, **GREEDY)
+        model.generation_config.use_cache = True
         for assisted in ({"assistant_model": tiny_llama()}, {"prompt_lookup_num_tokens": 2}):
             with pytest.raises(NotImplementedError, match="cannot be cropped, as assisted decoding wants it"):
                 model.generate(ids[:1], past_key_values=small(model), **assisted, **GREEDY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 import buzz
-from tests.conftest import VOCAB, left_pad, tiny_llama, tokens
+from buzz.patching.decoding.arena import Plain
+from tests.conftest import VOCAB, left_pad, tiny_llama, tiny_opt, tokens
 from tests.patching.test_after_eviction import SETTINGS, naive_model
 from tests.patching.test_exact import roomy
 
@@ -215,6 +217,72 @@ def test_masks_that_do_not_fit_are_refused_in_words(model):
         assert torch.equal(a, b)
         with pytest.raises(ValueError, match=r"mask is 3 columns wide: the call has 6 .* so it must be at least 6"):
             model(ids, attention_mask=first[:, :3], past_key_values=buzz.BeehiveCache("buzz", model))
+
+
+@torch.no_grad()
+def test_a_pad_gives_what_the_token_before_it_gives(model):
+    """The first token, if there is none before it; zeros in a row without tokens. The same beside any other row."""
+    ids = tokens(3, 8)
+    mask = torch.tensor([[0, 0, 1, 1, 0, 1, 0, 0], [1] * 8, [0] * 8])
+    at = torch.tensor([2, 2, 2, 3, 3, 5, 5, 5])
+    with buzz.patch_model(model):
+        how = {"attention_mask": mask, "output_hidden_states": True}
+        got = model(ids, past_key_values=buzz.BeehiveCache("full", model), **how)
+        alone = model(ids[:1], attention_mask=mask[:1], past_key_values=buzz.BeehiveCache("full", model)).logits
+    for x in (got.logits, *got.hidden_states):
+        assert torch.equal(x[0], x[0, at])
+    torch.testing.assert_close(got.logits[0], alone[0], atol=1e-5, rtol=0)
+    assert not got.hidden_states[-1][2].any()
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_an_answer_to_a_right_padded_prompt_follows_its_last_token(model, static):
+    ids, greedy = tokens(2, 8), {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    mask = torch.ones_like(ids)
+    mask[0, 5:] = 0
+    expected = model.generate(ids[:1, :5], **greedy)[0, 5:].tolist()
+    with buzz.patch_model(model) as handle:
+        if static:
+            handle.engine.run = Plain()
+        cache = buzz.BeehiveCache("full", model, positions="cache")  # transformers counts on from a pad's position
+        got = model.generate(ids, attention_mask=mask, past_key_values=cache, **greedy)
+    assert got[0, 8:].tolist() == expected
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("name", list(buzz.POLICIES))
+def test_a_prompt_of_pads_alone(name, static):
+    """Then a turn with tokens, which is the first one for the cache."""
+    for model in (tiny_llama(), tiny_opt()):
+        greedy = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+        with buzz.patch_model(model) as handle:
+            if static:
+                handle.engine.run = Plain()
+            cache = buzz.BeehiveCache(roomy(name), model, positions="cache")
+            none = torch.zeros(2, 6, dtype=torch.int64)
+            first = model.generate(tokens(2, 6), attention_mask=none, past_key_values=cache, **greedy)
+            assert cache.lengths == [3, 3]
+            text, answered = torch.cat([first, tokens(2, 5)], dim=1), torch.ones(2, 9, dtype=torch.int64)
+            mask = torch.cat([none, answered], dim=1)
+            got = model.generate(text, attention_mask=mask, past_key_values=cache, **greedy)
+        expected = model.generate(text[:, 6:], attention_mask=answered, **greedy)
+        assert got[:, -4:].tolist() == expected[:, -4:].tolist()
+
+
+@torch.no_grad()
+def test_hooks_that_see_moved_columns_are_warned_about_once(model):
+    ids, mask = left_pad([tokens(1, 9)[0], tokens(1, 5)[0]])
+    layer = next(m for m in model.modules() if hasattr(m, "layers")).layers[1]
+    with buzz.patch_model(model), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(ids, attention_mask=mask, past_key_values=buzz.BeehiveCache("full", model))
+        layer.register_forward_hook(lambda module, args, output: None)
+        model(ids, past_key_values=buzz.BeehiveCache("full", model))
+        warnings.simplefilter("always")
+        with pytest.warns(UserWarning, match="hooks on modules see the tokens of padded rows at the left"):
+            model(ids, attention_mask=mask, past_key_values=buzz.BeehiveCache("full", model))
+        warnings.simplefilter("error")
+        model(ids, attention_mask=mask, past_key_values=buzz.BeehiveCache("full", model))
 
 
 def test_rows_keep_their_pads_when_they_are_reordered():

@@ -141,6 +141,19 @@ def test_positions_that_opt_does_not_have_are_refused_and_nothing_is_lost():
         assert cache.lengths == [65]
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_given_positions_end_where_opts_table_does(static):
+    model = tiny_opt()
+    with buzz.patch_model(model) as handle:
+        if static:
+            handle.engine.run = Plain()
+        cache = full(model)
+        with pytest.raises(ValueError, match="has 256 positions, the call needs 257"):
+            model.generate(tokens(1, 6), position_ids=torch.arange(246, 252)[None], past_key_values=cache,
+                           max_new_tokens=20, do_sample=False, eos_token_id=None)  # fmt: skip
+        assert cache.lengths == [10]
+
+
 # Rotary embeddings.
 
 
@@ -168,6 +181,25 @@ def replaced_forward(model):
     rotary.forward = lambda x, position_ids: tuple(t.neg() for t in own(x, position_ids * 2))
 
 
+def changed_past_autograd(model):
+    model.model.rotary_emb.inv_freq.data.mul_(0.5)
+
+
+def changed_by_numpy(model):
+    model.model.rotary_emb.inv_freq.numpy()[:] *= 0.5
+
+
+def watched_rotary(model):
+    model.model.rotary_emb.register_forward_hook(lambda module, args, output: tuple(1.5 * t for t in output))
+
+
+def learned_frequencies(model):
+    rotary = model.model.rotary_emb
+    learned = torch.nn.Parameter(rotary.inv_freq * 0.3)
+    del rotary.inv_freq
+    rotary.inv_freq = learned
+
+
 def replaced_projection(model):
     old = model.model.layers[1].self_attn.q_proj
     model.model.layers[1].self_attn.q_proj = torch.nn.Linear(old.in_features, old.out_features, bias=True)
@@ -189,7 +221,8 @@ def changed_setting(model):
     model.model.norm.variance_epsilon = 0.1
 
 
-CHANGES = [changed_in_place, changed_scaling, replaced_buffer, replaced_module, replaced_forward, replaced_projection,
+CHANGES = [changed_in_place, changed_scaling, replaced_buffer, replaced_module, replaced_forward, changed_past_autograd,
+           changed_by_numpy, watched_rotary, learned_frequencies, replaced_projection,
            replaced_attention, replaced_layer, changed_setting]  # fmt: skip
 
 
@@ -210,6 +243,18 @@ def test_what_changes_after_patching_takes_effect(change, positions):
     torch.testing.assert_close(got, model(ids).logits, atol=1e-5, rtol=0)
     assert text.tolist() == model.generate(ids, **GREEDY).tolist()
     assert not any("_buzz" in vars(m) or "_buzz_handle" in vars(m) for m in model.modules())
+
+
+@torch.no_grad()
+def test_a_forward_of_the_rotary_class_takes_effect(monkeypatch):
+    model, ids = tiny_llama(), tokens(2, 20)
+    with buzz.patch_model(model):
+        model(ids, past_key_values=full(model, "cache"))
+        own = LlamaRotaryEmbedding.forward
+        tripled = lambda self, x, position_ids: own(self, x, 3 * position_ids)  # noqa: E731
+        monkeypatch.setattr(LlamaRotaryEmbedding, "forward", tripled)
+        got = model(ids, past_key_values=full(model, "cache")).logits
+        torch.testing.assert_close(got, model(ids).logits, atol=1e-5, rtol=0)
 
 
 ROPES = {

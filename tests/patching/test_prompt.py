@@ -178,6 +178,26 @@ def test_a_layer_with_a_forward_of_its_own_runs_it(everywhere):
     assert (got - expected).norm() < 1e-2 * expected.norm()
 
 
+@torch.no_grad()
+def test_what_a_refused_call_asked_for_does_not_hold_for_the_next(everywhere):
+    model = tiny_llama().half().to(DEVICE)
+    ids = torch.arange(12, device=DEVICE)[None]
+    with buzz.patch_model(model):
+        cache = buzz.BeehiveCache("full", model)
+        with pytest.raises(ValueError, match="output_attentions"):
+            model(ids, past_key_values=cache, logits_to_keep=1, output_attentions=True)
+        assert model.model(ids, past_key_values=cache).last_hidden_state.shape == (1, 12, 64)
+
+
+@torch.no_grad()
+def test_who_watches_the_last_layer_sees_all_columns(everywhere):
+    model, seen = tiny_llama().half().to(DEVICE), []
+    model.model.layers[2].register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    with buzz.patch_model(model):
+        model(torch.arange(12, device=DEVICE)[None], past_key_values=buzz.BeehiveCache("full", model), logits_to_keep=1)
+    assert seen == [(1, 12, 64)]
+
+
 def test_threads_are_in_calls_of_their_own():
     state, seen = prompt.Prompt(), []
     state.open, state.ends = True, torch.ones(1, 1)

@@ -78,6 +78,11 @@ class OwnLayer(LlamaDecoderLayer):
     pass
 
 
+class NoAttention(nn.Module):
+    def forward(self, hidden_states, **kwargs):
+        return hidden_states
+
+
 class OwnBackbone(LlamaModel):
     pass
 
@@ -120,6 +125,7 @@ REFUSED = [
     (tiny_opt, own_forward, "model.decoder.layers.1.self_attn: its forward was replaced"),
     (tiny_llama, forward_of_layer, "model.layers.1: its forward was replaced"),
     (tiny_opt, forward_of_layer, "model.decoder.layers.1: its forward was replaced"),
+    (tiny_llama, in_place_of("model.layers.2", lambda old: NoAttention()), "model.layers.2: it is a NoAttention"),
     (tiny_llama, in_place_of("model.layers", lambda old: old[:2]), "model: it has 2 layers, its config says 3"),
     (tiny_llama, in_place_of("model.layers", lambda old: nn.ModuleList([old[1], old[0], old[2]])),
      "model.layers.0.self_attn: its layer_idx is 1, not 0"),
@@ -285,6 +291,31 @@ def test_a_backbone_and_its_model_are_one_patch(make, first):
     handle.remove()
     assert_whole(model, before)
     handle.remove()
+
+
+@torch.no_grad()
+def test_two_heads_on_one_backbone_have_one_patch():
+    model = tiny_llama()
+    other = tiny_llama(seed=1)
+    other.model = model.model
+    with buzz.patch_model(model):
+        words = "this LlamaForCausalLM shares its backbone with a patched LlamaForCausalLM: remove that patch"
+        with pytest.raises(buzz.UnsupportedModelError, match=words):
+            buzz.patch_model(other)
+        assert_right(model)
+    with buzz.patch_model(other):
+        assert_right(other)
+
+
+@torch.no_grad()
+def test_fewer_layers_by_the_config_after_patching():
+    model = tiny_llama()
+    with buzz.patch_model(model):
+        cache = buzz.BeehiveCache("full", model)
+        model(tokens(1, 9), past_key_values=cache)
+        model.config.num_hidden_layers = 2
+        with pytest.raises(buzz.UnsupportedModelError, match="it has 3 layers, its config says 2"):
+            model(tokens(1, 1), past_key_values=cache)
 
 
 @BOTH

@@ -59,6 +59,11 @@ class Arena:
     run: Callable[[], None]
     holder: weakref.ref[BeehiveCache] | None = None
 
+    def is_in_use(self, cache: BeehiveCache) -> bool:
+        """Whether another cache than this one is in the middle of a call here, in another thread."""
+        holder = None if self.holder is None else self.holder()
+        return holder is not None and holder is not cache and holder.is_in_call
+
     @property
     def nbytes(self) -> int:
         return sum(stack.nbytes for stack in self.stacks.values())
@@ -70,6 +75,7 @@ class Session:
     def __init__(self, arena: Arena, cache: BeehiveCache, known_positions: int | None) -> None:
         self._arena, self._cache, self._known = arena, cache, known_positions
         self._due = False
+        self._ahead = 0  # of the tokens that rows have seen, where positions were given
         self._owners = list(arena.stacks)
         self.logits = arena.step.logits
 
@@ -81,6 +87,8 @@ class Session:
         """
         step = self._arena.step
         self._tell_lengths()
+        if self._known is not None and positions is not None and self._cache.positions == "original":
+            self._ahead = int(positions.max()) - max(self._cache.tokens)
         step.seen.copy_(torch.tensor(self._cache.tokens) if positions is None else positions)
         step.live.fill_(1)
 
@@ -94,7 +102,7 @@ class Session:
         if self._known is None:
             return True
         positions = self._cache.lengths if self._cache.positions == "cache" else self._cache.tokens
-        return max(positions) < self._known
+        return max(positions) + self._ahead < self._known
 
     def feed(self, tokens: torch.Tensor, live: torch.Tensor | None) -> bool:
         """Start a step: int64 [B] tokens, and on the device whether they count (None: they do).

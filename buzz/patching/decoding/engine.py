@@ -15,12 +15,12 @@ from buzz.patching.decoding.arena import Arena, Run, Session
 from buzz.patching.decoding.sizes import Key, Sizes
 from buzz.patching.decoding.step import StaticStep
 from buzz.patching.family import Family
+from buzz.patching.plain import is_watched
 from buzz.patching.tensor_parallel import is_spread, local
 from buzz.stack import Stack
 
 _ARENAS = 4  # kept at most
 _IDLE_SHARE = 8  # arenas that no cache lives in may fill one part in so many of a device's memory
-_CAPTURING = "transformers.utils.output_capturing"
 _SETTINGS = (bool, int, float, str)
 _LISTS = (list, tuple, dict)
 
@@ -59,7 +59,7 @@ class Engine:
     def obstacle(self) -> str | None:
         """What about the model keeps it from static memory; None: nothing."""
         model, family, backbone = self.model, self._family, self._backbone
-        if backbone is None or type(model).forward is not family.model.forward or "forward" in vars(model):
+        if backbone is None or type(model) is not family.model or "forward" in vars(model):
             return f"{type(model).__name__} is not a plain {family.model.__name__}"
         if type(backbone).forward is not family.backbone.forward or not family.static(self._context):
             return "its backbone is not the family's own, or its rotary angles depend on the length"
@@ -71,10 +71,13 @@ class Engine:
             return "its weights are spread over several processes"
         if (foreign := self._foreign()) is not None:
             return foreign
+        products = [*(m.k_proj for m in self._attention), self.model.get_output_embeddings()]
+        if not all(isinstance(getattr(product, "weight", None), torch.Tensor) for product in products):
+            return "its projections or its head have no weight of their own"
         if len({p.device for p in model.parameters()}) > 1 or len({m.k_proj.weight.dtype for m in self._attention}) > 1:
             return "its weights have several devices or dtypes"
         own = {model: (0, 1)}
-        if any(_watched(module, *own.get(module, (0, 0))) for module in model.modules()):
+        if any(is_watched(module, *own.get(module, (0, 0))) for module in model.modules()):
             return "its modules have hooks, which a captured step would not call"
         return None
 
@@ -95,7 +98,7 @@ class Engine:
 
     def refresh(self) -> None:
         """Forget arenas whose steps are not those of the model as it is: it was moved, cast, rebuilt or set anew."""
-        facts = list(_facts(self.model))
+        facts = [self._family.renew(self._context), *_facts(self.model)]
         if facts != self._facts:
             self.clear()
             self._facts = facts
@@ -112,6 +115,8 @@ class Engine:
 
         The cache has moved in; `Session.begin` comes next.
         """
+        if not all(layer.is_initialized for layer in cache.layers):
+            return None  # it has seen nothing but pads
         states = {owner: cache.states(owner) for owner in cache.groups}
         arena = self._lend(cache, self._sizes.key(cache, rows, states, steps))
         session = Session(arena, cache, self._family.known_positions(self._backbone))
@@ -128,7 +133,9 @@ class Engine:
         mine = [k for k, a in self._arenas.items() if a.holder is not None and a.holder() is cache and k.serves(key)]
         if mine:
             key = mine[-1]
-        arena = self._arenas.pop(key, None) or self._new(cache, key)
+        arena = self._arenas.pop(key, None)
+        if arena is None or arena.is_in_use(cache):
+            arena = self._new(cache, key)
         self._arenas[key] = arena  # the last one is the one that was used last
         if arena.holder is not None and (holder := arena.holder()) not in (None, cache):
             holder.leave()
@@ -202,17 +209,7 @@ def _facts(model: nn.Module) -> Iterator[Any]:
         for tensor in (*module._parameters.values(), *buffers):
             if tensor is not None:
                 yield local(tensor).data_ptr()
-        # Tables are made of buffers, whose values may change in place.
-        yield from (buffer._version for buffer in buffers if not buffer.is_inference())
 
 
 def _items(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
-
-
-def _watched(module: nn.Module, after: int, before: int) -> bool:
-    """Whether a module has hooks beside so many of ours and those of transformers, which sleep during a step."""
-    for hooks, own in ((module._forward_hooks, after), (module._forward_pre_hooks, before)):
-        if sum(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks.values()) > own:
-            return True
-    return False

@@ -65,9 +65,11 @@ def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...],
     bound = inspect.signature(before).bind(*args, **kwargs)
     arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
     _check_prompt(cache, arguments)
-    config = arguments.get("generation_config")
-    if arguments.get("use_cache", getattr(config, "use_cache", None)) is False:
-        raise ValueError("use_cache=False and a BeehiveCache are given: leave out one of them")
+    if _use_cache(engine.model, arguments) is False:
+        raise ValueError(
+            "use_cache=False (of the call, or of the model's generation_config) and a BeehiveCache are given: "
+            "leave out one of them, or set model.generation_config.use_cache = True"
+        )
     if not engine.run.usable(engine.device):
         return before(*args, **kwargs)
     why = engine.obstacle() or _obstacle(engine, arguments)
@@ -101,6 +103,13 @@ def _check_prompt(cache: BeehiveCache, arguments: Mapping[str, Any]) -> None:
         )
 
 
+def _use_cache(model: Any, arguments: Mapping[str, Any]) -> bool | None:
+    """What a call of generate() says of caches, or else the configurations behind it."""
+    configs = arguments.get("generation_config"), getattr(model, "generation_config", None)
+    said = [arguments.get("use_cache"), *(getattr(config, "use_cache", None) for config in configs)]
+    return next((value for value in said if value is not None), None)
+
+
 def _obstacle(engine: Engine, arguments: dict[str, Any]) -> str | None:
     """What about a call keeps it from static memory; None: nothing."""
     if arguments.get("custom_generate") is not None:
@@ -114,8 +123,6 @@ def _obstacle(engine: Engine, arguments: dict[str, Any]) -> str | None:
     mode = config.get_generation_mode(assistant)
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         return f"the mode is {mode.value}"
-    if config.use_cache is False:
-        return "use_cache is off"
     if config.stop_strings is not None:
         return "stop_strings need the tokenizer; give StopStringCriteria as stopping_criteria instead"
     if any(getattr(config, name, None) for name in _RECORDED):

@@ -138,7 +138,7 @@ class _Text:
 
     def __init__(self, ids: torch.Tensor, capacity: int) -> None:
         self.length = ids.shape[1]
-        self._ids = ids.new_empty(ids.shape[0], capacity)
+        self._ids = ids.new_empty(ids.shape[0], capacity, dtype=torch.int64)
         self._ids[:, : self.length] = ids
 
     @property
@@ -201,6 +201,8 @@ class _Forward:
             self._catch_up()
             positions = self._kwargs.get("position_ids")
             self._session.begin(None if positions is None else positions[..., -1])
+            if not self._session.has_room():
+                self._session = None
         return self._session is not None
 
     def feed(self, tokens: torch.Tensor, live: torch.Tensor | None) -> bool:

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import LlamaForCausalLM, LogitsProcessor, StoppingCriteria
 
 import buzz
 from buzz.patching.decoding.arena import Plain
@@ -412,3 +412,76 @@ def test_a_bound_far_away_is_not_allocated():
     cache = results[1][1]
     assert cache.layers[0].capacity == 1024
     assert all(layer.home is not None for layer in cache.layers)
+
+
+class Negated(LlamaForCausalLM):
+    def __call__(self, *args, **kwargs):
+        output = super().__call__(*args, **kwargs)
+        output.logits = -output.logits
+        return output
+
+
+class Wrapped(torch.nn.Module):
+    """As an adapter around a projection."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("change", ["call", "projection", "head"])
+def test_models_that_are_not_quite_the_familys_take_their_own_steps(change):
+    """A warning says why; the result is theirs."""
+
+    def changed():
+        model = tiny_llama(2)
+        if change == "call":
+            model.__class__ = Negated
+        elif change == "projection":
+            model.model.layers[1].self_attn.k_proj = Wrapped(model.model.layers[1].self_attn.k_proj)
+        else:
+            model.lm_head = Wrapped(model.lm_head)
+        return model
+
+    expected = changed().generate(tokens(1, 20), max_new_tokens=12, **GREEDY)
+    model = changed()
+    with static(model):
+        cache = recorded(buzz.make_policy("full"), model)
+        with pytest.warns(UserWarning, match="does not decode in static memory"):
+            got = model.generate(tokens(1, 20), past_key_values=cache, max_new_tokens=12, **GREEDY)
+    assert got.tolist() == expected.tolist()
+
+
+def test_a_cache_in_the_middle_of_a_call_keeps_its_arena():
+    """As another thread may be there."""
+    model = tiny_llama(2)
+    with static(model):
+        first, second = (recorded(POLICIES["buzz"], model) for _ in range(2))
+        generate(tokens(1, 20), max_new_tokens=9)(model, first)
+        place = addresses(first)
+
+        def in_between(module, args):
+            stop.remove()
+            generate(tokens(1, 20), max_new_tokens=9)(model, second)
+
+        stop = model.model.layers[1].mlp.register_forward_pre_hook(in_between)
+        with torch.no_grad():
+            got = model(tokens(1, 1), past_key_values=first).logits
+        assert addresses(first) == place
+        assert set(addresses(second)).isdisjoint(place)
+    with buzz.patch_model(model), torch.no_grad():
+        alone = recorded(POLICIES["buzz"], model)
+        generate(tokens(1, 20), max_new_tokens=9)(model, alone)
+        torch.testing.assert_close(got, model(tokens(1, 1), past_key_values=alone).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["buzz", "tova", "buzz_fast", "streaming"])
+def test_bytes_are_those_of_the_arena(name):
+    model = tiny_llama(2)
+    with static(model) as handle:
+        cache = recorded(POLICIES[name], model)
+        generate(tokens(2, 20), max_new_tokens=9)(model, cache)
+        assert cache.nbytes == sum(arena.nbytes for arena in handle.engine._arenas.values())
