@@ -17,7 +17,7 @@ import yaml
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.methods import NAME, MethodConfig, parse_methods
-from buzz.evaluation.paths import short, unspeakable
+from buzz.evaluation.paths import read_regular, short, unspeakable
 from buzz.evaluation.schema import (
     BROKEN_YAML,
     StrictDumper,
@@ -200,7 +200,7 @@ def to_yaml(config: RunConfig) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     wanted = "a YAML file is wanted"
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(short(path), "is not UTF-8 text", wanted) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL

@@ -272,8 +272,8 @@ class Loop:
             if record is None or prompt.sample.id not in own or path.exists() or not recordable(record, self._chunk):
                 continue
             self.check()
-            job = Job(prompt, make_policy(**record["policy"]))
             try:
+                job = Job(prompt, make_policy(**record["policy"]))
                 record_hive(self.model, self.tokenizer, self.task, job, method.positions, record, path)
             except WriteError:
                 raise

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from pathlib import Path
 
 from buzz.evaluation.errors import ConfigError
@@ -29,6 +32,8 @@ def user_path(text: str | Path, where: str, wanted: str = "a path is wanted") ->
         ConfigError: no path: not UTF-8, a NUL in it, the home of nobody, a name that is too long or goes in circles, or
             a folder on the way that may not be entered.
     """
+    if not str(text):
+        raise ConfigError(where, "is empty", wanted)
     if problem := unspeakable(str(text)):
         raise ConfigError(where, f"{short(text)} {problem}", wanted)
     try:
@@ -41,6 +46,14 @@ def user_path(text: str | Path, where: str, wanted: str = "a path is wanted") ->
     except OSError as error:
         raise ConfigError(where, f"{short(text)} cannot be read ({error.strerror or error})", wanted) from error
     return path
+
+
+def read_regular(path: Path) -> bytes:
+    """A file's content. A pipe or a device may never end, so it is an OSError like any other that cannot be read."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "is no regular file")
+    return path.read_bytes()
 
 
 def short(text: object) -> str:

@@ -135,6 +135,11 @@ class _Run:
         methods = [method.name for method in self.config.methods]
         self.group.by_main(lambda: self.folder.merge(methods, [sample.id for sample in self.samples]))
         self.records = {method: self._known(method) for method in methods}
+        for method in filter(in_bytes, self.config.methods):
+            for name in (method.name, str(method.match)):
+                if not all("mean_bytes" in record["cache"] for record in self.records[name].values()):
+                    what = f"{self.folder.path} holds samples of {name} without their bytes, which {method.name} needs"
+                    raise ConfigError("output", what, "choose another output or delete the folder")
         self.group.gather(None)  # nobody writes before everybody has read
 
     def _known(self, method: str) -> Records:

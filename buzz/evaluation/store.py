@@ -7,7 +7,6 @@ samples/METHOD.shard-RRR.jsonl; the main process merges them once the method is 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -24,7 +23,8 @@ from buzz.evaluation.distributed import ALONE, Group
 from buzz.evaluation.environment import environment
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.files import append, write_atomically, writing
-from buzz.evaluation.paths import short, user_path
+from buzz.evaluation.paths import read_regular, short, user_path
+from buzz.evaluation.records import DamageError, check_environment, check_record, parse_object
 
 # Keys in which a continued run may differ from the one that made the folder, since they change no result: what the run
 # is called, the spelling of the folder's own path, and tracking. Everything else must be equal.
@@ -97,13 +97,14 @@ class RunFolder:
 
     def _check_config(self, path: Path, config: RunConfig) -> None:
         try:
-            there = yaml.safe_load(path.read_text(encoding="utf-8"))
+            there = yaml.safe_load(_read(path))
             added = dict(ADDED_KEYS)
             for number in range(len(there["methods"])):
                 added |= {f"methods[{number}].{key}": value for key, value in ADDED_METHOD_KEYS.items()}
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            old = added | _flat(there)
+        except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError("output", f"{path} is not the config of a run", _OTHER) from error
-        old, new = added | _flat(there), _flat(yaml.safe_load(to_yaml(config)))
+        new = _flat(yaml.safe_load(to_yaml(config)))
         keys = [key for key in [*old, *(key for key in new if key not in old)] if not _free(key)]
         differing = [key for key in keys if key not in old or key not in new or old[key] != new[key]]
         if differing:
@@ -125,7 +126,7 @@ class RunFolder:
         """The records of a method so far, by sample id. A last line that was cut off is removed from its file.
 
         Raises:
-            ConfigError: a line before the last is not a record.
+            ConfigError: a line is not a record. (The last one may be cut off.)
         """
         records: dict[str, dict[str, Any]] = {}
         for path in [self._samples_path(method), *self._shards(method)]:
@@ -185,10 +186,20 @@ class RunFolder:
     # --- the other files ---
 
     def environment(self) -> dict[str, Any]:
-        """What environment.json holds; nothing, if it is not there."""
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads((self.path / "environment.json").read_text(encoding="utf-8")))
-        return {}
+        """What environment.json holds; nothing, if it is not there.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        path = self.path / "environment.json"
+        if not path.exists():
+            return {}
+        try:
+            facts = parse_object(_read(path))
+            check_environment(facts)
+        except DamageError as error:
+            raise ConfigError("output", f"{path} is damaged: {error}", _OTHER) from error
+        return facts
 
     def write_environment(self, model: Mapping[str, Any]) -> None:
         """environment.json: what the run depends on beside its config. Started again, a run adds to `resumed`."""
@@ -224,26 +235,34 @@ def _lines(records: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise ConfigError("output", f"{path} cannot be read ({error.strerror})", "a readable file is wanted") from error
+
+
 def _read_samples(path: Path) -> list[dict[str, Any]]:
     """The records of a file; a last line that was cut off is removed from it."""
     if not path.exists():
         return []
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError("output", f"{path} cannot be read ({error.strerror})", "a readable file is wanted") from error
+    data = _read(path)
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.splitlines(keepends=True)
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            record["id"]
-            records.append(record)
-        except (ValueError, KeyError, TypeError) as error:
+            record = parse_object(line)
+        except DamageError as error:
             if number < len(lines):
-                raise ConfigError("output", f"{path} row {number} is not a sample", _OTHER) from error
+                raise ConfigError("output", f"{path} row {number} is not a sample: it {error}", _OTHER) from error
             whole = whole[: -len(line)]  # a power cut may leave a last line of zeros
+            continue
+        try:
+            check_record(record)
+        except DamageError as error:
+            raise ConfigError("output", f"{path} row {number} is not a sample: {error}", _OTHER) from error
+        records.append(record)
     if len(whole) < len(data):
         with writing(path), open(path, "r+b") as file:
             file.truncate(len(whole))

@@ -11,6 +11,7 @@ from buzz.evaluation.summary import summarise
 def record(sample: str, policy: str, metrics: Mapping[str, float | None], cached: float = 100.0, **more: Any) -> dict:
     return {
         "id": sample,
+        "prompt_hash": f"of {sample}",
         "policy": {"name": policy},
         "metrics": dict(metrics),
         "cache": {

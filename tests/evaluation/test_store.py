@@ -15,6 +15,7 @@ from buzz.evaluation.config import load_config
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.files import write_atomically
 from buzz.evaluation.store import RunFolder
+from tests.evaluation.synthetic import record
 
 PRINTS = {"model": "m", "data": {"sha256": "d"}}
 
@@ -24,6 +25,14 @@ def config(write_config):
     return load_config(write_config())
 
 
+def row(name: str, **more) -> dict:
+    return record(name, "full", {"rouge1": 0.5}, **more)
+
+
+def text(*names: str) -> str:
+    return "".join(json.dumps(row(name)) + "\n" for name in names)
+
+
 def lines(config) -> Path:
     return Path(config.output) / "samples" / "full.jsonl"
 
@@ -31,8 +40,8 @@ def lines(config) -> Path:
 def test_samples_come_back_in_order(config):
     with RunFolder(config, PRINTS) as folder:
         assert folder.samples("full") == {}
-        folder.append("full", [{"id": "b", "output": "zwei\nZeilen é "}, {"id": "a"}])
-        folder.append("full", [{"id": "c"}])
+        folder.append("full", [row("b", output="zwei\nZeilen é "), row("a")])
+        folder.append("full", [row("c")])
         assert list(folder.samples("full")) == ["b", "a", "c"]
         assert folder.samples("full")["b"]["output"] == "zwei\nZeilen é "
     assert len(lines(config).read_bytes().splitlines()) == 3
@@ -41,19 +50,94 @@ def test_samples_come_back_in_order(config):
 @pytest.mark.parametrize("rest", [b'{"id": "c", "out', b'{"id": "c"}', b"\0" * 40 + b"\n", b"\xff\n"])
 def test_a_cut_last_line_is_removed(config, rest):
     with RunFolder(config, PRINTS) as folder:
-        folder.append("full", [{"id": "a"}, {"id": "b"}])
+        folder.append("full", [row("a"), row("b")])
         with open(lines(config), "ab") as file:
             file.write(rest)
         assert list(folder.samples("full")) == ["a", "b"]
-        folder.append("full", [{"id": "c"}])
+        folder.append("full", [row("c")])
         assert list(folder.samples("full")) == ["a", "b", "c"]
 
 
 def test_a_broken_line_in_the_middle_is_refused(config):
     with RunFolder(config, PRINTS) as folder:
-        lines(config).write_text('{"id": "a"}\n{"id"\n{"id": "c"}\n')
-        with pytest.raises(ConfigError, match=r"row 2 is not a sample"):
+        lines(config).write_text(text("a") + '{"id"\n' + text("c"))
+        with pytest.raises(ConfigError, match=r"row 2 is not a sample: it is not valid JSON"):
             folder.samples("full")
+
+
+GONE = object()
+IMPOSSIBLE = (float("nan"), None, "1", 0, -1, float("inf"), True, 10**400)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "what"),
+    [
+        *((key, GONE, f"{key} is missing") for key in ("id", "metrics", "cache", "policy", "prompt_hash", "seconds")),
+        ("new_tokens", GONE, "new_tokens is missing"),
+        ("id", 3, "id is not text"),
+        ("new_tokens", 0, "new_tokens is 0"),
+        ("new_tokens", 10**30, "new_tokens is too large"),
+        ("seconds", float("nan"), "seconds is NaN"),
+        ("seconds", -1, "seconds is -1"),
+        ("metrics", {}, "metrics is empty"),
+        ("policy.name", 1, "policy.name is not text"),
+        ("metrics.rouge1", "x", "metrics.rouge1 is not a number"),
+        ("metrics.rouge1", float("nan"), "metrics.rouge1 is NaN"),
+        ("cache.mean_tokens", GONE, "cache.mean_tokens is missing"),
+        ("cache.full_mean_tokens", 0, "cache.full_mean_tokens is 0"),
+        ("cache.curve", [[1]], "cache.curve is no list of pairs of numbers"),
+        ("cache.mean_bytes", GONE, "cache.mean_bytes is missing"),
+        ("cache.peak_bytes", GONE, "cache.peak_bytes is missing"),
+        *(("cache.mean_bytes", bad, "cache.mean_bytes is ") for bad in IMPOSSIBLE),
+    ],
+)
+def test_a_row_that_is_no_sample_is_refused_and_kept(config, where, value, what):
+    damaged = row("b")
+    *above, key = where.split(".")
+    owner = damaged[above[0]] if above else damaged
+    if value is GONE:
+        del owner[key]
+    else:
+        owner[key] = value
+    with RunFolder(config, PRINTS) as folder:
+        lines(config).write_text(text("a") + json.dumps(damaged) + "\n")
+        before = lines(config).read_bytes()
+        with pytest.raises(ConfigError, match=f"full.jsonl row 2 is not a sample: {what}"):
+            folder.samples("full")
+        assert lines(config).read_bytes() == before
+
+
+def test_samples_of_older_versions_have_no_bytes(config):
+    old = row("a")
+    old["cache"] = {key: value for key, value in old["cache"].items() if "bytes" not in key}
+    with RunFolder(config, PRINTS) as folder:
+        folder.append("full", [old])
+        assert folder.samples("full") == {"a": old}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("environment.json", "[1, 2]", "is damaged: is no JSON object"),
+        ("environment.json", '{"fingerprints": null}', "is damaged: fingerprints is not a mapping"),
+        ("environment.json", "[" * 100_000, "is damaged: is not valid JSON"),
+        ("environment.json", None, "is no regular file"),
+        ("config.yaml", "a: " + "[" * 5000, "is not the config of a run"),
+        ("config.yaml", None, "is no regular file"),
+        ("samples/full.jsonl", None, "is no regular file"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(config, name, content, what):
+    RunFolder(config, PRINTS).close()
+    path = Path(config.output) / name
+    path.unlink(missing_ok=True)
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=what) as caught, RunFolder(config, PRINTS) as folder:
+        folder.samples("full")
+    assert str(path) in str(caught.value)
 
 
 def test_another_config_is_refused_with_both_values(config, write_config):
@@ -161,9 +245,9 @@ def shards(config) -> RunFolder:
     """What two processes, and a run of one before them, left; the last line of one is cut off, and "b" is there twice,
     as when a merge was killed before it had removed the shards."""
     with RunFolder(config, PRINTS) as folder:
-        folder.append("full", [{"id": "d"}, {"id": "b"}])
-    (lines(config).parent / "full.shard-000.jsonl").write_text('{"id": "b"}\n{"id": "c"}\n')
-    (lines(config).parent / "full.shard-001.jsonl").write_text('{"id": "a"}\n{"id": "e", "outp')
+        folder.append("full", [row("d"), row("b")])
+    (lines(config).parent / "full.shard-000.jsonl").write_text(text("b", "c"))
+    (lines(config).parent / "full.shard-001.jsonl").write_text(text("a") + '{"id": "e", "outp')
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +12,17 @@ import yaml
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.hive import find_hives
-from buzz.evaluation.paths import short, user_path
+from buzz.evaluation.paths import read_regular, short, user_path
+from buzz.evaluation.records import DamageError, check_environment, check_record, parse_object
 from buzz.evaluation.summary import summarise
 from buzz.evaluation.tasks import TASKS
 
 Record = dict[str, Any]
 _DAMAGED = "a file as scripts/run_eval.py writes it is wanted"
 _RUN = "a run folder, or one that holds such folders, is wanted"
-# What a summary and a record must have, so that the report can read them.
+# What a summary must have, so that the report can read them.
 _FACTS = {"name": str, "model": str, "task": str, "samples": int, "metrics": list, "headline": str}
 _ENTRY = {"metrics": dict, "cache": dict, "seconds": dict}
-_RECORD = {"id": str, "metrics": dict, "policy": dict, "cache": dict, "seconds": (int, float), "new_tokens": int}
 _HIVE = {
     **{"sample": str, "tokens": list, "evicted_at": str},
     **dict.fromkeys(("prompt_tokens", "calls", "layers", "heads"), int),
@@ -112,8 +111,10 @@ def load_run(path: Path) -> Run:
         raise ConfigError(str(path), "no sample of this run is finished", "run it first")
     environment = path / "environment.json"
     facts = _mapping(environment) if environment.exists() else {}
-    kinds = {"model": dict, "versions": dict, "command": list}
-    _check(environment, facts, {key: kind for key, kind in kinds.items() if key in facts}, "is no environment")
+    try:
+        check_environment(facts)
+    except DamageError as error:
+        raise ConfigError(str(environment), f"is no environment of a run ({error})", _DAMAGED) from error
     return Run(path, config, facts, summary, records, list(_hives(path, names)), finished)
 
 
@@ -122,14 +123,14 @@ def load_run(path: Path) -> Run:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_regular(path))
         for method in config["methods"]:
             _require(method, {"name": str, "policy": str})
         _require(config, {"name": str, "model": dict, "task": dict})
         _require(config["task"], {"name": str})
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read ({error.strerror})", _DAMAGED) from error
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(str(path), "is not the config of a run", _DAMAGED) from error
     return dict(config)
 
@@ -137,14 +138,11 @@ def _config(path: Path) -> dict[str, Any]:
 def _mapping(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     try:
-        data = json.loads(path.read_bytes())
+        return parse_object(read_regular(path))
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read ({error.strerror})", _DAMAGED) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(str(path), "is not valid JSON", _DAMAGED) from error
-    if not isinstance(data, dict):
-        raise ConfigError(str(path), "is no JSON object", _DAMAGED)
-    return data
+    except DamageError as error:
+        raise ConfigError(str(path), str(error), _DAMAGED) from error
 
 
 def _require(data: Any, wanted: Mapping[str, Any]) -> None:
@@ -185,21 +183,20 @@ def _records(folder: Path, method: str) -> list[Record]:
 
 def _lines(path: Path) -> Iterator[Record]:
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular(path).split(b"\n")
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read ({error.strerror})", _DAMAGED) from error
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            _require(record, _RECORD)
-            _require(record["policy"], {"name": str})
-            _require(record["cache"], dict.fromkeys(("mean_tokens", "peak_tokens", "full_mean_tokens"), (int, float)))
-            _require(record["metrics"], {name: (int, float, type(None)) for name in record["metrics"]})
-            next(iter(record["metrics"]))  # there is one
-        except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+            record = parse_object(line)
+        except DamageError as error:
             if number >= len(lines) - 1:  # after the last line feed there is nothing, or the start of a line
                 continue
-            raise ConfigError(f"{path} line {number}", "is no finished sample", _DAMAGED) from error
+            raise ConfigError(f"{path} line {number}", f"{error}", _DAMAGED) from error
+        try:
+            check_record(record)
+        except DamageError as error:
+            raise ConfigError(f"{path} line {number}", f"is no finished sample ({error})", _DAMAGED) from error
         yield record
 
 

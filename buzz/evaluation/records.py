@@ -1,0 +1,133 @@
+"""What a run folder's files must hold, so that a run can go on from them and a report can read them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from buzz.evaluation.metric_info import metric_info
+
+_RECORD = {
+    **{"id": str, "prompt_hash": str, "policy": dict, "metrics": dict, "cache": dict},
+    **{"new_tokens": int, "seconds": float},
+}
+_OPTIONAL = {"prompt_tokens": int, "output": str, "output_ids": list}
+_TOKENS = ("mean_tokens", "peak_tokens", "full_mean_tokens")
+_BYTES = ("mean_bytes", "peak_bytes", "full_mean_bytes")
+_ENVIRONMENT = {
+    **{"fingerprints": dict, "model": dict, "versions": dict},
+    **{"command": list, "resumed": list, "batch_halvings": list},
+}
+_NAMES = {str: "text", dict: "a mapping", list: "a list", int: "an integer", float: "a number"}
+
+
+class DamageError(ValueError):
+    """What is wrong with a file's content, in a few words."""
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DamageError: it is none.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DamageError("is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise DamageError("is no JSON object")
+    return value
+
+
+def check_record(record: Mapping[str, Any]) -> None:
+    """Check a finished sample, a line of samples/METHOD.jsonl.
+
+    Raises:
+        DamageError: a field is missing, of another kind or no possible figure.
+    """
+    require(record, _RECORD)
+    require(record, {key: kind for key, kind in _OPTIONAL.items() if key in record})
+    require(record["policy"], {"name": str}, "policy.")
+    _at_least(record, "new_tokens", 1)
+    _at_least(record, "seconds", 0)
+    if not all(_is(token, int) for token in record.get("output_ids", ())):
+        raise DamageError("output_ids is no list of integers")
+    cache = record["cache"]
+    given = [key for key in _BYTES if key in cache]  # older versions did not measure bytes
+    if given and len(given) < len(_BYTES):
+        raise DamageError(f"cache.{next(key for key in _BYTES if key not in cache)} is missing")
+    for key in [*_TOKENS, *given]:
+        require(cache, {key: float}, "cache.")
+        _above_zero(cache, key, "cache.")
+    _check_pairs(cache, "curve", "cache.")
+    _check_metrics(record)
+
+
+def _check_metrics(record: Mapping[str, Any]) -> None:
+    metrics = record["metrics"]
+    if not metrics:
+        raise DamageError("metrics is empty")
+    for name, value in metrics.items():
+        if value is None:  # the sample has no such figure
+            continue
+        require(metrics, {name: float}, "metrics.")
+        info = metric_info(name)
+        if info.percent and not math.isfinite(value):  # others are what the model's numbers made them
+            raise DamageError(f"metrics.{name} is {_number(value)}")
+        if info.pooled:
+            require(record, {"weight": float})
+            _above_zero(record, "weight")
+    _check_pairs(record, "blocks")
+
+
+def check_environment(facts: Mapping[str, Any]) -> None:
+    """Check what environment.json holds; any of it may be missing.
+
+    Raises:
+        DamageError: a part is of another kind.
+    """
+    require(facts, {key: kind for key, kind in _ENVIRONMENT.items() if key in facts})
+
+
+def require(data: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise DamageError unless a mapping has these keys with values of these types; an integer counts as a float."""
+    for key, kind in wanted.items():
+        if key not in data:
+            raise DamageError(f"{prefix}{key} is missing")
+        if not _is(data[key], kind):
+            raise DamageError(f"{prefix}{key} is not {_NAMES[kind]}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return type(value) is float or (type(value) is int and abs(value) < 2**63)  # more is no float at last
+    return type(value) is kind  # exact: a bool is no int
+
+
+def _at_least(data: Mapping[str, Any], key: str, low: float) -> None:
+    if not low <= data[key] < 2**63:  # NaN is not, either
+        raise DamageError(f"{key} is {_number(data[key])}")
+
+
+def _above_zero(data: Mapping[str, Any], key: str, prefix: str = "") -> None:
+    if not 0 < data[key] < math.inf:
+        raise DamageError(f"{prefix}{key} is {_number(data[key])}")
+
+
+def _number(value: float) -> str:
+    return f"{value}" if abs(value) < 2**63 else "too large" if value > 0 else "below 0" if value < 0 else "NaN"
+
+
+def _check_pairs(data: Mapping[str, Any], key: str, prefix: str = "") -> None:
+    """Of a list that may be missing, every item must be two finite numbers, and those of blocks count something."""
+    rows = data.get(key)
+    if rows is None:
+        return
+    pairs = isinstance(rows, list) and all(
+        isinstance(row, list) and len(row) == 2 and all(_is(number, float) for number in row) for row in rows
+    )
+    if not pairs or (key == "blocks" and not all(0 < tokens < math.inf for tokens, _ in rows)):
+        raise DamageError(f"{prefix}{key} is no list of pairs of numbers")
