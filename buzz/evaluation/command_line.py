@@ -28,7 +28,7 @@ def add_config(parser: argparse.ArgumentParser, what: str) -> None:
     """Let a command line name its config, first or as --config, and overrides of single values."""
     parser.usage = "%(prog)s [-h] CONFIG [key.sub=value ...]"
     parser.add_argument("words", nargs="*", metavar="CONFIG", help=f"YAML file that describes the {what}")
-    parser.add_argument("--config", metavar="CONFIG", help="the same, anywhere on the line")
+    parser.add_argument("--config", metavar="CONFIG", action="append", help="the same, anywhere on the line")
     parser.add_argument_group("overrides", "key.sub=value replaces one value of the config, as often as wanted")
 
 
@@ -39,8 +39,13 @@ def config_of(options: argparse.Namespace) -> tuple[str, list[str]]:
         ConfigError: no config, or two.
     """
     named = [word for word in options.words if _names_file(word)]
-    files = [*([options.config] if options.config is not None else []), *named]
+    files = [*(options.config or []), *named]
+    if "" in [*files, *options.words]:
+        raise ConfigError("usage", "the config's path is empty", "a YAML file is wanted; see --help")
     if not files:
+        for word in options.words:
+            if "=" not in word:
+                raise ConfigError("usage", f"{short(word)} {_why_no_file(word)}", "a YAML file is wanted; see --help")
         raise ConfigError("usage", "no config is given", "a YAML file is wanted; see --help")
     if len(files) > 1:
         raise ConfigError("usage", f"two configs are given, {short(files[0])} and {short(files[1])}", "one is wanted")
@@ -50,6 +55,12 @@ def config_of(options: argparse.Namespace) -> tuple[str, list[str]]:
 def _names_file(word: str) -> bool:
     """Whether a word is a config's path and not `key=value`."""
     return "=" not in word and (word.endswith((".yaml", ".yml")) or os.path.isfile(word))
+
+
+def _why_no_file(word: str) -> str:
+    if os.path.isdir(word):
+        return "is a folder"
+    return "is no regular file" if os.path.exists(word) else "does not exist"
 
 
 def say(text: str) -> None:

@@ -120,6 +120,12 @@ def test_a_config_needs_no_ending_to_be_one(write_config, tmp_path, capfd):
     [
         ("a.yaml --config b.yaml", "usage: two configs are given, b.yaml and a.yaml, one is wanted"),
         ("a.yaml seed=1 b.yml", "usage: two configs are given, a.yaml and b.yml, one is wanted"),
+        ("--config a.yaml --config b.yaml", "usage: two configs are given, a.yaml and b.yaml, one is wanted"),
+        ("--config a.yaml --config a.yaml", "usage: two configs are given, a.yaml and a.yaml, one is wanted"),
+        ("/nope seed=1", "usage: /nope does not exist, a YAML file is wanted; see --help"),
+        ("/", "usage: / is a folder, a YAML file is wanted; see --help"),
+        ("/dev/null", "usage: /dev/null is no regular file, a YAML file is wanted; see --help"),
+        ("--config /dev/null", "/dev/null: cannot be read (is no regular file), a YAML file is wanted"),
         ("seed=1", "usage: no config is given, a YAML file is wanted; see --help"),
         ("task.data=a.yaml", "usage: no config is given, a YAML file is wanted; see --help"),
         ("gone.yaml seed=1", "gone.yaml: cannot be read (No such file or directory), a YAML file is wanted"),
@@ -128,6 +134,18 @@ def test_a_config_needs_no_ending_to_be_one(write_config, tmp_path, capfd):
 def test_which_config(arguments, line, capfd):
     assert main(arguments.split()) == 2
     assert capfd.readouterr().err == f"error: {line}\n"
+
+
+def test_a_pipe_is_no_config(tmp_path, capfd):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert main([str(tmp_path / "pipe.yaml")]) == 2
+    assert capfd.readouterr().err.startswith(f"error: {tmp_path}/pipe.yaml: cannot be read (is no regular file), ")
+
+
+def test_an_empty_word_is_no_config(capfd):
+    for arguments in ([""], ["--config", ""]):
+        assert main(arguments) == 2
+        assert capfd.readouterr().err == "error: usage: the config's path is empty, a YAML file is wanted; see --help\n"
 
 
 def test_missing_config(capfd):

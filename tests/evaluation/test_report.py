@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import math
 import re
 import zlib
@@ -369,6 +370,7 @@ def broken(folder: Path, name: str, content: bytes) -> Path:
 
 
 GOOD = json.dumps(answers("full", ["a"])[0]).encode() + b"\n"
+NO_BYTES = GOOD.replace(b'"mean_bytes": 1280000.0', b'"mean_bytes": 0')
 
 
 @pytest.mark.parametrize(
@@ -382,9 +384,22 @@ GOOD = json.dumps(answers("full", ["a"])[0]).encode() + b"\n"
         ("summary.json", b'{"name": "sweep", "runs": {}}', "summary.json", "is no summary of a run (run)"),
         ("summary.json", b'{"run": {"name": 3}, "methods": {}}', "summary.json", "is no summary of a run (name)"),
         ("environment.json", b"{", "environment.json", "is not valid JSON"),
-        ("environment.json", b'{"versions": 3}', "environment.json", "is no environment (versions)"),
-        ("samples/full.jsonl", b"{\n" + GOOD, "full.jsonl line 1", "is no finished sample"),
-        ("samples/full.jsonl", GOOD + b'{"id": "x"}\n' + GOOD, "full.jsonl line 2", "is no finished sample"),
+        ("environment.json", b"[" * 100_000, "environment.json", "is not valid JSON"),
+        ("config.yaml", b"a: " + b"[" * 5000, "config.yaml", "is not the config of a run"),
+        ("samples/full.jsonl", GOOD + NO_BYTES, "full.jsonl line 2", "is no finished sample (cache.mean_bytes is 0)"),
+        (
+            "environment.json",
+            b'{"versions": 3}',
+            "environment.json",
+            "is no environment of a run (versions is not a mapping)",
+        ),
+        ("samples/full.jsonl", b"{\n" + GOOD, "full.jsonl line 1", "is not valid JSON"),
+        (
+            "samples/full.jsonl",
+            GOOD + b'{"id": "x"}\n' + GOOD,
+            "full.jsonl line 2",
+            "is no finished sample (prompt_hash is missing)",
+        ),
         ("hive/buzz.json", b'{"sample"', "buzz.json", "is not valid JSON"),
         ("hive/buzz.json", b'{"sample": "s0"}', "buzz.json", "is no recording of evictions (tokens)"),
     ],
@@ -417,6 +432,27 @@ def test_folders_that_are_no_runs(tmp_path, capsys):
         assert errors.count("\n") == 1
     assert main([]) == 2
     assert capsys.readouterr().err.startswith("error: usage: ")
+
+
+def test_empty_paths(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(quick_run(tmp_path / "run"))
+    for arguments, where in (([""], "runs"), ([".", ""], "runs"), ([".", "--output", ""], "output")):
+        assert main(arguments) == 2
+        output, errors = capsys.readouterr()
+        assert output == ""
+        assert errors.startswith(f"error: {where}: is empty, a ")
+        assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", "summary.json", "samples/full.jsonl"])
+def test_pipes_in_a_run(name, tmp_path, capsys):
+    path = quick_run(tmp_path / "run") / name
+    path.unlink()
+    os.mkfifo(path)
+    assert main([str(tmp_path / "run")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "is no regular file" in errors or name == "config.yaml"  # without a config, a folder is no run
 
 
 def test_an_output_that_cannot_be_written(tmp_path, capsys):

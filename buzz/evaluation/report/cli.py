@@ -54,7 +54,9 @@ def _main(arguments: Sequence[str] | None) -> int:
 
     from buzz.evaluation.report import write_report  # here, so that --help needs none of it
 
-    output = options.output or (options.runs[0] if len(options.runs) == 1 else "report")
+    output = options.output
+    if output is None:
+        output = options.runs[0] if len(options.runs) == 1 else "report"
     paths = write_report(options.runs, output, options.against)
     say(f"{Path(output)}: {', '.join(path.name for path in paths)}")
     return 0
