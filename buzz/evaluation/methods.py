@@ -117,8 +117,8 @@ def default_name(stem: str, values: Mapping[str, Any]) -> str:
     parts = [stem]
     for key, value in sorted(values.items()):
         if key not in ("policy", "name") and value is not None:
-            shown = f"-{value}" if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
-            parts.append(f"{key}{shown}")
+            number = f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
+            parts.append(f"{key}-{value}" if isinstance(value, str) else f"{key}{number}")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from buzz.evaluation.cli import main
 from buzz.evaluation.config import RunConfig, load_config, to_dict, to_yaml
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.methods import MethodConfig
+from buzz.evaluation.methods import MethodConfig, default_name
 from buzz.evaluation.schema import StrictLoader
 from buzz.policies import POLICIES
 
@@ -474,6 +474,19 @@ def test_text_stays_text(base: Path, tmp_path: Path, text: str) -> None:
     assert config.task.data == text
     assert reread(config, tmp_path / "again.yaml") == config
     assert yaml.safe_load(to_yaml(config))["task"]["data"] == text
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"reduction": 1e9}, "buzz-reduction1e09"),
+        ({"reduction": 2.5}, "buzz-reduction2.5"),
+        ({"budget": 1e-5}, "buzz-budget1e-05"),
+        ({"match": "h2o", "window": 64}, "buzz-match-h2o-window64"),
+    ],
+)
+def test_names_say_what_was_given(values: dict[str, Any], name: str) -> None:
+    assert default_name("buzz", values) == name
 
 
 def test_a_date_and_a_no_are_names(base: Path) -> None:
