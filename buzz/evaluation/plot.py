@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,11 @@ from buzz.evaluation.metric_info import metric_info
 # Where a label may stand around its point, in points of 1/72 inch, the best place first.
 _AROUND = ((7, 7), (7, -7), (-7, 7), (-7, -7), (0, 11), (0, -11))
 _PLACES = [(x * r, y * r) for r in (1, 2, 3.5, 5, 7) for x, y in _AROUND]
-# As shares of the longest mean cache: methods no further apart are drawn side by side, at these distances.
+# As shares of the longest mean cache: intervals no further apart are drawn side by side, at these distances.
 _NEAR, _BESIDE = 0.012, 0.014
 _MARKERS = "osD^v"
 _PANEL = (7.5, 4.8)  # inches
-_SIZE = re.compile(r"-(budget|reduction)[0-9.e+]+")
+_SIZE = re.compile(r"-(budget|reduction)[0-9.]+(e-?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ def plot_quality(summary: Mapping[str, Any], headline: str, path: str | Path) ->
     """Draw a metric of a run against mean cached tokens: a labelled point a method, with 95% intervals.
 
     The full cache also gives a dashed line, the score to reach. Methods whose names differ in `budget` or `reduction`
-    alone are joined by a line and named in a legend. Methods of (nearly) the same cache length are drawn side by side,
-    a few pixels off their place.
+    alone are joined by a line and named in a legend. Where methods have (nearly) the same cache length, their intervals are
+    drawn side by side, a few pixels off; every point is in its place.
 
     Args:
         summary: as in summary.json.
@@ -130,10 +129,9 @@ def _panel(axes: Any, run: Mapping[str, Any], metric: str, points: list[_Point])
     unit = " (%)" if info.percent else ""
     axes.set_ylabel(f"{info.label}{unit}, {'higher' if info.higher_is_better else 'lower'} is better, 95% interval")
     axes.grid(alpha=0.25)
-    points = _side_by_side(points)
     joined = _join(axes, points)
-    for point in points:
-        _draw(axes, point)
+    for point, place in zip(points, _side_by_side(points), strict=True):
+        _draw(axes, point, place)
     for point in points:
         if point.name == run.get("full"):
             axes.axhline(point.y, color=point.color, linestyle="--", linewidth=1, zorder=0)
@@ -146,24 +144,25 @@ def _panel(axes: Any, run: Mapping[str, Any], metric: str, points: list[_Point])
     return points
 
 
-def _side_by_side(points: list[_Point]) -> list[_Point]:
-    """The points, those that stand (nearly) above each other moved a little apart."""
+def _side_by_side(points: list[_Point]) -> list[float]:
+    """Where to draw the points' intervals: those that would stand (nearly) above each other are moved a little apart."""
     widest = max(point.x for point in points)
     groups = [[other for other in points if abs(other.x - point.x) <= _NEAR * widest] for point in points]
     # In a dense crowd they stand closer, or they would end up among the next one's.
     steps = [widest * min(_BESIDE, 4 * _BESIDE / len(group)) for group in groups]
     return [
-        dataclasses.replace(point, x=point.x + step * (group.index(point) - (len(group) - 1) / 2))
+        point.x + step * (group.index(point) - (len(group) - 1) / 2)
         for point, group, step in zip(points, groups, steps, strict=True)
     ]
 
 
-def _draw(axes: Any, point: _Point) -> None:
-    """A point and its interval."""
+def _draw(axes: Any, point: _Point, place: float) -> None:
+    """A point, and its interval at another x."""
     # A mean lies within its interval but for rounding.
     errors = [[max(0.0, point.y - point.low)], [max(0.0, point.high - point.y)]]
     style = {"fmt": point.marker, "capsize": 3, "markersize": 6, "elinewidth": 1.2}
-    axes.errorbar(point.x, point.y, yerr=errors, color=point.color, **style)
+    drawn = axes.errorbar(place, point.y, yerr=errors, color=point.color, **style)
+    drawn[0].set_xdata([point.x])
 
 
 def _join(axes: Any, points: list[_Point]) -> bool:

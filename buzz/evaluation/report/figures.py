@@ -69,7 +69,10 @@ def frontier_figure(runs: Sequence[Run], folder: Path) -> Figure | None:
     return Figure("Quality against memory", paths, alt, _QUALITY)
 
 
-_QUALITY = "Every method at its measured cache length. Left is less memory. The dashed line is the full cache's score."
+_QUALITY = (
+    "Every point is at its method's measured cache length; intervals that would cover each other are drawn beside it. "
+    "Left is less memory. The dashed line is the full cache's score."
+)
 
 
 def colors(summary: Mapping[str, Any]) -> list[str]:
