@@ -172,6 +172,30 @@ def test_a_run_prints_its_table(write_config, capfd):
     assert [line.split()[0] for line in out[2:4]] == ["full", "local"]
 
 
+def test_a_damaged_run_is_not_resumed(write_config, tmp_path, capfd):
+    methods = ["full", {"policy": "local", "window": 8, "name": "local"}, {"policy": "h2o", "match": "local"}]
+    methods[2] |= {"match_by": "bytes", "name": "h2o"}
+    line = ["--config", str(write_config(methods=methods)), "task.limit=2"]
+    assert main(line) == 0
+    path = tmp_path / "out" / "samples" / "local.jsonl"
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    names = ("mean_bytes", "peak_bytes", "full_mean_bytes")
+    for change, what in (
+        ({"mean_bytes": 0}, f"{path} row 2 is not a sample: cache.mean_bytes is 0"),
+        (dict.fromkeys(names), f"{path} row 2 is not a sample: cache.mean_bytes is not a number"),
+        (None, "holds samples of local without their bytes, which h2o needs"),
+    ):
+        cache = {**rows[1]["cache"], **(change or {})}
+        if change is None:
+            cache = {key: value for key, value in cache.items() if key not in names}
+        path.write_text(json.dumps(rows[0]) + "\n" + json.dumps({**rows[1], "cache": cache}) + "\n")
+        capfd.readouterr()
+        assert main(line) == 2
+        (error,) = capfd.readouterr().err.splitlines()
+        assert error.startswith("error: output: ")
+        assert what in error
+
+
 def test_a_sweep_prints_its_tables(write_config, tmp_path, capfd):
     sweep = {"stride": [2, 3], "methods": [{"policy": "buzz", "sink": 2, "window": 12, "threshold": 10}]}
     assert main(["--config", str(write_config(methods=["full"], sweep=sweep)), "task.limit=2"]) == 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import math
+import os
 import re
 import zlib
 from html.parser import HTMLParser
