@@ -43,8 +43,8 @@ def plot_quality(summary: Mapping[str, Any], headline: str, path: str | Path) ->
     """Draw a metric of a run against mean cached tokens: a labelled point a method, with 95% intervals.
 
     The full cache also gives a dashed line, the score to reach. Methods whose names differ in `budget` or `reduction`
-    alone are joined by a line and named in a legend. Where methods have (nearly) the same cache length, their intervals are
-    drawn side by side, a few pixels off; every point is in its place.
+    alone are joined by a line and named in a legend. Every point is in its place; where methods have (nearly) the same
+    cache length, their intervals are drawn side by side, a few pixels off.
 
     Args:
         summary: as in summary.json.
@@ -145,7 +145,7 @@ def _panel(axes: Any, run: Mapping[str, Any], metric: str, points: list[_Point])
 
 
 def _side_by_side(points: list[_Point]) -> list[float]:
-    """Where to draw the points' intervals: those that would stand (nearly) above each other are moved a little apart."""
+    """Where to draw the points' intervals: those that would (nearly) cover each other are moved a little apart."""
     widest = max(point.x for point in points)
     groups = [[other for other in points if abs(other.x - point.x) <= _NEAR * widest] for point in points]
     # In a dense crowd they stand closer, or they would end up among the next one's.
