@@ -238,3 +238,13 @@ def test_how_to_read_it():
 
 def test_bars_in_names_are_escaped():
     assert markdown_rows(["a"], [["x|y"]]) == ["| a |", "| --- |", "| x\\|y |"]
+
+
+@pytest.mark.parametrize(("full_bytes", "told"), [(400 * 16000.0, True), (400 * 12800.0, False)])
+def test_a_full_cache_below_1x_is_explained(full_bytes, told):
+    rows = [record("s0", "full", {"rouge1": 0.5}, 400.0)]
+    rows[0]["cache"]["mean_bytes"] = full_bytes
+    made = summary_of({"full": rows})
+    assert ("0.80x" in text_table(made)) == told
+    assert ("full caches have room to grow and are below 1x" in text_table(made)) == told
+    assert max(map(len, text_table(made).splitlines())) <= WIDTH
