@@ -25,6 +25,11 @@ PROCESSES, SECONDS = 2, 150  # much more than it takes
 def test_two_processes_decode_as_one(tmp_path):
     """Tokens, slots that stay and what is cached; the matrix is in the worker, which is started once."""
     statuses = launch(tmp_path, "--device", "cpu", "--dtype", "float64")
+    if any(status is not None and status < 0 for status in statuses):
+        # gloo's own thread was once seen to crash on a busy machine (a general protection fault). Not twice.
+        tmp_path = tmp_path / "again"
+        tmp_path.mkdir()
+        statuses = launch(tmp_path, "--device", "cpu", "--dtype", "float64")
     errors = "\n".join((tmp_path / f"stderr.{rank}").read_text()[-3000:] for rank in range(PROCESSES))
     found = dict(line.split(": ", 1) for line in (tmp_path / "stdout.0").read_text().splitlines())
     assert found == dict.fromkeys(["patch", *buzz.POLICIES], "equal"), errors
@@ -35,7 +40,8 @@ def launch(folder: Path, *arguments: str) -> list[int | None]:
     """Run the workers. They meet in a file, so that no port can be taken.
 
     Returns:
-        Exit statuses by rank. All are killed once one fails, or after a time: such a one is negative.
+        Exit statuses by rank, negative for one that a signal has ended. All are killed once one fails, or after a
+        time: then it is None.
     """
     size = str(PROCESSES)
     processes = []
@@ -57,9 +63,11 @@ def launch(folder: Path, *arguments: str) -> list[int | None]:
             time.sleep(0.05)
     finally:
         time.sleep(0.5)  # one that failed may have made others fail, who are about to say so
+        statuses = [process.poll() for process in processes]
         for process in processes:
             process.kill()
-    return [process.wait() for process in processes]
+            process.wait()
+    return statuses
 
 
 def test_heads_in_one_process_choose_by_themselves():
