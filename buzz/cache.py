@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
+from buzz.call import Call, Shape, Slots
 from buzz.columns import Columns
 from buzz.figures import Curve, Figures
 from buzz.heads import Heads
-from buzz.policies import Policy, ScoreSpec, make_policy
+from buzz.policies import Policy, make_policy
 from buzz.rows import Rows
-from buzz.schedule import Eviction, PerRow, Schedule, Step
+from buzz.schedule import Eviction, PerRow, Schedule
 from buzz.stacked import StackedCalls
 from buzz.storage import UNPATCHED, BeehiveLayer, Memory, settle
 
@@ -23,67 +23,11 @@ POSITIONS = ("cache", "original")
 _TOGETHER = 6144  # tokens of a first prompt, over all rows and layers, that wait to be compacted together
 
 
-class Slots(NamedTuple):
-    """What the queries of a call may see in one layer, and what the cache wants to know in return.
-
-    keys, values: [B, H, S, D], S the slots of the longest row. starts, counts: cached slots before the call and
-    tokens of the call, per row. spec: the scores to give to `observe`, None for none.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    starts: Rows
-    counts: Rows
-    spec: ScoreSpec | None
-
-
-@dataclass(frozen=True)
-class Call:
-    """One forward pass.
-
-    tokens: bool [B, columns], which columns hold tokens; None: all. order: int64 [B, columns], brings these to the
-    left of each row; None: they are there.
-    """
-
-    columns: int
-    counts: list[int]
-    steps: dict[int, Step]
-    tokens: torch.Tensor | None
-    order: torch.Tensor | None
-
-    @property
-    def width(self) -> int:
-        """Columns that are left once every row's tokens are at its left."""
-        return self.columns if self.order is None else max(1, *self.counts)
-
-    @property
-    def empty(self) -> bool:
-        """Whether no row has a token: then layers have nothing to do."""
-        return not any(self.counts)
-
-
-class Shape(NamedTuple):
-    """What a cache and a model must agree in."""
-
-    layers: int
-    heads: int
-    head_dim: int
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> Shape:
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        return cls(config.num_hidden_layers, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads)
-
-    def __str__(self) -> str:
-        return f"{self.layers} layers of {self.heads} KV heads, {self.head_dim} wide"
-
-
 class BeehiveCache(StackedCalls, Cache):
     """A KV cache that keeps what its policy keeps. For inference; the model must be patched (`buzz.patch_model`).
 
     Rows are left-aligned and ragged: row b holds slots 0 .. lengths[b] - 1, pads never enter, and every row evicts as
-    it would alone. The schedule is Python integers. Buffers are preallocated and compacted in place; a prompt is
+    it would alone. The schedule is Python integers. Buffers grow with need and are compacted in place; a prompt is
     compacted layer by layer, so the full-length keys and values of one layer at most exist at a time (of several
     layers, if those have no more than 6144 tokens).
 

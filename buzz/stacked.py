@@ -13,7 +13,7 @@ from buzz.schedule import Eviction, PerRow, Schedule
 from buzz.stack import Stack
 
 if TYPE_CHECKING:
-    from buzz.cache import Call
+    from buzz.call import Call
     from buzz.columns import Columns
     from buzz.figures import Curve, Figures
     from buzz.storage import BeehiveLayer

@@ -1,4 +1,4 @@
-"""The slots of one layer: preallocated buffers, written and compacted in place."""
+"""The slots of one layer: buffers that grow with need, written and compacted in place."""
 
 from __future__ import annotations
 

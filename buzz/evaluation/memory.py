@@ -8,25 +8,19 @@ from typing import Any
 
 def token_bytes(model: Any) -> int:
     """Bytes of a cached token's keys and values in all layers, in the model's dtype."""
-    config = model.config
-    return int(2 * config.num_hidden_layers * kv_heads(config) * head_dim(config) * model.dtype.itemsize)
+    from buzz.call import Shape
+
+    shape = Shape.of(model.config)
+    return int(2 * shape.layers * shape.heads * shape.head_dim * model.dtype.itemsize)
 
 
 def slot_bytes(model: Any, policy: Any) -> int:
     """Bytes of a slot in all layers: a token's keys and values, and its float32 scores if the policy sums them up."""
-    spec = policy.score_spec
-    scores = 4 * kv_heads(model.config) if spec is not None and spec.accumulate else 0
-    return token_bytes(model) + int(model.config.num_hidden_layers * scores)
+    from buzz.call import Shape
 
-
-def kv_heads(config: Any) -> int:
-    """Heads of a layer's keys and values."""
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-
-
-def head_dim(config: Any) -> int:
-    """Width of an attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    spec, shape = policy.score_spec, Shape.of(model.config)
+    scores = 4 * shape.heads if spec is not None and spec.accumulate else 0
+    return token_bytes(model) + shape.layers * scores
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal, get_type_hints
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.schema import check, convert, matching, refuse_unknown, said
 from buzz.policies import POLICIES, make_policy
+from buzz.words import hint
 
 # Names become file and folder names; one of dots alone would be a folder that exists.
 NAME = matching(r"(?!\.+$)[A-Za-z0-9._-]{1,200}", "a name of letters, digits and . _ - is wanted")
@@ -83,9 +83,7 @@ def parse_method(raw: Any, where: str) -> MethodConfig:
         raise ConfigError(where, said(raw), "a policy's name or a mapping with the key policy is wanted")
     name = entry.get("policy")
     if not isinstance(name, str) or name not in POLICIES:
-        near = difflib.get_close_matches(str(name), POLICIES, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        what = f"unknown policy {name!r}{hint}" if "policy" in entry else "is missing"
+        what = f"unknown policy {name!r}{hint(str(name), POLICIES)}" if "policy" in entry else "is missing"
         raise ConfigError(f"{where}.policy", what, policies)
 
     where = f"{where} ({name})"

@@ -6,7 +6,6 @@ Knows nothing of any particular config; `buzz.evaluation.config` declares one. E
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import reprlib
@@ -17,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from buzz.evaluation.errors import ConfigError
+from buzz.words import hint
 
 # --- what a field's metadata can say ---------------------------------------------------------------------------------
 
@@ -142,10 +142,9 @@ def refuse_unknown(raw: Mapping[Any, Any], names: Sequence[str], where: str, sec
     for key in raw:
         if key not in names:
             below = [path for path in sections if path.endswith(f".{key}")]
-            near = below or difflib.get_close_matches(str(key), names, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            near = f" (did you mean {below[0]!r}?)" if below else hint(str(key), names)
             place = f"{where}.{key}" if where else str(key)
-            raise ConfigError(place, f"unknown key{hint}", f"allowed: {', '.join(names)}")
+            raise ConfigError(place, f"unknown key{near}", f"allowed: {', '.join(names)}")
 
 
 def _dotted(hints: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from buzz.evaluation.paths import short, unspeakable, user_path
 ODD = os.fsdecode(b"/tmp/\xff\xfe")  # valid for Linux, and no UTF-8
 BAD = [
     (ODD, "is not valid UTF-8"),
-    ("/tmp/a\0b", "holds a NUL character"),
+    ("a\0b", "holds a NUL character"),
     ("~nobody-of-that-name/x", "~nobody-of-that-name/x is in the home of an unknown user"),
     ("/tmp/" + "x" * 5000, "cannot be read (File name too long)"),
 ]

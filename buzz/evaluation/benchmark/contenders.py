@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.methods import NAME, MethodConfig, own_keys, parse_method, policy_keys
 from buzz.evaluation.schema import at_least, build, refuse_unknown, said
 from buzz.policies import POLICIES
+from buzz.words import hint
 
 BASELINES = {
     "dynamic": "DynamicCache and SDPA",
@@ -115,9 +115,7 @@ def _contender(raw: Any, where: str) -> Contender:
         return Contender(baseline.name or baseline.policy, baseline.policy, None, limits)
     if not isinstance(kind, str) or kind not in POLICIES:
         names = [*BASELINES, *POLICIES]
-        near = difflib.get_close_matches(str(kind), names, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        what = f"unknown method {kind!r}{hint}" if "policy" in entry else "is missing"
+        what = f"unknown method {kind!r}{hint(str(kind), names)}" if "policy" in entry else "is missing"
         raise ConfigError(f"{where}.policy", what, f"one of {', '.join(names)} is wanted")
     own = [key for key in own_keys() if key not in _UNFITTED]
     refuse_unknown(entry, [*own, *policy_keys(kind), "max_length", "max_batch"], f"{where} ({kind})")

@@ -13,10 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from buzz.attention import attend
 from buzz.attention.launch import Launch, Tiles
+from buzz.call import Shape
 from buzz.evaluation.benchmark.bench import Bench
 from buzz.evaluation.benchmark.config import Kernels
 from buzz.evaluation.benchmark.measure import captured, timed
-from buzz.evaluation.memory import head_dim
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
 
@@ -37,8 +37,8 @@ class Heads:
 
     @classmethod
     def of(cls, config: Any) -> Heads:
-        most = config.num_attention_heads
-        return cls(most, getattr(config, "num_key_value_heads", None) or most, head_dim(config))
+        shape = Shape.of(config)
+        return cls(config.num_attention_heads, shape.heads, shape.head_dim)
 
 
 def kernels(bench: Bench, config: Kernels) -> None:

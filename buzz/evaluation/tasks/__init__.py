@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from buzz.evaluation.errors import ConfigError
@@ -12,6 +11,7 @@ from buzz.evaluation.tasks.longbench import LongBench
 from buzz.evaluation.tasks.passkey import Passkey
 from buzz.evaluation.tasks.question_answering import TenDocumentQA
 from buzz.evaluation.tasks.summarization import CnnDailyMail, CnnDailyMailSelfBleu, Xsum
+from buzz.words import hint
 
 if TYPE_CHECKING:  # config imports this package to check task names
     from buzz.evaluation.config import TaskConfig
@@ -35,9 +35,11 @@ def make_task(config: TaskConfig) -> Task:
         ConfigError: no such task (lists them), or a prompt template that names unknown fields.
     """
     if config.name not in TASKS:
-        near = difflib.get_close_matches(config.name, TASKS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError("task.name", f"unknown task {config.name!r}{hint}", f"one of {', '.join(TASKS)} is wanted")
+        raise ConfigError(
+            "task.name",
+            f"unknown task {config.name!r}{hint(config.name, TASKS)}",
+            f"one of {', '.join(TASKS)} is wanted",
+        )
     return TASKS[config.name](config)
 
 
