@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from buzz.device import runs_triton
 from buzz.heads import Heads
+from buzz.kernels.device import runs_triton
 from buzz.rows import Rows
 from buzz.schedule import Eviction, Step
 
@@ -71,7 +71,7 @@ def _compact_alike(
         if new is None:
             continue
         if not in_place and rows is None and new.dim() == 4 and old.stride(-1) == 1 and runs_triton(new):
-            from buzz.gather import gather_slots
+            from buzz.kernels.gather import gather_slots
 
             gather_slots(old, slots, new[:, :, :kept])
             continue

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from buzz.gather import gather_slots
+from buzz.kernels.gather import gather_slots
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 
-from buzz.device import HALF, runs_triton
+from buzz.kernels.device import HALF, runs_triton
 from buzz.rows import Rows
 
 
@@ -23,7 +23,7 @@ def attend(
     Args:
         firsts: of row b the queries firsts[b] .. counts[b] - 1 count for the scores.
     """
-    from buzz.attention.column_sums import column_sums
+    from buzz.kernels.column_sums import column_sums
 
     if q.stride(-1) != 1:
         q = q.contiguous()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from buzz.attention.eager import causal, grouped
-from buzz.device import HALF
+from buzz.kernels.device import HALF
 from buzz.rows import Rows
 
 # Mask elements of one query chunk, where a mask is needed at all: 16 MiB of bool.

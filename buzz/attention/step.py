@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from buzz.device import HALF, runs_triton
+from buzz.kernels.device import HALF, runs_triton
 
 
 def attend_step(
@@ -95,7 +95,7 @@ def _attend_step(
 ) -> torch.Tensor:
     how: dict[str, Any] = {"scale": scale, "logn_base": logn_base, "cos": cos, "sin": sin, "live": live}
     if q.dtype in (*HALF, torch.float32) and runs_triton(q):
-        from buzz.attention import decode
+        from buzz.kernels import step as decode
 
         return decode.attend(q, k, v, keys, values, scores, lengths, **how)
     return plain(q, k, v, keys, values, scores, lengths, **how)

@@ -25,7 +25,7 @@ def row_stages(backbone: Any, head: Any) -> Stages | None:
 
 
 def _layer(layer: Any, hidden: torch.Tensor, slots: StaticLayer, inputs: dict[str, Any]) -> torch.Tensor:
-    from buzz.patching.decoding.product import product
+    from buzz.kernels.product import product
 
     attention, mlp = layer.self_attn, layer.mlp
     projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
@@ -41,7 +41,7 @@ def _layer(layer: Any, hidden: torch.Tensor, slots: StaticLayer, inputs: dict[st
 
 
 def _head(finish: Callable[..., Any], backbone: Any, head: Any, hidden: torch.Tensor) -> torch.Tensor:
-    from buzz.patching.decoding.product import product
+    from buzz.kernels.product import product
 
     return product(hidden, [head.weight], **_normed(backbone.norm))[None].float()
 

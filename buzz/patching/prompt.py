@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from buzz.device import HALF, is_large, runs_triton
+from buzz.kernels.device import HALF, is_large, runs_triton
 from buzz.patching.plain import is_plain_gated_mlp, is_plain_linear, is_plain_norm, is_watched
 from buzz.patching.standin import own_forward
 
@@ -85,7 +85,7 @@ def normed(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> torch.Tens
         return norm(hidden)
     if not is_large(hidden):
         return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
-    from buzz.patching.norm import rms_norm
+    from buzz.kernels.norm import rms_norm
 
     return rms_norm(hidden, norm.weight, norm.variance_epsilon)
 
@@ -97,7 +97,7 @@ def sum_and_normed(
     if addend.dtype != hidden.dtype or not is_large(hidden) or not is_plain_norm(norm, kind, hidden.dtype):
         hidden = hidden + addend
         return hidden, normed(norm, kind, hidden)
-    from buzz.patching.norm import add_rms_norm
+    from buzz.kernels.norm import add_rms_norm
 
     return add_rms_norm(hidden, addend, norm.weight, norm.variance_epsilon)
 
@@ -116,6 +116,6 @@ def add_gated_mlp(hidden: torch.Tensor, mlp: Any, kind: type[nn.Module], x: torc
 def _gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     if not is_large(gate):
         return F.silu(gate).mul_(up)
-    from buzz.patching.gate import silu_gate_
+    from buzz.kernels.gate import silu_gate_
 
     return silu_gate_(gate, up)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from buzz.device import HALF, is_large, runs_triton
+from buzz.kernels.device import HALF, is_large, runs_triton
 from buzz.patching.plain import is_watched
 
 # Rope types whose angles depend on how far a call reaches, so that a table of one call is wrong for another.
@@ -22,7 +22,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     many tokens on a GPU in half precision the sum alone is rounded, in one kernel.
     """
     if x.dim() == 4 and x.dtype in HALF and x.stride(-1) == 1 and is_large(x) and runs_triton(x):
-        from buzz.attention import rotation
+        from buzz.kernels import rotation
 
         return rotation.rotate(x, cos, sin)
     return x.roll(x.shape[-1] // 2, dims=-1).mul_(sin).add_(x * cos)

@@ -9,7 +9,7 @@ from buzz.rows import Rows
 
 pytest.importorskip("triton")
 
-from buzz.attention.column_sums import column_sums
+from buzz.kernels.column_sums import column_sums
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from buzz.attention.rotation import rotate
+from buzz.kernels.rotation import rotate
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -141,7 +141,7 @@ def check(function, case: Case, *, tolerance: float = 1e-5, logn_base: float | N
 
 def triton_step(**arguments) -> torch.Tensor:
     """The Triton kernels, on the GPU or in Triton's interpreter."""
-    from buzz.attention.decode import Launch, attend
+    from buzz.kernels.step import Launch, attend
 
     return attend(**{"launch": Launch(slots=8, splits=3, score_slots=16), **arguments})
 
@@ -271,7 +271,7 @@ def test_a_stream_of_steps(function):
 @pytest.mark.parametrize("lengths", [[0, 44], [15, 16], [33, 2]])
 def test_launches(group, changes, lengths):
     """How the work is cut up changes no result."""
-    from buzz.attention.decode import Launch
+    from buzz.kernels.step import Launch
 
     check(triton_step, make(lengths, group=group, heads=1, dim=24, slots=47), launch=Launch(**changes))
 

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from accelerate.hooks import ModelHook, add_hook_to_module
 
 import buzz
-from buzz import device
+from buzz.kernels import device
 from buzz.patching import llama, prompt
 
 from ..conftest import VOCAB, tiny_llama
 
 pytest.importorskip("triton")
 
-from buzz.patching.gate import silu_gate_
-from buzz.patching.norm import add_rms_norm, rms_norm
+from buzz.kernels.gate import silu_gate_
+from buzz.kernels.norm import add_rms_norm, rms_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from buzz.attention.launch import Launch, Tiles
 from buzz.evaluation.benchmark.contenders import Contender, parse_contenders
 from buzz.evaluation.config import MAX_SEED, ModelConfig, read_config
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.methods import NAME
 from buzz.evaluation.schema import at_least, build, check, keys_of, matching, parsed_by, said
+from buzz.kernels.launch import Launch, Tiles
 
 _SOME = "a list of at least one integer, each at least 1, is wanted"
 _MOST = 10**7  # of any count: no prompt, stream or matrix of a benchmark is longer

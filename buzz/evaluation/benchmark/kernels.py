@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from buzz.attention import attend
-from buzz.attention.launch import Launch, Tiles
 from buzz.call import Shape
 from buzz.evaluation.benchmark.bench import Bench
 from buzz.evaluation.benchmark.config import Kernels
 from buzz.evaluation.benchmark.measure import captured, timed
+from buzz.kernels.launch import Launch, Tiles
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
 
@@ -135,7 +135,7 @@ class _Prompt:
             return fused
         if what == "attend, scores":
             return lambda: attend(q, k, v, starts=zero, counts=counts, scale=scale, spec=_EVERYTHING)
-        from buzz.attention.column_sums import column_sums
+        from buzz.kernels.column_sums import column_sums
 
         how = {"starts": zero, "firsts": zero, "counts": counts, "scale": scale, "tiles": tiles}
         return lambda: (None, column_sums(q, k, lse, **how))  # type: ignore[arg-type]
@@ -211,7 +211,7 @@ def _step(
         def layer(i: int) -> torch.Tensor:
             received = None if scores is None else scores[i]
             if launch is not None:
-                from buzz.attention import decode
+                from buzz.kernels import step as decode
 
                 return decode.attend(q, k, v, keys[i], values[i], received, lengths, **table, launch=launch)
             return attend_step(q, k, v, keys[i], values[i], received, lengths, **table)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from buzz.device import runs_triton
+from buzz.kernels.device import runs_triton
 from buzz.patching.family import Family
 from buzz.rows import Rows
 from buzz.stack import Stack

@@ -15,7 +15,7 @@ from tests.conftest import recorded, tiny_llama, tiny_opt, tokens
 
 pytest.importorskip("triton")
 
-from buzz.patching.decoding.product import Cut, product
+from buzz.kernels.product import Cut, product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CUTS = [None, Cut(rows=4, columns=256, warps=1, early=False)]

@@ -1,11 +1,11 @@
-"""The two kernels of `buzz.attention.decode`: splits of the slots, and what is put together from them."""
+"""The two kernels of `buzz.kernels.step`: splits of the slots, and what is put together from them."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from buzz.attention.early import let_next_start, wait_for_last
+from buzz.kernels.early import let_next_start, wait_for_last
 
 
 @triton.jit

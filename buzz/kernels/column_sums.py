@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from buzz.attention.launch import Tiles
-from buzz.device import HALF
+from buzz.kernels.device import HALF
+from buzz.kernels.launch import Tiles
 from buzz.rows import Rows
 
 try:

@@ -7,9 +7,9 @@ import math
 import torch
 import triton
 
-from buzz.attention.decode_kernels import attend_split, finish
-from buzz.attention.early import early_launch
-from buzz.attention.launch import Launch
+from buzz.kernels.early import early_launch
+from buzz.kernels.launch import Launch
+from buzz.kernels.step_kernels import attend_split, finish
 
 LOG2E = 1.4426950408889634
 _MOST_SPLITS = 256

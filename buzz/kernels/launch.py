@@ -37,7 +37,7 @@ class Launch:
         dot: matrix products for the heads of a group, padded to 16; None: from 3 heads on, for which the registers
             would not do otherwise.
         score_slots: slots whose scores one program updates, a power of two.
-        early: the kernels may start before those before them have ended (`buzz.attention.early`), where the device can.
+        early: the kernels may start before those before them have ended (`buzz.kernels.early`), where the device can.
     """
 
     slots: int | None = None

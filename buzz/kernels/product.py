@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from buzz.attention.early import early_launch, let_next_start, wait_for_last
+from buzz.kernels.early import early_launch, let_next_start, wait_for_last
 
 _WIDE = 8192  # elements of a vector
 

@@ -1,0 +1,1 @@
+"""The Triton kernels, and where they run. The only room that imports triton."""
