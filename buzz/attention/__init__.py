@@ -7,7 +7,8 @@ from typing import Protocol
 
 import torch
 
-from buzz.attention import eager, fused, sdpa
+from buzz.attention import fused, sdpa
+from buzz.attention import naive as eager
 from buzz.rows import Rows
 
 

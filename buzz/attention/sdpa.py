@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from buzz.attention.eager import causal, grouped
+from buzz.attention.naive import causal, grouped
 from buzz.kernels.device import HALF
 from buzz.rows import Rows
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from buzz.attention import attend, eager, fused
+from buzz.attention import attend, fused
+from buzz.attention import naive as eager
 from buzz.evaluation.benchmark.kernels import reference
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
