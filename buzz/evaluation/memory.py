@@ -8,7 +8,7 @@ from typing import Any
 
 def token_bytes(model: Any) -> int:
     """Bytes of a cached token's keys and values in all layers, in the model's dtype."""
-    from buzz.call import Shape
+    from buzz.cache.call import Shape
 
     shape = Shape.of(model.config)
     return int(2 * shape.layers * shape.heads * shape.head_dim * model.dtype.itemsize)
@@ -16,7 +16,7 @@ def token_bytes(model: Any) -> int:
 
 def slot_bytes(model: Any, policy: Any) -> int:
     """Bytes of a slot in all layers: a token's keys and values, and its float32 scores if the policy sums them up."""
-    from buzz.call import Shape
+    from buzz.cache.call import Shape
 
     spec, shape = policy.score_spec, Shape.of(model.config)
     scores = 4 * shape.heads if spec is not None and spec.accumulate else 0

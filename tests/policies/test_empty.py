@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from buzz.cache.schedule import Schedule
 from buzz.policies import POLICIES, make_policy
-from buzz.schedule import Schedule
 from tests.policies.naive import NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
 

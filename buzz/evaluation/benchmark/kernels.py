@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from buzz.attention import attend
-from buzz.call import Shape
+from buzz.cache.call import Shape
 from buzz.evaluation.benchmark.bench import Bench
 from buzz.evaluation.benchmark.config import Kernels
 from buzz.evaluation.benchmark.measure import captured, timed

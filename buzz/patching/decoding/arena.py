@@ -10,8 +10,8 @@ from typing import ClassVar, Protocol
 import torch
 
 from buzz.cache import BeehiveCache
+from buzz.cache.stack import Stack
 from buzz.patching.decoding.step import StaticStep
-from buzz.stack import Stack
 
 
 class Run(Protocol):

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from buzz.cache.stack import Stack
 from buzz.kernels.device import runs_triton
 from buzz.patching.family import Family
 from buzz.rows import Rows
-from buzz.stack import Stack
 
 
 class StaticLayer(NamedTuple):

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
+from buzz.cache.schedule import Step
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
-from buzz.schedule import Step
 
 
 class Slots(NamedTuple):

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from buzz.compaction import Watch
+from buzz.cache.compaction import Watch
+from buzz.cache.schedule import Eviction, PerRow, Schedule
+from buzz.cache.stack import Stack
 from buzz.policies import Policy
-from buzz.schedule import Eviction, PerRow, Schedule
-from buzz.stack import Stack
 
 if TYPE_CHECKING:
-    from buzz.call import Call
-    from buzz.columns import Columns
-    from buzz.figures import Curve, Figures
-    from buzz.storage import BeehiveLayer
+    from buzz.cache.call import Call
+    from buzz.cache.columns import Columns
+    from buzz.cache.figures import Curve, Figures
+    from buzz.cache.layer import BeehiveLayer
 
 
 class StackedCalls:

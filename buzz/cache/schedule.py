@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from buzz.heads import Heads
+from buzz.cache.heads import Heads
 from buzz.policies import Plan, Policy, RowPolicies, ScoreSpec
 from buzz.rows import Rows
 

@@ -9,15 +9,15 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from buzz.call import Call, Shape, Slots
-from buzz.columns import Columns
-from buzz.figures import Curve, Figures
-from buzz.heads import Heads
+from buzz.cache.call import Call, Shape, Slots
+from buzz.cache.columns import Columns
+from buzz.cache.figures import Curve, Figures
+from buzz.cache.heads import Heads
+from buzz.cache.layer import UNPATCHED, BeehiveLayer, Memory, settle
+from buzz.cache.schedule import Eviction, PerRow, Schedule
+from buzz.cache.stacked import StackedCalls
 from buzz.policies import Policy, make_policy
 from buzz.rows import Rows
-from buzz.schedule import Eviction, PerRow, Schedule
-from buzz.stacked import StackedCalls
-from buzz.storage import UNPATCHED, BeehiveLayer, Memory, settle
 
 POSITIONS = ("cache", "original")
 _TOGETHER = 6144  # tokens of a first prompt, over all rows and layers, that wait to be compacted together

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from buzz.columns import Columns
-from buzz.compaction import Block, Watch, compact
-from buzz.schedule import Step
-from buzz.stack import Stack
+from buzz.cache.columns import Columns
+from buzz.cache.compaction import Block, Watch, compact
+from buzz.cache.schedule import Step
+from buzz.cache.stack import Stack
 
 UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
 

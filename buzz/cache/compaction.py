@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from buzz.heads import Heads
+from buzz.cache.heads import Heads
+from buzz.cache.schedule import Eviction, Step
 from buzz.kernels.device import runs_triton
 from buzz.rows import Rows
-from buzz.schedule import Eviction, Step
 
 # Called as watch(layer of the block, eviction, slots) before anything moves.
 Watch = Callable[[int, Eviction, torch.Tensor], None]

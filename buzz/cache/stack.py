@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from buzz.compaction import Block, Watch, compact
-from buzz.schedule import Step
+from buzz.cache.compaction import Block, Watch, compact
+from buzz.cache.schedule import Step
 
 
 class Stack:
