@@ -41,7 +41,7 @@ def attend_step(
             changed: one tensor serves all layers.
         scale: factor of the logits.
         logn_base: multiply the logits by ln(lengths[b] + 1) / ln(logn_base) as well; None: not.
-        cos, sin: [at least C, D] in q's dtype, as `buzz.patching.rotary.RotaryTable` gives them: the halves of D
+        cos, sin: [at least C, D] in q's dtype, as `buzz.models.positions.RotaryTable` gives them: the halves of D
             repeat each other, sin's first half negated. The key of slot j is rotated to position j in every call and
             cached as it is, q to position lengths[b]. None: nothing is rotated.
         live: int32 [1] on q's device; 0: no score changes and what is written to keys and values lies past the row's

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from buzz.patching.family import Family
+from buzz.models.family import Family
+from buzz.models.llama import LLAMA
+from buzz.models.opt import OPT
 from buzz.patching.handle import PatchHandle
-from buzz.patching.llama import LLAMA
-from buzz.patching.opt import OPT
 from buzz.patching.targets import UnsupportedModelError, find_targets
 
 # The registry: a new family is one file and one line here.

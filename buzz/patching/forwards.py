@@ -12,12 +12,12 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from buzz.cache import BeehiveCache, Call, Shape
+from buzz.models.family import Family
+from buzz.models.layer import Prompt
+from buzz.models.tensor_parallel import spread_heads
+from buzz.models.untouched import is_watched
 from buzz.patching.decoding.step import StaticLayer
-from buzz.patching.family import Family
-from buzz.patching.plain import is_watched
-from buzz.patching.prompt import Prompt
 from buzz.patching.standin import own_forward
-from buzz.patching.tensor_parallel import spread_heads
 
 
 @dataclass

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from buzz.patching.family import Family
+from buzz.models.family import Family
+from buzz.models.layer import layer_forward
 from buzz.patching.forwards import attention_forward, backbone_forward
-from buzz.patching.prompt import layer_forward
 from buzz.patching.standin import difference
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from buzz.attention.step import attend_step, plain
-from buzz.patching.rotary import signed
+from buzz.models.positions import signed
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

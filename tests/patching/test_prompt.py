@@ -12,7 +12,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 
 import buzz
 from buzz.kernels import device
-from buzz.patching import llama, prompt
+from buzz.models import layer as prompt
+from buzz.models import llama
 
 from ..conftest import VOCAB, tiny_llama
 

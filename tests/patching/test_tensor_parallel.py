@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 import buzz
-from buzz.patching.tensor_parallel import SpreadHeads, local, spread_heads
+from buzz.models.tensor_parallel import SpreadHeads, local, spread_heads
 from tests.conftest import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]

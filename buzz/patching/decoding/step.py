@@ -10,7 +10,7 @@ from torch import nn
 
 from buzz.cache.stack import Stack
 from buzz.kernels.device import runs_triton
-from buzz.patching.family import Family
+from buzz.models.family import Family
 from buzz.rows import Rows
 
 

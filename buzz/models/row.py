@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
-from buzz.patching.attend import attend_static
+from buzz.models.attention import attend_static
+from buzz.models.untouched import is_plain_gated_mlp, is_plain_linear, is_plain_norm
 from buzz.patching.decoding.step import Stages, StaticLayer
-from buzz.patching.plain import is_plain_gated_mlp, is_plain_linear, is_plain_norm
 
 
 def row_stages(backbone: Any, head: Any) -> Stages | None:

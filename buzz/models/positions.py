@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from buzz.kernels.device import HALF, is_large, runs_triton
-from buzz.patching.plain import is_watched
+from buzz.models.untouched import is_watched
 
 # Rope types whose angles depend on how far a call reaches, so that a table of one call is wrong for another.
 _LENGTH_DEPENDENT = ("dynamic", "longrope")

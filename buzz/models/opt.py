@@ -8,9 +8,9 @@ import torch
 from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoder, OPTDecoderLayer, OPTForCausalLM
 
 from buzz.cache import BeehiveCache
-from buzz.patching.attend import attend_cached, attend_static
+from buzz.models.attention import attend_cached, attend_static
+from buzz.models.family import Family
 from buzz.patching.decoding.step import StaticLayer
-from buzz.patching.family import Family
 
 
 def _forward(module: Any, hidden: torch.Tensor, cache: BeehiveCache, context: None, kwargs: dict) -> torch.Tensor:

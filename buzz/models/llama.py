@@ -15,12 +15,12 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from buzz.cache import BeehiveCache
-from buzz.patching.attend import attend_cached, attend_static
+from buzz.models.attention import attend_cached, attend_static
+from buzz.models.family import Family
+from buzz.models.layer import Prompt, add_gated_mlp, normed, sum_and_normed
+from buzz.models.positions import RotaryTable, rotate, signed
+from buzz.models.row import row_stages
 from buzz.patching.decoding.step import StaticLayer
-from buzz.patching.family import Family
-from buzz.patching.llama_row import row_stages
-from buzz.patching.prompt import Prompt, add_gated_mlp, normed, sum_and_normed
-from buzz.patching.rotary import RotaryTable, rotate, signed
 
 
 def _forward(

@@ -12,8 +12,8 @@ from torch import nn
 from buzz.cache import BeehiveCache
 
 if TYPE_CHECKING:
+    from buzz.models.layer import Prompt
     from buzz.patching.decoding.step import Stages, StaticLayer
-    from buzz.patching.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from buzz.kernels.device import HALF, is_large, runs_triton
-from buzz.patching.plain import is_plain_gated_mlp, is_plain_linear, is_plain_norm, is_watched
+from buzz.models.untouched import is_plain_gated_mlp, is_plain_linear, is_plain_norm, is_watched
 from buzz.patching.standin import own_forward
 
 
