@@ -9,7 +9,7 @@ import torch
 from buzz.attention import attend
 from buzz.attention.step import attend_step
 from buzz.cache import BeehiveCache, Slots
-from buzz.patching.decoding.step import StaticLayer
+from buzz.models.slots import StaticLayer
 
 
 def attend_cached(cache: BeehiveCache, layer: int, q: torch.Tensor, keys: torch.Tensor, slots: Slots, scale: float):

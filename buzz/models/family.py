@@ -13,7 +13,7 @@ from buzz.cache import BeehiveCache
 
 if TYPE_CHECKING:
     from buzz.models.layer import Prompt
-    from buzz.patching.decoding.step import Stages, StaticLayer
+    from buzz.models.slots import Stages, StaticLayer
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ recorded, the forward that was there runs.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +17,6 @@ from torch import nn
 
 from buzz.kernels.device import HALF, is_large, runs_triton
 from buzz.models.untouched import is_plain_gated_mlp, is_plain_linear, is_plain_norm, is_watched
-from buzz.patching.standin import own_forward
 
 
 class Prompt(threading.local):
@@ -61,22 +58,6 @@ class Prompt(threading.local):
 def _watches_ends(backbone: Any) -> bool:
     """Whether somebody watches what the last layer gives."""
     return any(map(is_watched, (backbone, backbone.layers[-1], *backbone.layers[-1].children())))
-
-
-@dataclass
-class PatchedLayer:
-    """What a patched decoder layer remembers. read: its forward in a prompt, (layer, hidden, prompt, kwargs)."""
-
-    prompt: Prompt
-    read: Callable[..., torch.Tensor]
-
-
-def layer_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Stands in for the forward of a decoder layer."""
-    patched: PatchedLayer | None = vars(layer).get("_buzz")
-    if patched is None or args or not patched.prompt.open:
-        return own_forward(layer, hidden_states, *args, **kwargs)
-    return patched.read(layer, hidden_states, patched.prompt, kwargs)
 
 
 def normed(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> torch.Tensor:

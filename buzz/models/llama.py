@@ -20,7 +20,7 @@ from buzz.models.family import Family
 from buzz.models.layer import Prompt, add_gated_mlp, normed, sum_and_normed
 from buzz.models.positions import RotaryTable, rotate, signed
 from buzz.models.row import row_stages
-from buzz.patching.decoding.step import StaticLayer
+from buzz.models.slots import StaticLayer
 
 
 def _forward(

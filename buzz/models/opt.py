@@ -10,7 +10,7 @@ from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoder, OPTDe
 from buzz.cache import BeehiveCache
 from buzz.models.attention import attend_cached, attend_static
 from buzz.models.family import Family
-from buzz.patching.decoding.step import StaticLayer
+from buzz.models.slots import StaticLayer
 
 
 def _forward(module: Any, hidden: torch.Tensor, cache: BeehiveCache, context: None, kwargs: dict) -> torch.Tensor:

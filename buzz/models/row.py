@@ -13,8 +13,8 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from buzz.models.attention import attend_static
+from buzz.models.slots import Stages, StaticLayer
 from buzz.models.untouched import is_plain_gated_mlp, is_plain_linear, is_plain_norm
-from buzz.patching.decoding.step import Stages, StaticLayer
 
 
 def row_stages(backbone: Any, head: Any) -> Stages | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from buzz.cache import BeehiveCache, Call, Shape
 from buzz.models.family import Family
 from buzz.models.layer import Prompt
+from buzz.models.slots import StaticLayer
 from buzz.models.tensor_parallel import spread_heads
 from buzz.models.untouched import is_watched
-from buzz.patching.decoding.step import StaticLayer
 from buzz.patching.standin import own_forward
 
 
@@ -69,6 +69,22 @@ def _patched(backbone: Any) -> Iterator[Any]:
     for module in (backbone, *layers, *(getattr(layer, "self_attn", layer) for layer in layers)):
         own = vars(module)
         yield module, type(module), type(module).forward, own.get("forward"), own.get("_old_forward")
+
+
+@dataclass
+class PatchedLayer:
+    """What a patched decoder layer remembers. read: its forward in a prompt, (layer, hidden, prompt, kwargs)."""
+
+    prompt: Prompt
+    read: Callable[..., torch.Tensor]
+
+
+def layer_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for the forward of a decoder layer."""
+    patched: PatchedLayer | None = vars(layer).get("_buzz")
+    if patched is None or args or not patched.prompt.open:
+        return own_forward(layer, hidden_states, *args, **kwargs)
+    return patched.read(layer, hidden_states, patched.prompt, kwargs)
 
 
 def attention_forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

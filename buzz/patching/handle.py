@@ -8,11 +8,18 @@ from typing import Any
 from torch.utils.hooks import RemovableHandle
 
 from buzz.cache import Shape
-from buzz.models.layer import PatchedLayer, Prompt, layer_forward
-from buzz.patching.decoding.capture import Captured
-from buzz.patching.decoding.engine import Engine
-from buzz.patching.decoding.entry import GeneratePatch
-from buzz.patching.forwards import PatchedAttention, PatchedBackbone, attention_forward, backbone_forward
+from buzz.decoding.capture import Captured
+from buzz.decoding.engine import Engine
+from buzz.models.layer import Prompt
+from buzz.patching.forwards import (
+    PatchedAttention,
+    PatchedBackbone,
+    PatchedLayer,
+    attention_forward,
+    backbone_forward,
+    layer_forward,
+)
+from buzz.patching.generate import GeneratePatch
 from buzz.patching.standin import difference, install, uninstall
 from buzz.patching.targets import Targets, find_targets
 

@@ -10,8 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from buzz.models.family import Family
-from buzz.models.layer import layer_forward
-from buzz.patching.forwards import attention_forward, backbone_forward
+from buzz.patching.forwards import attention_forward, backbone_forward, layer_forward
 from buzz.patching.standin import difference
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import buzz
-from buzz.patching.decoding.arena import Plain
+from buzz.decoding.arena import Plain
 
 FIRST = 1000  # tokens after which growth counts
 

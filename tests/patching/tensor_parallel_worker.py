@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaF
 from transformers.distributed import DistributedConfig
 
 import buzz
-from buzz.patching.decoding.arena import Off, Plain
+from buzz.decoding.arena import Off, Plain
 
 SEGMENTS = {"sink": 2, "window": 6, "stride": 5, "threshold": 9}
 # Prompts have 21 to 40 tokens: all evict, most of them at almost every step.

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import buzz
-from buzz.patching.decoding.arena import Plain
+from buzz.decoding.arena import Plain
 from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 import buzz
-from buzz.patching.decoding.arena import Plain
+from buzz.decoding.arena import Plain
 from tests.conftest import VOCAB, left_pad, tiny_llama, tiny_opt, tokens
 from tests.patching.test_after_eviction import SETTINGS, naive_model
 from tests.patching.test_exact import roomy

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import buzz
-from buzz.patching.decoding.arena import Plain
+from buzz.decoding.arena import Plain
 from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}

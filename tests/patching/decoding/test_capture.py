@@ -7,8 +7,8 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import buzz
-from buzz.patching.decoding.arena import Off
-from buzz.patching.decoding.capture import Captured, compiled_stages, free_capacity
+from buzz.decoding.arena import Off
+from buzz.decoding.capture import Captured, compiled_stages, free_capacity
 from tests.conftest import tiny_llama, tiny_opt, tokens
 
 POLICIES = [

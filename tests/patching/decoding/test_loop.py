@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM, LogitsProcessor, StoppingCriteria
 
 import buzz
-from buzz.patching.decoding.arena import Plain
+from buzz.decoding.arena import Plain
 from tests.conftest import MODELS, left_pad, recorded, tiny_llama, tiny_opt, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")

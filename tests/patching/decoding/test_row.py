@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import buzz
+from buzz.decoding import step as steps
+from buzz.decoding.arena import Off
+from buzz.decoding.capture import Captured
 from buzz.models.row import row_stages
-from buzz.patching.decoding import step as steps
-from buzz.patching.decoding.arena import Off
-from buzz.patching.decoding.capture import Captured
 from tests.conftest import recorded, tiny_llama, tiny_opt, tokens
 
 pytest.importorskip("triton")

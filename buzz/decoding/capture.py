@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from buzz.patching.decoding.step import PLAIN, Stages, StaticStep, run_head, run_layer
+from buzz.decoding.step import PLAIN, StaticStep, run_head, run_layer
+from buzz.models.slots import Stages
 
 _WARM_UPS = 3  # calls before a capture: lazy initialisation, compilation, tuning
 _SHAPES = 64  # kinds of steps, and numbers of rows, that layer and head may be compiled for in one process

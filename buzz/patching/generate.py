@@ -14,8 +14,8 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from buzz.cache import BeehiveCache
-from buzz.patching.decoding.engine import Engine
-from buzz.patching.decoding.loop import Loop
+from buzz.decoding.engine import Engine
+from buzz.decoding.loop import Loop
 
 _RECORDED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,32 +11,8 @@ from torch import nn
 from buzz.cache.stack import Stack
 from buzz.kernels.device import runs_triton
 from buzz.models.family import Family
+from buzz.models.slots import Stages, StaticLayer
 from buzz.rows import Rows
-
-
-class StaticLayer(NamedTuple):
-    """What one layer's attention reads and writes; it takes the place of the cache in the layer's forward.
-
-    keys, values: [B, H, C, D], and scores float32 [B, H, C] or None, written in place. lengths: int32 [B], the cached
-    tokens before the step. live: int32 [1]; 0: nothing may change. logn_base: of the log-n scaling; None: off.
-    cos, sin: [at least C, D], the rotation of slot j; None: keys are cached as they are multiplied.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    scores: torch.Tensor | None
-    lengths: torch.Tensor
-    live: torch.Tensor
-    logn_base: float | None
-    cos: torch.Tensor | None
-    sin: torch.Tensor | None
-
-
-class Stages(NamedTuple):
-    """How the parts of a step are run: plainly, or compiled."""
-
-    layer: Callable[..., torch.Tensor]
-    head: Callable[..., torch.Tensor]
 
 
 def run_layer(layer: nn.Module, hidden: torch.Tensor, slots: StaticLayer, inputs: dict[str, Any]) -> torch.Tensor:

@@ -14,8 +14,8 @@ from transformers.generation.stopping_criteria import MaxLengthCriteria, Stoppin
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from buzz.cache import BeehiveCache
-from buzz.patching.decoding.arena import Session
-from buzz.patching.decoding.engine import Engine
+from buzz.decoding.arena import Session
+from buzz.decoding.engine import Engine
 
 _STEPS = 512  # to expect where no criterion limits the length
 

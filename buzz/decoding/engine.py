@@ -12,12 +12,12 @@ from torch import nn
 
 from buzz.cache import BeehiveCache
 from buzz.cache.stack import Stack
+from buzz.decoding.arena import Arena, Run, Session
+from buzz.decoding.sizes import Key, Sizes
+from buzz.decoding.step import StaticStep
 from buzz.models.family import Family
 from buzz.models.tensor_parallel import is_spread, local
 from buzz.models.untouched import is_watched
-from buzz.patching.decoding.arena import Arena, Run, Session
-from buzz.patching.decoding.sizes import Key, Sizes
-from buzz.patching.decoding.step import StaticStep
 
 _ARENAS = 4  # kept at most
 _IDLE_SHARE = 8  # arenas that no cache lives in may fill one part in so many of a device's memory

@@ -11,7 +11,7 @@ import torch
 
 from buzz.cache import BeehiveCache
 from buzz.cache.stack import Stack
-from buzz.patching.decoding.step import StaticStep
+from buzz.decoding.step import StaticStep
 
 
 class Run(Protocol):
