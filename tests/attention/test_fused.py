@@ -7,7 +7,7 @@ import torch
 
 from buzz.attention import attend, fused
 from buzz.attention import naive as eager
-from buzz.evaluation.benchmark.kernels import reference
+from buzz.benchmark.kernels import reference
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
 

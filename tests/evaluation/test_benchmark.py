@@ -12,11 +12,11 @@ import torch
 import yaml
 from transformers import LlamaForCausalLM
 
-from buzz.evaluation.benchmark import agreement, prompts
-from buzz.evaluation.benchmark.bench import Stage
-from buzz.evaluation.benchmark.cli import main
-from buzz.evaluation.benchmark.config import SECTIONS
-from buzz.evaluation.benchmark.contenders import Contender
+from buzz.benchmark import agreement, prompts
+from buzz.benchmark.bench import Stage
+from buzz.benchmark.cli import main
+from buzz.benchmark.config import SECTIONS
+from buzz.benchmark.contenders import Contender
 from buzz.evaluation.methods import parse_method
 from tests.conftest import tiny_llama
 
@@ -231,7 +231,7 @@ def test_report_and_pictures(done):
 
 
 def test_a_complete_folder_loads_no_model(done, monkeypatch, capsys):
-    monkeypatch.setattr("buzz.evaluation.benchmark.runner.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("buzz.benchmark.runner.load", lambda *_: pytest.fail("a model was loaded"))
     assert main(["--config", str(done / "bench.yaml"), f"output={done / 'out'}"]) == 0
     assert "**length 48**" in capsys.readouterr().out
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from buzz.evaluation.benchmark.cli import main
-from buzz.evaluation.benchmark.config import SECTIONS, load_bench
+from buzz.benchmark.cli import main
+from buzz.benchmark.config import SECTIONS, load_bench
 from buzz.evaluation.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "bench").glob("*.yaml"))

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import buzz
-from buzz.evaluation.benchmark.config import BenchModel
-from buzz.evaluation.benchmark.decoding import ENDLESS, WARM, step_figures, steps_to_measure
-from buzz.evaluation.benchmark.kernels import reference
-from buzz.evaluation.benchmark.measure import Clock, Marks, attempt, generate, timed
-from buzz.evaluation.benchmark.model import SHAPES, load, weight_bytes
-from buzz.evaluation.benchmark.prompts import largest
-from buzz.evaluation.benchmark.tables import section_lines
-from buzz.evaluation.benchmark.waits import Watched, count_calls
+from buzz.benchmark.config import BenchModel
+from buzz.benchmark.decoding import ENDLESS, WARM, step_figures, steps_to_measure
+from buzz.benchmark.kernels import reference
+from buzz.benchmark.measure import Clock, Marks, attempt, generate, timed
+from buzz.benchmark.model import SHAPES, load, weight_bytes
+from buzz.benchmark.prompts import largest
+from buzz.benchmark.tables import section_lines
+from buzz.benchmark.waits import Watched, count_calls
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.memory import token_bytes
 from tests.conftest import tiny_llama, tokens
@@ -232,7 +232,7 @@ def test_a_shape_too_large_for_the_memory(monkeypatch):
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_reference_of_a_prompt(groups, monkeypatch):
-    monkeypatch.setattr("buzz.evaluation.benchmark.kernels._CHUNK_ELEMENTS", 300)  # several chunks
+    monkeypatch.setattr("buzz.benchmark.kernels._CHUNK_ELEMENTS", 300)  # several chunks
     generator = torch.Generator().manual_seed(groups)
     q = torch.randn(1, 2 * groups, 21, 8, generator=generator)
     k, v = (torch.randn(1, 2, 21, 8, generator=generator) for _ in range(2))

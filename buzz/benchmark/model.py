@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from buzz.evaluation.benchmark.config import BenchModel
+from buzz.benchmark.config import BenchModel
 from buzz.evaluation.errors import ConfigError
 
 # LlamaConfig. Positions reach as far as any section does; with random weights nothing depends on it.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from buzz.evaluation.benchmark.config import BenchConfig, section_facts
+from buzz.benchmark.config import BenchConfig, section_facts
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.files import write_atomically
 from buzz.evaluation.paths import short, user_path

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import buzz
-from buzz.evaluation.benchmark.book import Book
-from buzz.evaluation.benchmark.contenders import Contender
-from buzz.evaluation.benchmark.measure import Clock, attempt
+from buzz.benchmark.book import Book
+from buzz.benchmark.contenders import Contender
+from buzz.benchmark.measure import Clock, attempt
 from buzz.evaluation.command_line import tell
 from buzz.evaluation.data import resolve_path
 

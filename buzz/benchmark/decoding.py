@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 import buzz
+from buzz.benchmark.bench import Bench
+from buzz.benchmark.config import Decode, Evictions, Stream
+from buzz.benchmark.contenders import Contender
+from buzz.benchmark.measure import Marks, Memory, cache_mib, generate
+from buzz.benchmark.model import weight_bytes
+from buzz.benchmark.waits import Watched
 from buzz.cache import Curve
-from buzz.evaluation.benchmark.bench import Bench
-from buzz.evaluation.benchmark.config import Decode, Evictions, Stream
-from buzz.evaluation.benchmark.contenders import Contender
-from buzz.evaluation.benchmark.measure import Marks, Memory, cache_mib, generate
-from buzz.evaluation.benchmark.model import weight_bytes
-from buzz.evaluation.benchmark.waits import Watched
 from buzz.evaluation.memory import token_bytes
 
 WARM = 8  # steps that compile, capture and allocate

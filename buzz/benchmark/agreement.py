@@ -10,10 +10,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
+from buzz.benchmark.bench import Bench
+from buzz.benchmark.config import Agreement
+from buzz.benchmark.contenders import Contender
 from buzz.decoding.arena import Off, Plain
-from buzz.evaluation.benchmark.bench import Bench
-from buzz.evaluation.benchmark.config import Agreement
-from buzz.evaluation.benchmark.contenders import Contender
 
 
 def agreement(bench: Bench, config: Agreement, contenders: Sequence[Contender]) -> None:

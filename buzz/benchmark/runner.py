@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from buzz.evaluation.benchmark.agreement import agreement
-from buzz.evaluation.benchmark.bench import Bench
-from buzz.evaluation.benchmark.book import RESULTS, Book, OutOfTimeError
-from buzz.evaluation.benchmark.ceilings import ceilings
-from buzz.evaluation.benchmark.config import BenchConfig
-from buzz.evaluation.benchmark.decoding import decode, evictions, stream
-from buzz.evaluation.benchmark.kernels import kernels
-from buzz.evaluation.benchmark.model import load
-from buzz.evaluation.benchmark.plots import draw
-from buzz.evaluation.benchmark.prompts import prefill, throughput
-from buzz.evaluation.benchmark.steps import steps
-from buzz.evaluation.benchmark.tables import facts_lines, report, section_lines
+from buzz.benchmark.agreement import agreement
+from buzz.benchmark.bench import Bench
+from buzz.benchmark.book import RESULTS, Book, OutOfTimeError
+from buzz.benchmark.ceilings import ceilings
+from buzz.benchmark.config import BenchConfig
+from buzz.benchmark.decoding import decode, evictions, stream
+from buzz.benchmark.kernels import kernels
+from buzz.benchmark.model import load
+from buzz.benchmark.plots import draw
+from buzz.benchmark.prompts import prefill, throughput
+from buzz.benchmark.steps import steps
+from buzz.benchmark.tables import facts_lines, report, section_lines
 from buzz.evaluation.command_line import say
 from buzz.evaluation.environment import environment
 from buzz.evaluation.files import write_atomically

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from buzz.evaluation.benchmark.bench import Bench
-from buzz.evaluation.benchmark.config import Ceilings
-from buzz.evaluation.benchmark.measure import timed
+from buzz.benchmark.bench import Bench
+from buzz.benchmark.config import Ceilings
+from buzz.benchmark.measure import timed
 
 
 def ceilings(bench: Bench, config: Ceilings) -> None:

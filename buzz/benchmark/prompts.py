@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from buzz.evaluation.benchmark.bench import Bench
-from buzz.evaluation.benchmark.config import Prefill, Throughput
-from buzz.evaluation.benchmark.contenders import Contender
-from buzz.evaluation.benchmark.decoding import WARM
-from buzz.evaluation.benchmark.measure import Marks, Memory, attempt, cache_mib, generate, timed
+from buzz.benchmark.bench import Bench
+from buzz.benchmark.config import Prefill, Throughput
+from buzz.benchmark.contenders import Contender
+from buzz.benchmark.decoding import WARM
+from buzz.benchmark.measure import Marks, Memory, attempt, cache_mib, generate, timed
 from buzz.evaluation.memory import release_memory
 
 _FINE = 16  # the largest batch is found to one part in so many

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from buzz.attention import attend
+from buzz.benchmark.bench import Bench
+from buzz.benchmark.config import Kernels
+from buzz.benchmark.measure import captured, timed
 from buzz.cache.call import Shape
-from buzz.evaluation.benchmark.bench import Bench
-from buzz.evaluation.benchmark.config import Kernels
-from buzz.evaluation.benchmark.measure import captured, timed
 from buzz.kernels.launch import Launch, Tiles
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows

@@ -50,11 +50,11 @@ def _main(arguments: Sequence[str] | None) -> int:
     add_config(parser, "benchmark")
     path, overrides = config_of(parser.parse_intermixed_args(arguments))
 
-    from buzz.evaluation.benchmark.config import load_bench
+    from buzz.benchmark.config import load_bench
 
     config = load_bench(path, overrides)
 
-    from buzz.evaluation.benchmark.runner import run
+    from buzz.benchmark.runner import run
 
     finished = run(config)
     say(f"\n{config.output}: results.json, report.md and pictures")

@@ -13,9 +13,9 @@ import torch
 from transformers import Cache, DynamicCache
 
 import buzz
-from buzz.evaluation.benchmark.bench import Bench
-from buzz.evaluation.benchmark.config import Steps
-from buzz.evaluation.benchmark.measure import Clock, cache_mib
+from buzz.benchmark.bench import Bench
+from buzz.benchmark.config import Steps
+from buzz.benchmark.measure import Clock, cache_mib
 
 _BLOCK = 8  # steps between two changes of cache
 _POLICIES = ("buzz", "buzz_no_max")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from buzz.evaluation.benchmark.contenders import Contender, parse_contenders
+from buzz.benchmark.contenders import Contender, parse_contenders
 from buzz.evaluation.config import MAX_SEED, ModelConfig, read_config
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.methods import NAME
@@ -62,7 +62,7 @@ def _variants(cls: type) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A shape with random weights (see `buzz.evaluation.benchmark.model`), or a model as a run names it."""
+    """A shape with random weights (see `buzz.benchmark.model`), or a model as a run names it."""
 
     shape: str | None = None
     id: str | None = field(default=None, metadata=_TEXT)
@@ -260,7 +260,7 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> BenchConfig:
 
 def parse_bench(raw: Mapping[str, Any]) -> BenchConfig:
     """The config that plain data describes; raises as `load_bench`."""
-    from buzz.evaluation.benchmark.model import SHAPES
+    from buzz.benchmark.model import SHAPES
 
     config: BenchConfig = build(BenchConfig, raw, "")
     model = config.model
