@@ -14,8 +14,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 if importlib.util.find_spec("buzz") is None:  # a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from buzz.evaluation.cli import main
-from buzz.evaluation.distributed import leave
+from buzz.evaluation.run.cli import main
+from buzz.evaluation.run.distributed import leave
 
 if __name__ == "__main__":
     leave(main())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from buzz.evaluation.matching import describe, prompt_calls
+from buzz.evaluation.run.matching import describe, prompt_calls
 from buzz.evaluation.tasks import Sample
 from buzz.policies import Policy
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from buzz.evaluation.batch import Job, Reading, new_cache
 from buzz.evaluation.files import write_atomically, writing
-from buzz.evaluation.matching import describe
+from buzz.evaluation.run.matching import describe
 from buzz.evaluation.tasks import Task
 
 MOST_CALLS = 4096  # one-token calls that are replayed; evicted_at is int16, and a browser has to show it

@@ -8,11 +8,11 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from buzz.evaluation.distributed import ALONE, Group
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.gguf_file import end_ids, parsed_once, read_metadata, repair_tokenizer
 from buzz.evaluation.memory import is_out_of_memory, release_memory
 from buzz.evaluation.model_source import ModelSource, check_model, one_line, resolve_device
+from buzz.evaluation.run.distributed import ALONE, Group
 
 
 class ModelLoader:

@@ -8,8 +8,8 @@ from typing import Any
 
 from buzz.evaluation.batch import Held, Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.matching import walk
 from buzz.evaluation.memory import token_bytes
+from buzz.evaluation.run.matching import walk
 from buzz.evaluation.tasks import Sample, Task
 
 BLOCK = 256  # predictions that a record sums up in one number

@@ -1,6 +1,6 @@
 """Dataclasses as the schema of a config: fields are the keys, annotations the types, metadata the ranges.
 
-Knows nothing of any particular config; `buzz.evaluation.config` declares one. Every mistake is a ConfigError.
+Knows nothing of any particular config; `buzz.evaluation.run.config` declares one. Every mistake is a ConfigError.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from buzz.evaluation.config import RunConfig, to_dict
-from buzz.evaluation.distributed import launched
 from buzz.evaluation.files import write_atomically, writing
+from buzz.evaluation.run.config import RunConfig, to_dict
+from buzz.evaluation.run.distributed import launched
 from buzz.evaluation.wandb_log import Record, WandbLog
 
 # Seconds for the server to answer at the start and to take what is left at the end. Environment variables of the same

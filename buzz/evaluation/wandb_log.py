@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from buzz.evaluation.config import RunConfig
 from buzz.evaluation.metric_info import metric_info
 from buzz.evaluation.resampling import Resampler
+from buzz.evaluation.run.config import RunConfig
 from buzz.evaluation.summary import MIB, Scores
 
 Record = Mapping[str, Any]

@@ -114,7 +114,7 @@ def _serve() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401
 
-    import buzz.evaluation.runner
+    import buzz.evaluation.run.runner
     import buzz.patching  # noqa: F401
 
     torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def _fork(request: dict[str, Any], rank: int, port: int) -> int:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         exec(request["broken"], {"rank": rank})
-        from buzz.evaluation.cli import main
+        from buzz.evaluation.run.cli import main
 
         status = main(request["arguments"])
     except BaseException as error:

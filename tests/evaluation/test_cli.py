@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from buzz.evaluation import model_source, models
-from buzz.evaluation.cli import main
+from buzz.evaluation.run.cli import main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_eval.py"
 
@@ -226,7 +226,7 @@ def test_the_script_works_without_an_installation(tmp_path):
 
 def test_a_mistake_is_told_before_transformers_is_read(write_config):
     code = (
-        "import sys; from buzz.evaluation.cli import main; status = main(sys.argv[1:]); "
+        "import sys; from buzz.evaluation.run.cli import main; status = main(sys.argv[1:]); "
         "sys.exit(status if 'transformers' not in sys.modules else 77)"
     )
     arguments = [sys.executable, "-c", code, "--config", str(write_config(batch_size=0))]

@@ -13,10 +13,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buzz.evaluation.cli import main
-from buzz.evaluation.config import RunConfig, load_config, to_dict, to_yaml
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.methods import MethodConfig, default_name
+from buzz.evaluation.run.cli import main
+from buzz.evaluation.run.config import RunConfig, load_config, to_dict, to_yaml
 from buzz.evaluation.schema import StrictLoader
 from buzz.policies import POLICIES
 

@@ -15,10 +15,10 @@ import torch
 from conftest import articles
 from processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
 
-from buzz.evaluation.config import load_config
-from buzz.evaluation.distributed import ALONE, Group, adopt_mpi, join, launched
 from buzz.evaluation.model_source import resolve_device
-from buzz.evaluation.runner import run
+from buzz.evaluation.run.config import load_config
+from buzz.evaluation.run.distributed import ALONE, Group, adopt_mpi, join, launched
+from buzz.evaluation.run.runner import run
 
 HIVE = {"policy": "buzz", "name": "hive", "sink": 2, "window": 12, "stride": 3, "threshold": 10}
 METHODS = ["full", HIVE, {"policy": "h2o", "name": "h2o", "match": "hive"}]
@@ -48,7 +48,7 @@ def around_batches(code: str) -> str:
     """Python code for `Fork.run` that makes every batch run some code first; it may use `rank`, `jobs` and `calls`."""
     return f"""
 import time
-import buzz.evaluation.loop as loop
+import buzz.evaluation.run.loop as loop
 real, calls = loop.run_batch, []
 def run_batch(model, tokenizer, task, jobs, *rest):
     {code}

@@ -8,11 +8,11 @@ import pytest
 
 import buzz
 from buzz.evaluation.batch import Job
-from buzz.evaluation.config import TaskConfig
 from buzz.evaluation.execute import compare_batch, encode, prompt_hash, run_batch
 from buzz.evaluation.fidelity import fidelity
 from buzz.evaluation.likelihood import answer_nll
 from buzz.evaluation.metric_info import FIDELITY_METRICS
+from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import Sample, make_task
 from tests.evaluation.toys import POLICIES, Numbers, Toy, job, model_of, numbers
 

@@ -15,8 +15,8 @@ import pytest
 from conftest import articles
 from processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
 
-from buzz.evaluation.config import load_config
-from buzz.evaluation.runner import run
+from buzz.evaluation.run.config import load_config
+from buzz.evaluation.run.runner import run
 
 SAMPLES = 24
 KILLS = 10

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buzz.evaluation.config import TaskConfig
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import language_modeling, make_task
 from buzz.evaluation.tasks.language_modeling import articles, written_lines
 

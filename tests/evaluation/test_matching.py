@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.matching import TOLERANCE, full_mean, mean_cached, off_target, policy_for
 from buzz.evaluation.methods import MethodConfig
+from buzz.evaluation.run.matching import TOLERANCE, full_mean, mean_cached, off_target, policy_for
 
 POLICIES = ["buzz", "buzz_no_max", "h2o", "streaming", "local"]
 LAYERS = 4

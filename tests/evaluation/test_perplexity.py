@@ -10,10 +10,10 @@ import torch
 
 import buzz
 from buzz.evaluation.batch import Job, Prompt
-from buzz.evaluation.config import TaskConfig, parse_config
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.model_source import ModelSource
 from buzz.evaluation.perplexity import BLOCK, check_length, encode_text, read_batch
+from buzz.evaluation.run.config import TaskConfig, parse_config
 from buzz.evaluation.tasks import make_task
 from tests.evaluation.toys import POLICIES, Numbers, model_of, naive_logits, numbers
 

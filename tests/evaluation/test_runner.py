@@ -12,14 +12,15 @@ import pytest
 import torch
 import yaml
 
-from buzz.evaluation import loop, models, runner
+from buzz.evaluation import models
 from buzz.evaluation.batch import Held, cache_figures
-from buzz.evaluation.config import load_config
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.hive import hive_path
-from buzz.evaluation.matching import describe
 from buzz.evaluation.models import ModelLoader, load_model
-from buzz.evaluation.runner import run
+from buzz.evaluation.run import loop, runner
+from buzz.evaluation.run.config import load_config
+from buzz.evaluation.run.matching import describe
+from buzz.evaluation.run.runner import run
 from buzz.evaluation.table import text_table
 from buzz.evaluation.tasks import make_task
 

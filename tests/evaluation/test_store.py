@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from buzz.evaluation.config import load_config
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.files import write_atomically
-from buzz.evaluation.store import RunFolder
+from buzz.evaluation.run.config import load_config
+from buzz.evaluation.run.store import RunFolder
 from tests.evaluation.synthetic import record
 
 PRINTS = {"model": "m", "data": {"sha256": "d"}}

@@ -10,12 +10,13 @@ import pytest
 import yaml
 from synthetic import method, summary_of
 
-from buzz.evaluation import models, sweep
-from buzz.evaluation.cli import main
-from buzz.evaluation.config import load_config, to_yaml
+from buzz.evaluation import models
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.grid import Sweep, is_sweep, load_sweep
-from buzz.evaluation.sweep import run_sweep, sweep_report, sweep_table
+from buzz.evaluation.run import sweep
+from buzz.evaluation.run.cli import main
+from buzz.evaluation.run.config import load_config, to_yaml
+from buzz.evaluation.run.grid import Sweep, is_sweep, load_sweep
+from buzz.evaluation.run.sweep import run_sweep, sweep_report, sweep_table
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
 BASE = "{name: grid, model: {id: some/model}, task: {name: xsum}, methods: [full], sweep: {methods: [buzz, h2o]}}"
@@ -355,7 +356,7 @@ def test_a_sweep_runs_and_ends_with_a_summary(tiny, tmp_path, loads, capfd):
 
 
 def test_an_interrupted_sweep_goes_on(tiny, tmp_path, monkeypatch):
-    from buzz.evaluation import runner
+    from buzz.evaluation.run import runner
 
     real = runner.run
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buzz.evaluation.config import TaskConfig
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.metric_info import METRIC_INFO
+from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import TASKS, Sample, Task, make_task
 from buzz.evaluation.tasks.base import continuation, parse_template
 

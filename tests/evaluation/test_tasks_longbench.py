@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from buzz.evaluation.config import TaskConfig, load_config
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.run.config import TaskConfig, load_config
 from buzz.evaluation.tasks import Task, make_task
 from buzz.evaluation.tasks.longbench import DATA_SETS
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.evaluation.config import TaskConfig
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import Sample, make_task
 from buzz.evaluation.tasks.filler import sentences_of
 
@@ -152,7 +152,7 @@ def test_keys_are_never_numbers_of_the_text(tmp_path: Path) -> None:
     ],
 )
 def test_bad_options(write_config: Any, options: str, said: str) -> None:
-    from buzz.evaluation.config import load_config
+    from buzz.evaluation.run.config import load_config
 
     path = write_config(task={"name": "passkey"})
     with pytest.raises(ConfigError) as caught:
@@ -161,7 +161,7 @@ def test_bad_options(write_config: Any, options: str, said: str) -> None:
 
 
 def test_options_from_a_config(write_config: Any) -> None:
-    from buzz.evaluation.config import load_config, to_dict
+    from buzz.evaluation.run.config import load_config, to_dict
 
     config = load_config(write_config(task={"name": "passkey", "depths": [0, 1]}), ["task.lengths=[30]"])
     assert to_dict(config)["task"]["depths"] == [0.0, 1.0]

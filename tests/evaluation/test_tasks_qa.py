@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from buzz.evaluation.config import TaskConfig
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import make_task
 
 ROW: dict[str, Any] = {

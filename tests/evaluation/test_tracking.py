@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from buzz.evaluation import wandb_log
-from buzz.evaluation.config import load_config
+from buzz.evaluation.run.config import load_config
 from buzz.evaluation.tracking import track
 from buzz.evaluation.wandb_log import WandbLog
 from tests.evaluation.tracking_toys import (

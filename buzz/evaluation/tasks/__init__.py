@@ -14,7 +14,7 @@ from buzz.evaluation.tasks.summarization import CnnDailyMail, CnnDailyMailSelfBl
 from buzz.words import hint
 
 if TYPE_CHECKING:  # config imports this package to check task names
-    from buzz.evaluation.config import TaskConfig
+    from buzz.evaluation.run.config import TaskConfig
 
 # A new task is one class and one entry here.
 TASKS: dict[str, type[Task]] = {

@@ -12,7 +12,7 @@ from buzz.evaluation.data import FileSource, HubSource, Row, fingerprint, read_h
 from buzz.evaluation.errors import ConfigError
 
 if TYPE_CHECKING:
-    from buzz.evaluation.config import TaskConfig
+    from buzz.evaluation.run.config import TaskConfig
 
 
 # A template: literal text and the placeholder that follows it, if any.

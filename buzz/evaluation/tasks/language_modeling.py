@@ -14,7 +14,7 @@ from buzz.evaluation.schema import at_least
 from buzz.evaluation.tasks.base import Sample, Task
 
 if TYPE_CHECKING:
-    from buzz.evaluation.config import TaskConfig
+    from buzz.evaluation.run.config import TaskConfig
 
 TEXT_FILE = "a .txt or .txt.gz file is wanted"
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")  # other line separators belong to the text

@@ -15,7 +15,7 @@ from buzz.evaluation.schema import parsed_by, said
 from buzz.evaluation.tasks.base import Parts, Sample, Task, parse_template
 
 if TYPE_CHECKING:
-    from buzz.evaluation.config import TaskConfig
+    from buzz.evaluation.run.config import TaskConfig
 
 # One answer and one row in, a score from 0 to 1 out.
 Score = Callable[[str, Row], float]

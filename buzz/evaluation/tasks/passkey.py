@@ -17,7 +17,7 @@ from buzz.evaluation.tasks.base import Sample, Task, continuation
 from buzz.evaluation.tasks.filler import fill, invented, passage, sentences_of
 
 if TYPE_CHECKING:
-    from buzz.evaluation.config import TaskConfig
+    from buzz.evaluation.run.config import TaskConfig
 
 # Of the texts alone, so that every run, whatever its own seed, asks the same.
 _SEED = "passkey 1"

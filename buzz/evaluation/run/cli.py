@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from buzz.evaluation.command_line import Parser, add_config, config_of, say, short_warnings
-from buzz.evaluation.distributed import PeerLostError, adopt_mpi, join, speaks
 from buzz.evaluation.errors import ConfigError, WriteError
+from buzz.evaluation.run.distributed import PeerLostError, adopt_mpi, join, speaks
 
 if TYPE_CHECKING:
-    from buzz.evaluation.config import RunConfig
-    from buzz.evaluation.grid import Sweep
+    from buzz.evaluation.run.config import RunConfig
+    from buzz.evaluation.run.grid import Sweep
 
 _DESCRIPTION = """\
 Run an evaluation: a model summarises or answers under several KV-cache policies. Prints a table and fills the run
@@ -61,9 +61,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     path, overrides = config_of(parser.parse_intermixed_args(arguments))
 
     # Here, so that --help and usage errors need none of it; the runner, which needs torch, only once a config is right.
-    from buzz.evaluation.config import load_config
-    from buzz.evaluation.grid import is_sweep, load_sweep
-    from buzz.evaluation.signals import Interrupted
+    from buzz.evaluation.run.config import load_config
+    from buzz.evaluation.run.grid import is_sweep, load_sweep
+    from buzz.evaluation.run.signals import Interrupted
 
     try:
         if is_sweep(path, overrides):
@@ -75,7 +75,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _run(config: RunConfig) -> int:
-    from buzz.evaluation.runner import run
+    from buzz.evaluation.run.runner import run
     from buzz.evaluation.table import text_table
 
     summary = run(config)
@@ -84,7 +84,7 @@ def _run(config: RunConfig) -> int:
 
 
 def _sweep(sweep: Sweep) -> int:
-    from buzz.evaluation.sweep import run_sweep, sweep_table
+    from buzz.evaluation.run.sweep import run_sweep, sweep_table
 
     summary = run_sweep(sweep)
     _print(sweep_table(summary), f"{sweep.output}: summary.json, report.md, frontier.png, and a folder a run")

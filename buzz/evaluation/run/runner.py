@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import buzz
-from buzz.evaluation.config import RunConfig
-from buzz.evaluation.distributed import Group, PeerLostError, join
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.execute import encode, prompt_hash
 from buzz.evaluation.hive import hive_path, recordable
-from buzz.evaluation.loop import Loop, Records, has_fidelity, reference_method
-from buzz.evaluation.matching import TOLERANCE, in_bytes, off_target
 from buzz.evaluation.metric_info import FIDELITY_METRICS
 from buzz.evaluation.models import ModelLoader, ModelSource, check_model, quiet_transformers
 from buzz.evaluation.perplexity import check_length
 from buzz.evaluation.report import write_report
-from buzz.evaluation.signals import Interrupted, held_back
-from buzz.evaluation.store import RunFolder
+from buzz.evaluation.run.config import RunConfig
+from buzz.evaluation.run.distributed import Group, PeerLostError, join
+from buzz.evaluation.run.loop import Loop, Records, has_fidelity, reference_method
+from buzz.evaluation.run.matching import TOLERANCE, in_bytes, off_target
+from buzz.evaluation.run.signals import Interrupted, held_back
+from buzz.evaluation.run.store import RunFolder
 from buzz.evaluation.summary import summarise
 from buzz.evaluation.tasks import Sample, Task, make_task
 from buzz.evaluation.tracking import Tracker, track

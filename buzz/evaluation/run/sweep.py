@@ -1,6 +1,6 @@
 """Sweeps: the runs of a grid one after the other, and what they say together.
 
-`buzz.evaluation.grid` makes the runs of a sweep's config. Each has a folder of its own and goes on where that stops,
+`buzz.evaluation.run.grid` makes the runs of a sweep's config. Each has a folder of its own and goes on where that stops,
 so a sweep that was interrupted does, too.
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.grid import Sweep, expand, is_sweep, load_sweep
 from buzz.evaluation.paths import user_path
 from buzz.evaluation.plot import plot_frontier
+from buzz.evaluation.run.grid import Sweep, expand, is_sweep, load_sweep
 from buzz.evaluation.table import fitting, headline_rows, markdown_rows, notes, reading, text_rows
 
 PLOTS = ("frontier.png", "frontier.svg")
@@ -32,12 +32,12 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
 
     Raises:
         ConfigError: a run cannot be done, or the sweep's folder is that of a run.
-        Interrupted: as `buzz.evaluation.runner.run`.
+        Interrupted: as `buzz.evaluation.run.runner.run`.
     """
     # Here, so that a mistake in a config is told before torch is read.
-    from buzz.evaluation.distributed import join
     from buzz.evaluation.models import ModelLoader
-    from buzz.evaluation.runner import run
+    from buzz.evaluation.run.distributed import join
+    from buzz.evaluation.run.runner import run
 
     folder = user_path(sweep.output, "output", "a folder is wanted")
     if (folder / "config.yaml").exists():

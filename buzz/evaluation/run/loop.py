@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from buzz.evaluation.config import MethodConfig, RunConfig
-from buzz.evaluation.distributed import Group
 from buzz.evaluation.errors import WriteError
 from buzz.evaluation.execute import Job, Prompt, compare_batch, run_batch
 from buzz.evaluation.hive import hive_path, record_hive, recordable
-from buzz.evaluation.matching import in_bytes, off_target, policy_for
 from buzz.evaluation.memory import is_out_of_memory, release_memory, slot_bytes
 from buzz.evaluation.metric_info import FIDELITY_METRICS
 from buzz.evaluation.model_source import one_line
-from buzz.evaluation.progress import Progress
-from buzz.evaluation.store import RunFolder
+from buzz.evaluation.run.config import MethodConfig, RunConfig
+from buzz.evaluation.run.distributed import Group
+from buzz.evaluation.run.matching import in_bytes, off_target, policy_for
+from buzz.evaluation.run.progress import Progress
+from buzz.evaluation.run.store import RunFolder
 from buzz.evaluation.tasks import Task
 from buzz.evaluation.tracking import Tracker
 from buzz.policies import Policy, make_policy
