@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from buzz.benchmark.contenders import Contender, parse_contenders
+from buzz.evaluation.config.methods import NAME
+from buzz.evaluation.config.schema import at_least, build, check, keys_of, matching, parsed_by, said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.methods import NAME
 from buzz.evaluation.run.config import MAX_SEED, ModelConfig, read_config
-from buzz.evaluation.schema import at_least, build, check, keys_of, matching, parsed_by, said
 from buzz.kernels.launch import Launch, Tiles
 
 _SOME = "a list of at least one integer, each at least 1, is wanted"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from buzz.evaluation.config.methods import NAME, MethodConfig, own_keys, parse_method, policy_keys
+from buzz.evaluation.config.schema import at_least, build, refuse_unknown, said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.methods import NAME, MethodConfig, own_keys, parse_method, policy_keys
-from buzz.evaluation.schema import at_least, build, refuse_unknown, said
 from buzz.policies import POLICIES
 from buzz.words import hint
 

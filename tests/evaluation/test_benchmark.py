@@ -17,7 +17,7 @@ from buzz.benchmark.bench import Stage
 from buzz.benchmark.cli import main
 from buzz.benchmark.config import SECTIONS
 from buzz.benchmark.contenders import Contender
-from buzz.evaluation.methods import parse_method
+from buzz.evaluation.config.methods import parse_method
 from tests.conftest import tiny_llama
 
 METHODS = [

@@ -13,11 +13,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from buzz.evaluation.config.methods import MethodConfig, default_name
+from buzz.evaluation.config.schema import StrictLoader
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.methods import MethodConfig, default_name
 from buzz.evaluation.run.cli import main
 from buzz.evaluation.run.config import RunConfig, load_config, to_dict, to_yaml
-from buzz.evaluation.schema import StrictLoader
 from buzz.policies import POLICIES
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

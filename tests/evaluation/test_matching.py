@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from buzz.evaluation.config.methods import MethodConfig
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.methods import MethodConfig
 from buzz.evaluation.run.matching import TOLERANCE, full_mean, mean_cached, off_target, policy_for
 
 POLICIES = ["buzz", "buzz_no_max", "h2o", "streaming", "local"]

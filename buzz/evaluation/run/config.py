@@ -15,10 +15,8 @@ from typing import Any, Literal
 
 import yaml
 
-from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.methods import NAME, MethodConfig, parse_methods
-from buzz.evaluation.paths import read_regular, short, unspeakable
-from buzz.evaluation.schema import (
+from buzz.evaluation.config.methods import NAME, MethodConfig, parse_methods
+from buzz.evaluation.config.schema import (
     BROKEN_YAML,
     StrictDumper,
     StrictLoader,
@@ -30,6 +28,8 @@ from buzz.evaluation.schema import (
     refuse_unknown,
     said,
 )
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.paths import read_regular, short, unspeakable
 from buzz.evaluation.tasks import make_task, options_of
 
 # Keys that the config.yaml of an older run folder may lack, and what was the case when they did not exist.

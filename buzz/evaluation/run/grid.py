@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from buzz.evaluation.config.methods import NAME, default_name, own_keys, parse_method, policy_keys
+from buzz.evaluation.config.schema import build, convert, refuse_unknown, said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.methods import NAME, default_name, own_keys, parse_method, policy_keys
 from buzz.evaluation.run.config import ModelConfig, RunConfig, parse_config, parse_task, read_config
-from buzz.evaluation.schema import build, convert, refuse_unknown, said
 from buzz.evaluation.tasks import make_task
 from buzz.policies import POLICIES
 

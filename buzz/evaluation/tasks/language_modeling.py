@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from buzz.evaluation.config.schema import at_least
 from buzz.evaluation.data import HubSource, read_hub_rows, read_text, resolve_path
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.schema import at_least
 from buzz.evaluation.tasks.base import Sample, Task
 
 if TYPE_CHECKING:

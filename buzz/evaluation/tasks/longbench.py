@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from buzz.evaluation.config.schema import parsed_by, said
 from buzz.evaluation.data import FileSource, Maybe, Row, read_hub_rows, read_rows, resolve_path
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.metrics import class_named, numbers_right, qa_f1, rouge_scores
-from buzz.evaluation.schema import parsed_by, said
 from buzz.evaluation.tasks.base import Parts, Sample, Task, parse_template
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
+from buzz.evaluation.config.schema import check, convert, matching, refuse_unknown, said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.schema import check, convert, matching, refuse_unknown, said
 from buzz.policies import POLICIES, make_policy
 from buzz.words import hint
 
