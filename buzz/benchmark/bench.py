@@ -14,7 +14,7 @@ from buzz.benchmark.book import Book
 from buzz.benchmark.contenders import Contender
 from buzz.benchmark.measure import Clock, attempt
 from buzz.evaluation.command_line import tell
-from buzz.evaluation.data import resolve_path
+from buzz.evaluation.tasks.data import resolve_path
 
 _TEXT = "package:buzz/evaluation/samples/articles.jsonl"
 

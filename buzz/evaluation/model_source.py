@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from buzz.evaluation.config.schema import said
-from buzz.evaluation.data import PACKAGE_PREFIX, fingerprint, resolve_path
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.gguf_file import read_metadata
 from buzz.evaluation.paths import short, user_path
 from buzz.evaluation.run.distributed import ALONE, Group
+from buzz.evaluation.tasks.data import PACKAGE_PREFIX, fingerprint, resolve_path
 
 _LOCAL = "give a local folder as model.id or a GGUF file as model.gguf"
 _UNTYPED = "names no model_type"

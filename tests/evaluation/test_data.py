@@ -18,8 +18,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buzz.evaluation import hub
-from buzz.evaluation.data import (
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.tasks import hub
+from buzz.evaluation.tasks.data import (
     FileSource,
     HubSource,
     Maybe,
@@ -29,7 +30,6 @@ from buzz.evaluation.data import (
     read_text,
     resolve_path,
 )
-from buzz.evaluation.errors import ConfigError
 
 FIELDS = {"document": str, "summary": str}
 GOOD = {"document": "Bees dance.", "summary": "Dance."}

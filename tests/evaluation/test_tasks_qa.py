@@ -98,7 +98,7 @@ def test_without_a_file_the_papers_own_is_read(monkeypatch: pytest.MonkeyPatch) 
         asked.append(source.file)
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("buzz.evaluation.data.fetch", fetch)
+    monkeypatch.setattr("buzz.evaluation.tasks.data.fetch", fetch)
     task = make_task(TaskConfig("ten_qa"))
     with pytest.raises(ConfigError, match=r"task\.data: https://.*no network.*task\.data takes a local \.jsonl"):
         task.load()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from buzz.evaluation.data import FileSource, HubSource, Row, fingerprint, read_hub_rows, read_rows, resolve_path
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.tasks.data import FileSource, HubSource, Row, fingerprint, read_hub_rows, read_rows, resolve_path
 
 if TYPE_CHECKING:
     from buzz.evaluation.run.config import TaskConfig
@@ -60,7 +60,7 @@ class Task(ABC):
     kind: ClassVar[Literal["generation", "perplexity"]] = "generation"
 
     name: ClassVar[str]
-    fields: ClassVar[dict[str, Any]]  # what every row must have, see buzz.evaluation.rows
+    fields: ClassVar[dict[str, Any]]  # what every row must have, see buzz.evaluation.tasks.rows
     template: ClassVar[str]  # the default of task.prompt
     placeholders: ClassVar[Sequence[str]] = ()  # what a template may name beside {id}; empty: the fields
     hub: ClassVar[HubSource | FileSource]  # where rows come from when task.data is null

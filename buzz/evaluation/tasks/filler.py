@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from buzz.evaluation.data import read_text
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.tasks.data import read_text
 
 _TIMES = (
     "Early in the morning",

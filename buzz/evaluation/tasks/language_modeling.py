@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from buzz.evaluation.config.schema import at_least
-from buzz.evaluation.data import HubSource, read_hub_rows, read_text, resolve_path
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.tasks.base import Sample, Task
+from buzz.evaluation.tasks.data import HubSource, read_hub_rows, read_text, resolve_path
 
 if TYPE_CHECKING:
     from buzz.evaluation.run.config import TaskConfig

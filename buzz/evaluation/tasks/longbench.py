@@ -9,10 +9,10 @@ from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from buzz.evaluation.config.schema import parsed_by, said
-from buzz.evaluation.data import FileSource, Maybe, Row, read_hub_rows, read_rows, resolve_path
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.metrics import class_named, numbers_right, qa_f1, rouge_scores
 from buzz.evaluation.tasks.base import Parts, Sample, Task, parse_template
+from buzz.evaluation.tasks.data import FileSource, Maybe, Row, read_hub_rows, read_rows, resolve_path
 
 if TYPE_CHECKING:
     from buzz.evaluation.run.config import TaskConfig

@@ -10,10 +10,10 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from buzz.evaluation.config.schema import at_least, parsed_by, said
-from buzz.evaluation.data import Row, fingerprint, resolve_path
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.metrics import recall
 from buzz.evaluation.tasks.base import Sample, Task, continuation
+from buzz.evaluation.tasks.data import Row, fingerprint, resolve_path
 from buzz.evaluation.tasks.filler import fill, invented, passage, sentences_of
 
 if TYPE_CHECKING:

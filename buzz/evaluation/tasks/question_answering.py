@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from buzz.evaluation.data import FileSource, Row
 from buzz.evaluation.metrics import best_subspan_em, exact_match
 from buzz.evaluation.tasks.base import Sample, Task, continuation
+from buzz.evaluation.tasks.data import FileSource, Row
 
 
 class TenDocumentQA(Task):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from buzz.evaluation.data import HubSource, Row
 from buzz.evaluation.metrics import ROUGE_METRICS, rouge_scores, self_bleu
 from buzz.evaluation.tasks.base import Sample, Task
+from buzz.evaluation.tasks.data import HubSource, Row
 
 
 def authors_prompt(field: str) -> str:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.hub import FileSource, HubSource, fetch, guarded, hub_errors, stream
 from buzz.evaluation.paths import short, user_path
-from buzz.evaluation.rows import Fields, Maybe, Problem, Row, checked_rows
+from buzz.evaluation.tasks.hub import FileSource, HubSource, fetch, guarded, hub_errors, stream
+from buzz.evaluation.tasks.rows import Fields, Maybe, Problem, Row, checked_rows
 
 PACKAGE_PREFIX = "package:"
 
@@ -104,7 +104,7 @@ def read_rows(
 
     Args:
         path: the file, one JSON object a line, UTF-8.
-        fields: what every row must have, name -> kind (see `buzz.evaluation.rows`).
+        fields: what every row must have, name -> kind (see `buzz.evaluation.tasks.rows`).
         limit: rows to stop after; None: all.
         where: the config key that named the file, for errors.
         problem: a check beyond `fields`.
