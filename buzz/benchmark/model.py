@@ -53,7 +53,7 @@ def load(config: BenchModel, seed: int) -> tuple[Any, Any, dict[str, Any]]:
     """
     from transformers import GenerationConfig
 
-    from buzz.evaluation.models import load_model, quiet_transformers
+    from buzz.evaluation.models.load import load_model, quiet_transformers
 
     with quiet_transformers():
         if config.shape is None:
@@ -72,7 +72,7 @@ def _random(config: BenchModel, seed: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from buzz.evaluation.memory import is_out_of_memory
-    from buzz.evaluation.model_source import resolve_device
+    from buzz.evaluation.models.source import resolve_device
 
     device = resolve_device(config.device)
     auto = torch.float32 if device.type == "cpu" else torch.bfloat16

@@ -15,7 +15,7 @@ import torch
 from conftest import articles
 from processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
 
-from buzz.evaluation.model_source import resolve_device
+from buzz.evaluation.models.source import resolve_device
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.distributed import ALONE, Group, adopt_mpi, join, launched
 from buzz.evaluation.run.runner import run

@@ -11,7 +11,7 @@ import torch
 import buzz
 from buzz.evaluation.batch import Job, Prompt
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.model_source import ModelSource
+from buzz.evaluation.models.source import ModelSource
 from buzz.evaluation.perplexity import BLOCK, check_length, encode_text, read_batch
 from buzz.evaluation.run.config import TaskConfig, parse_config
 from buzz.evaluation.tasks import make_task

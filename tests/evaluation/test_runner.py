@@ -12,11 +12,11 @@ import pytest
 import torch
 import yaml
 
-from buzz.evaluation import models
 from buzz.evaluation.batch import Held, cache_figures
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.hive import hive_path
-from buzz.evaluation.models import ModelLoader, load_model
+from buzz.evaluation.models.load import ModelLoader, load_model
+from buzz.evaluation.models.load import load as models
 from buzz.evaluation.run import loop, runner
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.matching import describe

@@ -46,7 +46,7 @@ _DEVICE = matching(
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model: a hub id or local folder, a GGUF file, or both (see `buzz.evaluation.models`)."""
+    """Which model: a hub id or local folder, a GGUF file, or both (see `buzz.evaluation.models.load`)."""
 
     id: str | None = field(default=None, metadata=matching(r"\S(.*\S)?", "a hub id or a folder is wanted"))
     gguf: str | None = field(default=None, metadata=matching(r"\S(.*\S)?", "a GGUF file is wanted"))

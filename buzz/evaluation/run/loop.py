@@ -13,7 +13,7 @@ from buzz.evaluation.execute import Job, Prompt, compare_batch, run_batch
 from buzz.evaluation.hive import hive_path, record_hive, recordable
 from buzz.evaluation.memory import is_out_of_memory, release_memory, slot_bytes
 from buzz.evaluation.metric_info import FIDELITY_METRICS
-from buzz.evaluation.model_source import one_line
+from buzz.evaluation.models.source import one_line
 from buzz.evaluation.run.config import MethodConfig, RunConfig
 from buzz.evaluation.run.distributed import Group
 from buzz.evaluation.run.matching import in_bytes, off_target, policy_for

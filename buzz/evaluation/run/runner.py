@@ -21,7 +21,7 @@ from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.execute import encode, prompt_hash
 from buzz.evaluation.hive import hive_path, recordable
 from buzz.evaluation.metric_info import FIDELITY_METRICS
-from buzz.evaluation.models import ModelLoader, ModelSource, check_model, quiet_transformers
+from buzz.evaluation.models.load import ModelLoader, ModelSource, check_model, quiet_transformers
 from buzz.evaluation.perplexity import check_length
 from buzz.evaluation.report import write_report
 from buzz.evaluation.run.config import RunConfig

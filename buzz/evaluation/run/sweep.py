@@ -35,7 +35,7 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
         Interrupted: as `buzz.evaluation.run.runner.run`.
     """
     # Here, so that a mistake in a config is told before torch is read.
-    from buzz.evaluation.models import ModelLoader
+    from buzz.evaluation.models.load import ModelLoader
     from buzz.evaluation.run.distributed import join
     from buzz.evaluation.run.runner import run
 
@@ -55,7 +55,7 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
 
 def _look_up(sweep: Sweep) -> None:
     """Find what is wrong with the data or the model of any run."""
-    from buzz.evaluation.models import check_model
+    from buzz.evaluation.models.load import check_model
     from buzz.evaluation.tasks import make_task
 
     if len(sweep.runs) == 1:

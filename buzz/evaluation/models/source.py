@@ -14,7 +14,7 @@ from typing import Any
 
 from buzz.evaluation.config.schema import said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.gguf_file import read_metadata
+from buzz.evaluation.models.gguf import read_metadata
 from buzz.evaluation.paths import short, user_path
 from buzz.evaluation.run.distributed import ALONE, Group
 from buzz.evaluation.tasks.data import PACKAGE_PREFIX, fingerprint, resolve_path

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.gguf_file import end_ids, parsed_once, read_metadata, repair_tokenizer
 from buzz.evaluation.memory import is_out_of_memory, release_memory
-from buzz.evaluation.model_source import ModelSource, check_model, one_line, resolve_device
+from buzz.evaluation.models.gguf import end_ids, parsed_once, read_metadata, repair_tokenizer
+from buzz.evaluation.models.source import ModelSource, check_model, one_line, resolve_device
 from buzz.evaluation.run.distributed import ALONE, Group
 
 

@@ -1,0 +1,1 @@
+"""The model of a run: where it is, and how it is loaded."""
