@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from buzz.evaluation.files import writing
-from buzz.evaluation.metric_info import metric_info
+from buzz.evaluation.measure.metric_info import metric_info
 
 # Where a label may stand around its point, in points of 1/72 inch, the best place first.
 _AROUND = ((7, 7), (7, -7), (-7, 7), (-7, -7), (0, 11), (0, -11))

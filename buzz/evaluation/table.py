@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from buzz.evaluation.metric_info import FIDELITY_METRICS, metric_info
+from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, metric_info
 
 Rows = tuple[list[str], list[list[str]]]  # header and cells
 WIDTH = 120  # columns of a terminal

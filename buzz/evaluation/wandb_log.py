@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from buzz.evaluation.metric_info import metric_info
-from buzz.evaluation.resampling import Resampler
+from buzz.evaluation.measure.metric_info import metric_info
+from buzz.evaluation.measure.resampling import Resampler
+from buzz.evaluation.measure.summary import MIB, Scores
 from buzz.evaluation.run.config import RunConfig
-from buzz.evaluation.summary import MIB, Scores
 
 Record = Mapping[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from buzz.evaluation.summary import summarise
+from buzz.evaluation.measure.summary import summarise
 
 
 def record(sample: str, policy: str, metrics: Mapping[str, float | None], cached: float = 100.0, **more: Any) -> dict:

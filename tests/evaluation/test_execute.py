@@ -7,11 +7,11 @@ import json
 import pytest
 
 import buzz
-from buzz.evaluation.batch import Job
-from buzz.evaluation.execute import compare_batch, encode, prompt_hash, run_batch
-from buzz.evaluation.fidelity import fidelity
-from buzz.evaluation.likelihood import answer_nll
-from buzz.evaluation.metric_info import FIDELITY_METRICS
+from buzz.evaluation.measure.batch import Job
+from buzz.evaluation.measure.execute import compare_batch, encode, prompt_hash, run_batch
+from buzz.evaluation.measure.fidelity import fidelity
+from buzz.evaluation.measure.likelihood import answer_nll
+from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
 from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import Sample, make_task
 from tests.evaluation.toys import POLICIES, Numbers, Toy, job, model_of, numbers

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import buzz
-from buzz.evaluation.fidelity import fidelity, full_logits
+from buzz.evaluation.measure.fidelity import fidelity, full_logits
 from tests.evaluation.toys import END, POLICIES, job, model_of, naive_logits, numbers
 
 PROMPTS = [numbers(length, length) for length in (30, 14, 22, 1)]

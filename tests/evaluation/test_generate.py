@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 
 import buzz
-from buzz.evaluation import generate
-from buzz.evaluation.batch import CURVE_POINTS, Held, cache_figures, new_cache
-from buzz.evaluation.generate import encode_question, generate_batch
+from buzz.evaluation.measure import generate
+from buzz.evaluation.measure.batch import CURVE_POINTS, Held, cache_figures, new_cache
+from buzz.evaluation.measure.generate import encode_question, generate_batch
 from buzz.evaluation.memory import slot_bytes
 from buzz.evaluation.tasks import Sample
 from tests.evaluation.toys import END, POLICIES, Numbers, Toy, job, model_of, naive_logits, numbers

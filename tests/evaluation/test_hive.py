@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 import buzz
 from buzz import BeehiveCache
-from buzz.evaluation import hive
-from buzz.evaluation.execute import encode
-from buzz.evaluation.hive import find_hives, hive_path, record_hive, token_texts
+from buzz.evaluation.measure import hive
+from buzz.evaluation.measure.execute import encode
+from buzz.evaluation.measure.hive import find_hives, hive_path, record_hive, token_texts
 from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import make_task
 from tests.evaluation.conftest import byte_tokenizer

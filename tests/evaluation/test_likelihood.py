@@ -7,7 +7,7 @@ import torch
 
 import buzz
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.likelihood import answer_nll
+from buzz.evaluation.measure.likelihood import answer_nll
 from tests.evaluation.toys import POLICIES, Numbers, Toy, job, model_of, naive_logits, numbers
 
 PROMPTS = [numbers(length, length) for length in (30, 14, 2, 22, 1)]

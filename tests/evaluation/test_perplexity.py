@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import buzz
-from buzz.evaluation.batch import Job, Prompt
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.measure.batch import Job, Prompt
+from buzz.evaluation.measure.perplexity import BLOCK, check_length, encode_text, read_batch
 from buzz.evaluation.models.source import ModelSource
-from buzz.evaluation.perplexity import BLOCK, check_length, encode_text, read_batch
 from buzz.evaluation.run.config import TaskConfig, parse_config
 from buzz.evaluation.tasks import make_task
 from tests.evaluation.toys import POLICIES, Numbers, model_of, naive_logits, numbers

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.report import load_run, write_report
 from buzz.evaluation.report.cli import main
 from buzz.evaluation.report.data import MOST_SAMPLES
 from buzz.evaluation.report.figures import HONEY, PALETTE, colors, longest_sample, perplexity_curves
 from buzz.evaluation.report.passkey import grid_rows, passkey_grids
-from buzz.evaluation.summary import summarise
 from tests.evaluation.report_runs import EVICTED_AT, NASTY, TOKENS, answers, quick_run, texts, write_run
 from tests.evaluation.synthetic import method, record, summary_of
 

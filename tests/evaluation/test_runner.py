@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from buzz.evaluation.batch import Held, cache_figures
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.hive import hive_path
+from buzz.evaluation.measure.batch import Held, cache_figures
+from buzz.evaluation.measure.hive import hive_path
 from buzz.evaluation.models.load import ModelLoader, load_model
 from buzz.evaluation.models.load import load as models
 from buzz.evaluation.run import loop, runner

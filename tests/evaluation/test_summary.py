@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from synthetic import method, record, summary_of
 
-from buzz.evaluation.resampling import Resampler, bootstrap_ci95
+from buzz.evaluation.measure.resampling import Resampler, bootstrap_ci95
 
 
 def near(value: float, rel: float = 1e-9):
@@ -57,7 +57,7 @@ def test_resamples_of_equal_numbers_of_rows_are_paired():
 def test_blocks_of_draws_are_no_matter(monkeypatch):
     values = np.random.default_rng(0).normal(size=(50, 2))
     sums, p = Resampler(resamples=300).sums(values), Resampler(resamples=300).p_values(values)
-    monkeypatch.setattr("buzz.evaluation.resampling._BLOCK", 1000)
+    monkeypatch.setattr("buzz.evaluation.measure.resampling._BLOCK", 1000)
     assert Resampler(resamples=300).sums(values) == near(sums)
     assert np.array_equal(Resampler(resamples=300).p_values(values), p)
 

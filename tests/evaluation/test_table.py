@@ -7,7 +7,7 @@ import math
 import pytest
 from synthetic import method, record, summary_of
 
-from buzz.evaluation.metric_info import METRIC_INFO
+from buzz.evaluation.measure.metric_info import METRIC_INFO
 from buzz.evaluation.table import (
     WIDTH,
     fitting,

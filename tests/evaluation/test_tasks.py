@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.metric_info import METRIC_INFO
+from buzz.evaluation.measure.metric_info import METRIC_INFO
 from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import TASKS, Sample, Task, make_task
 from buzz.evaluation.tasks.base import continuation, parse_template

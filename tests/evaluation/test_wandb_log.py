@@ -11,9 +11,9 @@ from unittest.mock import ANY
 
 import pytest
 
+from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.run.config import load_config, to_dict
 from buzz.evaluation.run.runner import run
-from buzz.evaluation.summary import summarise
 from buzz.evaluation.tracking import track
 from buzz.evaluation.wandb_log import mean_curve
 from tests.evaluation.tracking_toys import (

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 import buzz
-from buzz.evaluation.batch import Job, Prompt
+from buzz.evaluation.measure.batch import Job, Prompt
 from buzz.evaluation.tasks import Sample, Task
 from tests.conftest import VOCAB, tiny_llama, tiny_opt
 

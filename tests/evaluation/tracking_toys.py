@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.run.config import parse_config
-from buzz.evaluation.summary import summarise
 from buzz.evaluation.tracking import track
 from tests.evaluation.wandb_reader import WandbFile, read_runs
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.measure.summary import compared_with
 from buzz.evaluation.paths import short, user_path
 from buzz.evaluation.report.load import Run, find_runs, load_run
-from buzz.evaluation.summary import compared_with
 
 NO_PICTURES = "matplotlib is not installed, so the report has no pictures"
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from buzz.evaluation.errors import WriteError
-from buzz.evaluation.execute import Job, Prompt, compare_batch, run_batch
-from buzz.evaluation.hive import hive_path, record_hive, recordable
+from buzz.evaluation.measure.execute import Job, Prompt, compare_batch, run_batch
+from buzz.evaluation.measure.hive import hive_path, record_hive, recordable
+from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
 from buzz.evaluation.memory import is_out_of_memory, release_memory, slot_bytes
-from buzz.evaluation.metric_info import FIDELITY_METRICS
 from buzz.evaluation.models.source import one_line
 from buzz.evaluation.run.config import MethodConfig, RunConfig
 from buzz.evaluation.run.distributed import Group

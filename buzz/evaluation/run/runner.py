@@ -18,11 +18,12 @@ from typing import Any
 
 import buzz
 from buzz.evaluation.errors import ConfigError, WriteError
-from buzz.evaluation.execute import encode, prompt_hash
-from buzz.evaluation.hive import hive_path, recordable
-from buzz.evaluation.metric_info import FIDELITY_METRICS
+from buzz.evaluation.measure.execute import encode, prompt_hash
+from buzz.evaluation.measure.hive import hive_path, recordable
+from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
+from buzz.evaluation.measure.perplexity import check_length
+from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.load import ModelLoader, ModelSource, check_model, quiet_transformers
-from buzz.evaluation.perplexity import check_length
 from buzz.evaluation.report import write_report
 from buzz.evaluation.run.config import RunConfig
 from buzz.evaluation.run.distributed import Group, PeerLostError, join
@@ -30,7 +31,6 @@ from buzz.evaluation.run.loop import Loop, Records, has_fidelity, reference_meth
 from buzz.evaluation.run.matching import TOLERANCE, in_bytes, off_target
 from buzz.evaluation.run.signals import Interrupted, held_back
 from buzz.evaluation.run.store import RunFolder
-from buzz.evaluation.summary import summarise
 from buzz.evaluation.tasks import Sample, Task, make_task
 from buzz.evaluation.tracking import Tracker, track
 

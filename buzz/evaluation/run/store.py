@@ -20,8 +20,8 @@ import yaml
 
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.files import append, write_atomically, writing
+from buzz.evaluation.measure.records import DamageError, check_environment, check_record, parse_object
 from buzz.evaluation.paths import read_regular, short, user_path
-from buzz.evaluation.records import DamageError, check_environment, check_record, parse_object
 from buzz.evaluation.run.config import ADDED_KEYS, ADDED_METHOD_KEYS, RunConfig, to_yaml
 from buzz.evaluation.run.distributed import ALONE, Group
 from buzz.evaluation.run.environment import environment

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from buzz.evaluation.batch import Job, Reading, left_padded, new_cache, right_padded
+from buzz.evaluation.measure.batch import Job, Reading, left_padded, new_cache, right_padded
 
 _FULL_TOKENS = 1 << 16  # tokens of one forward through the full cache: rows take turns, since its memory is all theirs
 

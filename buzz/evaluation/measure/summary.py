@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from buzz.evaluation.metric_info import FIDELITY_METRICS, metric_info
-from buzz.evaluation.resampling import Resampler, ci95
+from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, metric_info
+from buzz.evaluation.measure.resampling import Resampler, ci95
 
 Record = Mapping[str, Any]
 MIB = 2**20

@@ -39,7 +39,7 @@ METRIC_INFO: Mapping[str, MetricInfo] = MappingProxyType(
         "accuracy": MetricInfo("accuracy"),
         "score": MetricInfo("score"),  # a LongBench row under its own data set's metric
         "perplexity": MetricInfo("perplexity", percent=False, higher_is_better=False, pooled=True),
-        # Against the full cache, see buzz.evaluation.fidelity.
+        # Against the full cache, see buzz.evaluation.measure.fidelity.
         "fidelity_kl": MetricInfo("KL to full", percent=False, higher_is_better=False),
         "fidelity_top1": MetricInfo("top-1 agreement"),
         "fidelity_rougeL": MetricInfo("ROUGE-L to full"),

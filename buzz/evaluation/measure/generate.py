@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from buzz.evaluation.batch import Held, Job, Prompt, held_by, left_padded, make_record, new_cache, prompt_hash
+from buzz.evaluation.measure.batch import Held, Job, Prompt, held_by, left_padded, make_record, new_cache, prompt_hash
 from buzz.evaluation.memory import token_bytes
 from buzz.evaluation.tasks import Sample, Task
 

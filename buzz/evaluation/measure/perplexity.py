@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from buzz.evaluation.batch import Held, Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.measure.batch import Held, Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
 from buzz.evaluation.memory import token_bytes
 from buzz.evaluation.run.matching import walk
 from buzz.evaluation.tasks import Sample, Task

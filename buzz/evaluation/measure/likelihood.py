@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from buzz.evaluation.batch import Job, Reading, new_cache, right_padded
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.measure.batch import Job, Reading, new_cache, right_padded
 from buzz.evaluation.tasks import Task
 
 _SKIP = -100  # no target

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from buzz.evaluation.batch import Job, Reading, new_cache
 from buzz.evaluation.files import write_atomically, writing
+from buzz.evaluation.measure.batch import Job, Reading, new_cache
 from buzz.evaluation.run.matching import describe
 from buzz.evaluation.tasks import Task
 

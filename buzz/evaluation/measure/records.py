@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from buzz.evaluation.metric_info import metric_info
+from buzz.evaluation.measure.metric_info import metric_info
 
 _RECORD = {
     **{"id": str, "prompt_hash": str, "policy": dict, "metrics": dict, "cache": dict},

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from buzz.evaluation.batch import Job, Prompt, cache_figures, prompt_hash
-from buzz.evaluation.fidelity import fidelity
-from buzz.evaluation.generate import encode_question, generate_batch
-from buzz.evaluation.likelihood import answer_nll
-from buzz.evaluation.perplexity import encode_text, read_batch
+from buzz.evaluation.measure.batch import Job, Prompt, cache_figures, prompt_hash
+from buzz.evaluation.measure.fidelity import fidelity
+from buzz.evaluation.measure.generate import encode_question, generate_batch
+from buzz.evaluation.measure.likelihood import answer_nll
+from buzz.evaluation.measure.perplexity import encode_text, read_batch
 from buzz.evaluation.tasks import Sample, Task
 
 Record = dict[str, Any]

@@ -1,0 +1,1 @@
+"""What is measured of a batch, and what is made of it."""
