@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from buzz.evaluation.table import NONE, markdown_rows
+from buzz.evaluation.show.table import NONE, markdown_rows
 
 _REASON = 60  # characters of why a point failed; results.json has more
 

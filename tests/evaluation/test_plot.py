@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from synthetic import method, record, summary_of
 
-from buzz.evaluation.plot import family, plot_frontier, plot_quality
+from buzz.evaluation.show.plot import family, plot_frontier, plot_quality
 
 
 def one(**facts):

@@ -21,7 +21,7 @@ from buzz.evaluation.run import loop, runner
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.matching import describe
 from buzz.evaluation.run.runner import run
-from buzz.evaluation.table import text_table
+from buzz.evaluation.show.table import text_table
 from buzz.evaluation.tasks import make_task
 
 HIVE = {"policy": "buzz", "name": "hive", "sink": 2, "window": 12, "stride": 3, "threshold": 10}

@@ -8,7 +8,7 @@ import pytest
 from synthetic import method, record, summary_of
 
 from buzz.evaluation.measure.metric_info import METRIC_INFO
-from buzz.evaluation.table import (
+from buzz.evaluation.show.table import (
     WIDTH,
     fitting,
     headline_rows,

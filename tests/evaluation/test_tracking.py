@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 import yaml
 
-from buzz.evaluation import wandb_log
 from buzz.evaluation.run.config import load_config
-from buzz.evaluation.tracking import track
-from buzz.evaluation.wandb_log import WandbLog
+from buzz.evaluation.show import wandb_log
+from buzz.evaluation.show.tracking import track
+from buzz.evaluation.show.wandb_log import WandbLog
 from tests.evaluation.tracking_toys import (
     FULL,
     NARROW,

@@ -14,8 +14,8 @@ import pytest
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.run.config import load_config, to_dict
 from buzz.evaluation.run.runner import run
-from buzz.evaluation.tracking import track
-from buzz.evaluation.wandb_log import mean_curve
+from buzz.evaluation.show.tracking import track
+from buzz.evaluation.show.wandb_log import mean_curve
 from tests.evaluation.tracking_toys import (
     FULL,
     NARROW,

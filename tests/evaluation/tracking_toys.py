@@ -13,7 +13,7 @@ import pytest
 
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.run.config import parse_config
-from buzz.evaluation.tracking import track
+from buzz.evaluation.show.tracking import track
 from tests.evaluation.wandb_reader import WandbFile, read_runs
 
 METHODS = ["full", {"policy": "streaming", "window": 20}, {"policy": "streaming", "budget": 0.4}]

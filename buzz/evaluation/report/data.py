@@ -13,7 +13,7 @@ from typing import Any
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.summary import MIB
 from buzz.evaluation.report.load import Hive, Run
-from buzz.evaluation.table import metric_label, shown, shown_mib
+from buzz.evaluation.show.table import metric_label, shown, shown_mib
 
 MOST_SAMPLES = 100  # of a run, whose answers a page holds
 MOST_TEXT = 4_000_000  # characters of answers and references of a run, about

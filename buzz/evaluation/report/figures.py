@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from buzz.evaluation.files import writing
-from buzz.evaluation.plot import family, plot_frontier, plot_quality
 from buzz.evaluation.report.load import Run
+from buzz.evaluation.show.plot import family, plot_frontier, plot_quality
 
 # Ten colors that differ in hue and lightness; the page has a second set for a dark background, in the same order.
 PALETTE = (
@@ -86,7 +86,7 @@ def colors(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _families(summary: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The methods that have samples, by family, in the order in which `buzz.evaluation.plot` colors them."""
+    """The methods that have samples, by family, in the order in which `buzz.evaluation.show.plot` colors them."""
     found: dict[str, list[str]] = {}
     for name, entry in summary["methods"].items():
         if entry["n"]:

@@ -13,7 +13,7 @@ from buzz.evaluation.report.figures import PALETTE, Figure, colors
 from buzz.evaluation.report.load import Run
 from buzz.evaluation.report.passkey import Grid, grid_rows, passkey_grids
 from buzz.evaluation.report.svg import inline_svg
-from buzz.evaluation.table import (
+from buzz.evaluation.show.table import (
     PAIRED,
     Rows,
     comparison_tables,

@@ -10,7 +10,7 @@ from buzz.evaluation.report.figures import Figure
 from buzz.evaluation.report.load import Run
 from buzz.evaluation.report.passkey import grid_rows, passkey_grids
 from buzz.evaluation.run.sweep import sweep_report
-from buzz.evaluation.table import markdown_report, markdown_rows
+from buzz.evaluation.show.table import markdown_report, markdown_rows
 
 PAGE = "The page [report.html](report.html) has the same, answers side by side{hive}."
 HIVE = ", and the hive view: which heads hold which tokens, call by call"

@@ -76,7 +76,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _run(config: RunConfig) -> int:
     from buzz.evaluation.run.runner import run
-    from buzz.evaluation.table import text_table
+    from buzz.evaluation.show.table import text_table
 
     summary = run(config)
     _print(text_table(summary), f"{config.output}: report.html, report.md, summary.json, samples/")

@@ -19,8 +19,8 @@ from buzz.evaluation.run.distributed import Group
 from buzz.evaluation.run.matching import in_bytes, off_target, policy_for
 from buzz.evaluation.run.progress import Progress
 from buzz.evaluation.run.store import RunFolder
+from buzz.evaluation.show.tracking import Tracker
 from buzz.evaluation.tasks import Task
-from buzz.evaluation.tracking import Tracker
 from buzz.policies import Policy, make_policy
 
 Record = dict[str, Any]

@@ -31,8 +31,8 @@ from buzz.evaluation.run.loop import Loop, Records, has_fidelity, reference_meth
 from buzz.evaluation.run.matching import TOLERANCE, in_bytes, off_target
 from buzz.evaluation.run.signals import Interrupted, held_back
 from buzz.evaluation.run.store import RunFolder
+from buzz.evaluation.show.tracking import Tracker, track
 from buzz.evaluation.tasks import Sample, Task, make_task
-from buzz.evaluation.tracking import Tracker, track
 
 STOP = "stop"  # the flag by which one process ends the run of all
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.paths import user_path
-from buzz.evaluation.plot import plot_frontier
 from buzz.evaluation.run.grid import Sweep, expand, is_sweep, load_sweep
-from buzz.evaluation.table import fitting, headline_rows, markdown_rows, notes, reading, text_rows
+from buzz.evaluation.show.plot import plot_frontier
+from buzz.evaluation.show.table import fitting, headline_rows, markdown_rows, notes, reading, text_rows
 
 PLOTS = ("frontier.png", "frontier.svg")
 

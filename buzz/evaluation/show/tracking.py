@@ -19,7 +19,7 @@ from typing import Any
 from buzz.evaluation.files import write_atomically, writing
 from buzz.evaluation.run.config import RunConfig, to_dict
 from buzz.evaluation.run.distributed import launched
-from buzz.evaluation.wandb_log import Record, WandbLog
+from buzz.evaluation.show.wandb_log import Record, WandbLog
 
 # Seconds for the server to answer at the start and to take what is left at the end. Environment variables of the same
 # name, WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT, win.
