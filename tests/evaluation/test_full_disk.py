@@ -16,8 +16,8 @@ import pytest
 from buzz.evaluation import files
 from buzz.evaluation.errors import WriteError
 from buzz.evaluation.files import append, write_atomically
-from buzz.evaluation.report.cli import main as report_main
 from buzz.evaluation.run.cli import main
+from buzz.evaluation.show.report.cli import main as report_main
 from tests.evaluation.test_cli import SCRIPT
 
 

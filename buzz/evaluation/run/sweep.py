@@ -72,7 +72,7 @@ def _look_up(sweep: Sweep) -> None:
 
 def _write(folder: Path, summary: Mapping[str, Any]) -> None:
     from buzz.evaluation.files import write_atomically, writing
-    from buzz.evaluation.report import write_report
+    from buzz.evaluation.show.report import write_report
 
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,10 +9,10 @@ from html import escape
 from importlib.resources import files
 from urllib.parse import quote
 
-from buzz.evaluation.report import fragments
-from buzz.evaluation.report.data import page_data
-from buzz.evaluation.report.figures import PALETTE, Figure
-from buzz.evaluation.report.load import Run
+from buzz.evaluation.show.report import fragments
+from buzz.evaluation.show.report.data import page_data
+from buzz.evaluation.show.report.figures import PALETTE, Figure
+from buzz.evaluation.show.report.load import Run
 
 _SCRIPTS = ("hive.js", "samples.js")
 _HEXAGON = "M12 1.6 21 6.8v10.4l-9 5.2-9-5.2V6.8z"
@@ -92,7 +92,7 @@ def _answers(runs: Sequence[Run]) -> str:
 
 
 def _text(name: str) -> str:
-    return (files("buzz.evaluation.report") / "assets" / name).read_text(encoding="utf-8")
+    return (files("buzz.evaluation.show.report") / "assets" / name).read_text(encoding="utf-8")
 
 
 # --- the document ----------------------------------------------------------------------------------------------------
