@@ -88,7 +88,7 @@ class Engine:
                 return "accelerate has hooks on its modules"
             forward = vars(module).get("forward")
             written_in = getattr(getattr(forward, "__func__", forward), "__module__", None) or ""
-            if forward is not None and not written_in.startswith(("buzz.patching.", "transformers.")):
+            if forward is not None and not written_in.startswith(("buzz.", "transformers.")):
                 return f"a {type(module).__name__} has a forward of its own"
         return None
 

@@ -1,7 +1,7 @@
 """Sweeps: the runs of a grid one after the other, and what they say together.
 
-`buzz.evaluation.run.grid` makes the runs of a sweep's config. Each has a folder of its own and goes on where that stops,
-so a sweep that was interrupted does, too.
+`buzz.evaluation.run.grid` makes the runs of a sweep's config. Each has a folder of its own and goes on where that
+stops, so a sweep that was interrupted does, too.
 """
 
 from __future__ import annotations
