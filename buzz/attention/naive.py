@@ -1,6 +1,8 @@
-"""The plain reference that all else is tested against: float32 attention in query chunks."""
+"""The references that all else is tested against, in float32: of a call in query chunks, and of a decode step."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -79,3 +81,47 @@ def _received(probs: torch.Tensor, counts: Rows, first: int) -> torch.Tensor:
         # Filled, not multiplied: a query past its row's end may hold anything.
         probs = probs.masked_fill(~valid[:, None, None, :, None], 0.0)
     return probs.sum(dim=(2, 3), dtype=torch.float32)
+
+
+def attend_step(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scores: torch.Tensor | None,
+    lengths: torch.Tensor,
+    *,
+    scale: float,
+    logn_base: float | None = None,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+    live: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`buzz.attention.step.attend_step`: all C slots under a mask, float32 arithmetic (float64 for float64 inputs)."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    B, Hkv, C, D = keys.shape
+    slot = lengths.long()
+    at = slot[:, None, None, None].expand(B, Hkv, 1, D)
+    keys.scatter_(2, at, k[:, :, None])
+    values.scatter_(2, at, v[:, :, None])
+    queries, seen = q.to(dtype), keys.to(dtype)
+    if cos is not None and sin is not None:
+        queries = _rotate(queries, cos[slot][:, None], sin[slot][:, None])
+        seen = _rotate(seen, cos[:C], sin[:C])
+    queries = queries.unflatten(1, (Hkv, -1)) * scale  # [B, Hkv, G, D]
+    if logn_base is not None:
+        queries = queries * ((slot + 1).to(dtype).log() / math.log(logn_base))[:, None, None, None]
+    logits = queries @ seen.transpose(2, 3)  # [B, Hkv, G, C]
+    hidden = torch.arange(C, device=q.device) > slot[:, None]
+    probs = logits.masked_fill_(hidden[:, None, None], -torch.inf).softmax(dim=-1)
+    if scores is not None:
+        received = probs.sum(dim=2, dtype=torch.float32)  # [B, Hkv, C]
+        scores.add_(received if live is None else received.masked_fill_(live == 0, 0.0))
+    return (probs @ values.to(dtype)).flatten(1, 2).to(q.dtype)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [B, H, L, D] or [B, H, D] with its halves rotated against each other; sin is signed."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([x[..., half:], x[..., :half]], dim=-1) * sin

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
+from buzz.attention import naive
 from buzz.kernels.device import HALF, runs_triton
 
 
@@ -98,56 +98,12 @@ def _attend_step(
         from buzz.kernels import step as decode
 
         return decode.attend(q, k, v, keys, values, scores, lengths, **how)
-    return plain(q, k, v, keys, values, scores, lengths, **how)
+    return naive.attend_step(q, k, v, keys, values, scores, lengths, **how)
 
 
 @_attend_step.register_fake
 def _fake(q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live) -> torch.Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
-
-
-def plain(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scores: torch.Tensor | None,
-    lengths: torch.Tensor,
-    *,
-    scale: float,
-    logn_base: float | None = None,
-    cos: torch.Tensor | None = None,
-    sin: torch.Tensor | None = None,
-    live: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`attend_step` in plain torch, the reference: all C slots under a mask, float32 (float64 for float64 inputs)."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    B, Hkv, C, D = keys.shape
-    slot = lengths.long()
-    at = slot[:, None, None, None].expand(B, Hkv, 1, D)
-    keys.scatter_(2, at, k[:, :, None])
-    values.scatter_(2, at, v[:, :, None])
-    queries, seen = q.to(dtype), keys.to(dtype)
-    if cos is not None and sin is not None:
-        queries = _rotate(queries, cos[slot][:, None], sin[slot][:, None])
-        seen = _rotate(seen, cos[:C], sin[:C])
-    queries = queries.unflatten(1, (Hkv, -1)) * scale  # [B, Hkv, G, D]
-    if logn_base is not None:
-        queries = queries * ((slot + 1).to(dtype).log() / math.log(logn_base))[:, None, None, None]
-    logits = queries @ seen.transpose(2, 3)  # [B, Hkv, G, C]
-    hidden = torch.arange(C, device=q.device) > slot[:, None]
-    probs = logits.masked_fill_(hidden[:, None, None], -torch.inf).softmax(dim=-1)
-    if scores is not None:
-        received = probs.sum(dim=2, dtype=torch.float32)  # [B, Hkv, C]
-        scores.add_(received if live is None else received.masked_fill_(live == 0, 0.0))
-    return (probs @ values.to(dtype)).flatten(1, 2).to(q.dtype)
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [B, H, L, D] or [B, H, D] with its halves rotated against each other; sin is signed."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat([x[..., half:], x[..., :half]], dim=-1) * sin
 
 
 __all__ = ["attend_step"]

@@ -1,4 +1,4 @@
-"""One token per row against static memory: plain torch and Triton against a float64 loop over rows and heads."""
+"""One token per row against static memory: the reference and Triton against a float64 loop over rows and heads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 import pytest
 import torch
 
-from buzz.attention.step import attend_step, plain
+from buzz.attention import naive as reference
+from buzz.attention.step import attend_step
 from buzz.models.positions import signed
 
 CUDA = torch.cuda.is_available()
@@ -148,7 +149,7 @@ def triton_step(**arguments) -> torch.Tensor:
 
 FUNCTIONS = [
     pytest.param(attend_step, id="step"),
-    pytest.param(plain, id="plain"),
+    pytest.param(reference.attend_step, id="naive"),
     pytest.param(triton_step, id="triton", marks=needs_triton),
 ]
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
@@ -372,12 +373,12 @@ def test_long_caches(slots, heads, group, dim):
 
 
 def _on_device(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and what every slot receives in float64, by the plain version; the scores start at zero."""
+    """Output and what every slot receives in float64, by the reference; the scores start at zero."""
     case = case.copy(DEVICE)
     for name in ("q", "k", "v", "keys", "values", "cos", "sin"):
         setattr(case, name, getattr(case, name).double())
     case.scores = torch.zeros_like(case.scores)
-    return case.run(plain, scale=case.q.shape[-1] ** -0.5), case.scores.double()
+    return case.run(reference.attend_step, scale=case.q.shape[-1] ** -0.5), case.scores.double()
 
 
 @pytest.mark.cuda
