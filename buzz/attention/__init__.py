@@ -7,8 +7,7 @@ from typing import Protocol
 
 import torch
 
-from buzz.attention import fused, sdpa
-from buzz.attention import naive as eager
+from buzz.attention import fused, naive
 from buzz.rows import Rows
 
 
@@ -61,17 +60,17 @@ def attend(
     if max(s + c for s, c in zip(starts, counts, strict=True)) > k.shape[2]:
         raise ValueError(f"a row ends past the {k.shape[2]} slots of k and v")
     if spec is None:
-        return sdpa.attend(q, k, v, starts=starts, scale=scale), None
+        return fused.attend(q, k, v, starts=starts, scale=scale), None
     last = counts if spec.queries is None else [spec.queries] * B if isinstance(spec.queries, int) else spec.queries
     firsts = Rows(max(0, count - n) for count, n in zip(counts, last, strict=True))
-    if fused.usable(q):
-        return fused.attend(q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale)
+    if fused.gives_scores(q):
+        return fused.attend_scored(q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale)
     if any(firsts):
         # The output needs no scores, and the scores only a few queries.
         few, starts_few, counts_few = _last_queries(q, starts, counts, firsts)
-        _, scores = eager.attend(few, k, v, starts=starts_few, counts=counts_few, scale=scale)
-        return sdpa.attend(q, k, v, starts=starts, scale=scale), scores
-    output, scores = eager.attend(q, k, v, starts=starts, counts=counts, scale=scale)
+        _, scores = naive.attend(few, k, v, starts=starts_few, counts=counts_few, scale=scale)
+        return fused.attend(q, k, v, starts=starts, scale=scale), scores
+    output, scores = naive.attend(q, k, v, starts=starts, counts=counts, scale=scale)
     return output.to(q.dtype), scores
 
 

@@ -60,12 +60,12 @@ def hide_future(logits: torch.Tensor, starts: Rows, first: int) -> torch.Tensor:
     common = min(starts) + first + 1  # slots before this one are seen by every query of the chunk
     if common < slots:
         logits[..., common:].masked_fill_(
-            ~causal(starts, first, n, common, slots, logits.device)[:, None, None], -torch.inf
+            ~seen(starts, first, n, common, slots, logits.device)[:, None, None], -torch.inf
         )
     return logits
 
 
-def causal(starts: Rows, first: int, n: int, begin: int, end: int, device: torch.device) -> torch.Tensor:
+def seen(starts: Rows, first: int, n: int, begin: int, end: int, device: torch.device) -> torch.Tensor:
     """Which of the slots begin .. end - 1 the queries first .. first + n - 1 see: bool [B or 1, n, end - begin]."""
     last = starts.on(device)[:, None] + torch.arange(first, first + n, device=device)  # [B, n]
     last = last[:1] if min(starts) == max(starts) else last

@@ -89,7 +89,7 @@ def test_chunks_change_nothing(spec, monkeypatch):
     q, k, v, starts, counts = draw_call(3, 2, 2, 3, True, False, 90)
     whole = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
     monkeypatch.setattr("buzz.attention.naive._CHUNK_ELEMENTS", {"cpu": 1})
-    monkeypatch.setattr("buzz.attention.sdpa._CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("buzz.attention.fused._CHUNK_ELEMENTS", 1)
     parts = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
     check(parts[0], whole[0].double(), counts)
     if spec is not None:
