@@ -20,32 +20,55 @@ _CHUNK_ELEMENTS = 1 << 24
 # --- the output alone ------------------------------------------------------------------------------------------------
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, scale: float) -> torch.Tensor:
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, scale: float, window: int | None = None
+) -> torch.Tensor:
     """Output [B, Hq, Lq, D] of one call; see `buzz.attention.attend` for the arguments."""
-    B, Hq, Lq, _ = q.shape
-    Hkv, C = k.shape[1:3]
+    B, _, Lq, _ = q.shape
+    C = k.shape[2]
     uniform = min(starts) == max(starts)
+    if window is not None and max(starts) - min(starts) >= window:
+        # Rows that see no slot in common: together they would read all that lies between.
+        rows = [attend(q[b, None], k[b, None], v[b, None], starts=Rows([start]), scale=scale, window=window)
+                for b, start in enumerate(starts)]  # fmt: skip
+        return torch.cat(rows)
     if Lq == 1:
-        # The heads of a group become queries of their KV head: nothing is repeated, and no mask is needed.
-        mask = None if uniform else naive.seen(starts, 0, 1, 0, C, q.device)[:, None]
-        end = starts[0] + 1 if uniform else C
-        q = q.view(B, Hkv, Hq // Hkv, -1)
-        output = F.scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], attn_mask=mask, scale=scale)
-        return output.reshape(B, Hq, 1, -1)
-    if max(starts) == 0:
+        return _one_query(q, k, v, starts, scale, window)
+    whole, outputs = 0, []  # queries that are done
+    if window is not None:
+        whole = min(Lq, max(0, window - max(starts)))  # so many see all that is before them
+        if whole:
+            outputs.append(attend(q[:, :, :whole], k, v, starts=starts, scale=scale))
+    elif max(starts) == 0:
         return _grouped(q, k[:, :, :Lq], v[:, :, :Lq], is_causal=True, scale=scale)
-    end = starts[0] + Lq
-    if uniform and end <= C and q.is_cuda and q.dtype in HALF:
+    elif uniform and starts[0] + Lq <= C and q.is_cuda and q.dtype in HALF:
         # Flash attention aligns the last query with the last key by itself.
+        end = starts[0] + Lq
         return _grouped(q, k[:, :, :end], v[:, :, :end], attn_mask=causal_lower_right(Lq, end), scale=scale)
-    chunk = max(16, _CHUNK_ELEMENTS // (C * (1 if uniform else B)))
-    outputs = []
-    for i in range(0, Lq, chunk):
+    chunk = naive.queries_at_once(_CHUNK_ELEMENTS, 1 if uniform else B, C, window)
+    for i in range(whole, Lq, chunk):
         n = min(chunk, Lq - i)
-        visible = min(C, max(starts) + i + n)
-        mask = naive.seen(starts, i, n, 0, visible, q.device)[:, None]  # [B or 1, 1, n, visible]
-        outputs.append(_grouped(q[:, :, i : i + n], k[:, :, :visible], v[:, :, :visible], attn_mask=mask, scale=scale))
+        begin, end = naive.span(starts, i, n, C, window)
+        mask = naive.seen(starts, i, n, begin, end, q.device, window)[:, None]  # [B or 1, 1, n, end - begin]
+        part = (q[:, :, i : i + n], k[:, :, begin:end], v[:, :, begin:end])
+        outputs.append(_grouped(*part, attn_mask=mask, scale=scale))
     return torch.cat(outputs, dim=2)
+
+
+def _one_query(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: Rows, scale: float, window: int | None
+) -> torch.Tensor:
+    """The heads of a group become queries of their KV head: nothing is repeated, and where rows are alike, no mask."""
+    B, Hq, _, D = q.shape
+    Hkv, C = k.shape[1:3]
+    begin, end = naive.span(starts, 0, 1, C, window)
+    mask = None
+    if min(starts) != max(starts):
+        end = C if window is None else end
+        mask = naive.seen(starts, 0, 1, begin, end, q.device, window)[:, None]
+    q = q.view(B, Hkv, Hq // Hkv, D)
+    output = F.scaled_dot_product_attention(q, k[:, :, begin:end], v[:, :, begin:end], attn_mask=mask, scale=scale)
+    return output.reshape(B, Hq, 1, D)
 
 
 def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> torch.Tensor:
