@@ -121,6 +121,7 @@ def attend_step(
     cos: torch.Tensor | None = None,
     sin: torch.Tensor | None = None,
     live: torch.Tensor | None = None,
+    window: int | None = None,
 ) -> torch.Tensor:
     """`buzz.attention.step.attend_step`: all C slots under a mask, float32 arithmetic (float64 for float64 inputs)."""
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -137,7 +138,10 @@ def attend_step(
     if logn_base is not None:
         queries = queries * ((slot + 1).to(dtype).log() / math.log(logn_base))[:, None, None, None]
     logits = queries @ seen.transpose(2, 3)  # [B, Hkv, G, C]
-    hidden = torch.arange(C, device=q.device) > slot[:, None]
+    slots = torch.arange(C, device=q.device)
+    hidden = slots > slot[:, None]
+    if window is not None:
+        hidden |= slots <= slot[:, None] - window
     probs = logits.masked_fill_(hidden[:, None, None], -torch.inf).softmax(dim=-1)
     if scores is not None:
         received = probs.sum(dim=2, dtype=torch.float32)  # [B, Hkv, C]
