@@ -12,8 +12,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 
 import buzz
 from buzz.kernels import device
-from buzz.models import layer as prompt
-from buzz.models import llama
+from buzz.models import layer, norms
 
 from ..conftest import VOCAB, tiny_llama
 
@@ -63,7 +62,8 @@ def test_norms(dtype, width):
 @pytest.fixture
 def everywhere(monkeypatch):
     """Read prompts in fewer kernels on this machine too, and short ones as if they were long."""
-    monkeypatch.setattr(prompt, "runs_triton", lambda x: True)
+    for module in (layer, norms):
+        monkeypatch.setattr(module, "runs_triton", lambda x: True)
     monkeypatch.setattr(device, "_LARGE", 0)
 
 
@@ -71,8 +71,8 @@ def count_calls(monkeypatch, *names):
     """Names of the functions that are called from now on."""
     calls = []
     for name in names:
-        own = getattr(llama, name)
-        monkeypatch.setattr(llama, name, lambda *a, name=name, own=own: calls.append(name) or own(*a))
+        own = getattr(layer, name)
+        monkeypatch.setattr(layer, name, lambda *a, name=name, own=own: calls.append(name) or own(*a))
     return calls
 
 
@@ -95,15 +95,15 @@ def test_a_prompt_is_read_as_by_the_layers_themselves(everywhere, monkeypatch, p
     results = []
     with buzz.patch_model(model):
         for opened in (False, True):
-            calls = count_calls(monkeypatch, "normed", "sum_and_normed", "add_gated_mlp")
+            calls = count_calls(monkeypatch, "quickly_normed", "sum_and_normed", "_add_mlp")
             if not opened:
-                monkeypatch.setattr(prompt, "HALF", ())
+                monkeypatch.setattr(layer, "HALF", ())
             cache = buzz.BeehiveCache(buzz.make_policy(policy), model.config)
             output = model(ids, past_key_values=cache, output_hidden_states=False, **how)
             assert len(calls) == (9 if opened else 0)
             step = model(ids[:, :1], past_key_values=cache).logits
             results.append((output.logits, step, cache.layers[2].keys.float()))
-            monkeypatch.setattr(prompt, "HALF", (torch.bfloat16,))
+            monkeypatch.setattr(layer, "HALF", (torch.bfloat16,))
     for plain, fewer in zip(*results, strict=True):
         assert plain.shape == fewer.shape
         assert (plain - fewer).norm() < 2e-2 * plain.norm()
@@ -200,7 +200,7 @@ def test_who_watches_the_last_layer_sees_all_columns(everywhere):
 
 
 def test_threads_are_in_calls_of_their_own():
-    state, seen = prompt.Prompt(), []
+    state, seen = layer.Prompt(), []
     state.open, state.ends = True, torch.ones(1, 1)
     thread = threading.Thread(target=lambda: seen.append((state.open, state.ends)))
     thread.start()
@@ -214,7 +214,7 @@ def test_threads_are_in_calls_of_their_own():
 
 def test_where_gradients_are_recorded_the_layers_own_forward_runs(everywhere, monkeypatch):
     model = tiny_llama().bfloat16().to(DEVICE)
-    calls = count_calls(monkeypatch, "normed", "sum_and_normed", "add_gated_mlp")
+    calls = count_calls(monkeypatch, "quickly_normed", "sum_and_normed", "_add_mlp")
     ids = torch.arange(9, device=DEVICE)[None]
     with buzz.patch_model(model):
         model(ids, past_key_values=buzz.BeehiveCache(buzz.make_policy("full"), model.config))

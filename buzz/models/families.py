@@ -1,0 +1,33 @@
+"""The table of model families: a new one is a line here, and a function where it does something of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from buzz.models.family import Family, unscaled
+from buzz.models.positions import Learned
+from buzz.models.projections import scaled
+
+
+def _projected_in(backbone: Any, ids: torch.Tensor) -> torch.Tensor:
+    hidden = backbone.embed_tokens(ids)
+    return hidden if backbone.project_in is None else backbone.project_in(hidden)
+
+
+def _projected_out(backbone: Any, hidden: torch.Tensor) -> torch.Tensor:
+    if backbone.final_layer_norm is not None:
+        hidden = backbone.final_layer_norm(hidden)
+    return hidden if backbone.project_out is None else backbone.project_out(hidden)
+
+
+_ALL = (
+    Family("llama", "Llama"),
+    Family(
+        "opt", "OPT", names={"Model": "OPTDecoder"}, project=scaled, positions=Learned, scale=unscaled, norms=None,
+        embed=_projected_in, finish=_projected_out,
+    ),
+)  # fmt: skip
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
