@@ -24,6 +24,7 @@ def _projected_out(backbone: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 _ALL = (
     Family("llama", "Llama"),
+    Family("mistral", "Mistral"),
     Family(
         "opt", "OPT", names={"Model": "OPTDecoder"}, project=scaled, positions=Learned, scale=unscaled, norms=None,
         embed=_projected_in, finish=_projected_out,
