@@ -8,7 +8,7 @@ import torch
 
 from buzz.models.family import Family, unscaled
 from buzz.models.positions import Learned
-from buzz.models.projections import scaled
+from buzz.models.projections import normed_heads, scaled
 
 
 def _projected_in(backbone: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -25,6 +25,8 @@ def _projected_out(backbone: Any, hidden: torch.Tensor) -> torch.Tensor:
 _ALL = (
     Family("llama", "Llama"),
     Family("mistral", "Mistral"),
+    Family("qwen2", "Qwen2"),
+    Family("qwen3", "Qwen3", project=normed_heads),
     Family(
         "opt", "OPT", names={"Model": "OPTDecoder"}, project=scaled, positions=Learned, scale=unscaled, norms=None,
         embed=_projected_in, finish=_projected_out,
