@@ -8,7 +8,7 @@ import torch
 
 from buzz.models.family import Family, unscaled
 from buzz.models.positions import Learned
-from buzz.models.projections import normed_heads, scaled
+from buzz.models.projections import fused, normed_heads, scaled
 
 
 def _projected_in(backbone: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -27,6 +27,7 @@ _ALL = (
     Family("mistral", "Mistral"),
     Family("qwen2", "Qwen2"),
     Family("qwen3", "Qwen3", project=normed_heads),
+    Family("phi3", "Phi3", project=fused),
     Family(
         "opt", "OPT", names={"Model": "OPTDecoder"}, project=scaled, positions=Learned, scale=unscaled, norms=None,
         embed=_projected_in, finish=_projected_out,
