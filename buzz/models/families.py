@@ -11,6 +11,11 @@ from buzz.models.positions import Learned
 from buzz.models.projections import fused, normed_heads, scaled
 
 
+def _capped(config: Any, logits: torch.Tensor) -> torch.Tensor:
+    cap = config.final_logit_softcapping
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 def _projected_in(backbone: Any, ids: torch.Tensor) -> torch.Tensor:
     hidden = backbone.embed_tokens(ids)
     return hidden if backbone.project_in is None else backbone.project_in(hidden)
@@ -28,6 +33,10 @@ _ALL = (
     Family("qwen2", "Qwen2"),
     Family("qwen3", "Qwen3", project=normed_heads),
     Family("phi3", "Phi3", project=fused),
+    Family(
+        "gemma3_text", "Gemma3", "transformers.models.gemma3.modeling_gemma3", {"Model": "Gemma3TextModel"},
+        project=normed_heads, norms="both", offset=1.0, logits=_capped,
+    ),
     Family(
         "opt", "OPT", names={"Model": "OPTDecoder"}, project=scaled, positions=Learned, scale=unscaled, norms=None,
         embed=_projected_in, finish=_projected_out,
