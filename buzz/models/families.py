@@ -11,6 +11,10 @@ from buzz.models.positions import Learned
 from buzz.models.projections import fused, normed_heads, scaled
 
 
+def _where_asked(attention: Any) -> bool:
+    return bool(attention.use_rope)
+
+
 def _capped(config: Any, logits: torch.Tensor) -> torch.Tensor:
     cap = config.final_logit_softcapping
     return logits if cap is None else torch.tanh(logits / cap) * cap
@@ -37,6 +41,7 @@ _ALL = (
         "gemma3_text", "Gemma3", "transformers.models.gemma3.modeling_gemma3", {"Model": "Gemma3TextModel"},
         project=normed_heads, norms="both", offset=1.0, logits=_capped,
     ),
+    Family("smollm3", "SmolLM3", rotates=_where_asked),
     Family(
         "opt", "OPT", names={"Model": "OPTDecoder"}, project=scaled, positions=Learned, scale=unscaled, norms=None,
         embed=_projected_in, finish=_projected_out,
