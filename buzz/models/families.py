@@ -15,6 +15,18 @@ def _where_asked(attention: Any) -> bool:
     return bool(attention.use_rope)
 
 
+def _residual_multiplier(layer: Any) -> float:
+    return layer.residual_multiplier
+
+
+def _multiplied(backbone: Any, ids: torch.Tensor) -> torch.Tensor:
+    return backbone.embed_tokens(ids) * backbone.embedding_multiplier
+
+
+def _divided(config: Any, logits: torch.Tensor) -> torch.Tensor:
+    return logits / config.logits_scaling
+
+
 def _capped(config: Any, logits: torch.Tensor) -> torch.Tensor:
     cap = config.final_logit_softcapping
     return logits if cap is None else torch.tanh(logits / cap) * cap
@@ -42,6 +54,7 @@ _ALL = (
         project=normed_heads, norms="both", offset=1.0, logits=_capped,
     ),
     Family("smollm3", "SmolLM3", rotates=_where_asked),
+    Family("granite", "Granite", residual=_residual_multiplier, embed=_multiplied, logits=_divided),
     Family(
         "opt", "OPT", names={"Model": "OPTDecoder"}, project=scaled, positions=Learned, scale=unscaled, norms=None,
         embed=_projected_in, finish=_projected_out,
