@@ -8,7 +8,7 @@ import torch
 
 from buzz.models.family import Family, unscaled
 from buzz.models.positions import Learned
-from buzz.models.projections import fused, normed_heads, scaled
+from buzz.models.projections import fused, normed_heads, normed_whole, scaled
 
 
 def _where_asked(attention: Any) -> bool:
@@ -55,6 +55,7 @@ _ALL = (
     ),
     Family("smollm3", "SmolLM3", rotates=_where_asked),
     Family("granite", "Granite", residual=_residual_multiplier, embed=_multiplied, logits=_divided),
+    Family("olmo2", "Olmo2", project=normed_whole, norms="after"),
     Family(
         "opt", "OPT", names={"Model": "OPTDecoder"}, project=scaled, positions=Learned, scale=unscaled, norms=None,
         embed=_projected_in, finish=_projected_out,
