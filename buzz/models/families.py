@@ -56,6 +56,8 @@ _ALL = (
     Family("smollm3", "SmolLM3", rotates=_where_asked),
     Family("granite", "Granite", residual=_residual_multiplier, embed=_multiplied, logits=_divided),
     Family("olmo2", "Olmo2", project=normed_whole, norms="after"),
+    Family("mixtral", "Mixtral"),
+    Family("qwen3_moe", "Qwen3Moe", project=normed_heads),
     Family(
         "opt", "OPT", names={"Model": "OPTDecoder"}, project=scaled, positions=Learned, scale=unscaled, norms=None,
         embed=_projected_in, finish=_projected_out,
