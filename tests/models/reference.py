@@ -33,6 +33,7 @@ class NaiveAttention:
         self.name, self.rotate = name, rotate
         self.base = params.get("logn_base")
         self.params = {key: value for key, value in params.items() if key != "logn_base"}
+        self.window: int | None = None
         self.heads: list[NaiveHead] = []
         self.raw: list[dict] = []  # per head: label -> (key, value)
         self.seen = 0
@@ -42,7 +43,7 @@ class NaiveAttention:
 
         window: tokens that a query sees, None for all. by_slot: whether to rotate keys and queries to their slots.
         """
-        n, kv_heads = q.shape[1], len(k)
+        n, kv_heads, self.window = q.shape[1], len(k), window
         if not self.heads:
             if window is not None:
                 self.name, self.params, self.base = "full", {}, None
@@ -88,14 +89,14 @@ class NaiveModel:
 
     def __init__(self, model: PreTrainedModel, name: str = "full", params: dict | None = None, positions="original"):
         self.model, self.positions = copy.deepcopy(model).double(), positions
-        self.model.set_attn_implementation("naive")
         backbone = self.model.get_decoder()
         self.attentions = []
         for module in (layer.self_attn for layer in backbone.layers):
+            module.config._attn_implementation = "naive"
             attention = NaiveAttention(name, params or {}, partial(self._rotate, backbone, module))
             module.naive = partial(self._attend, attention)
             self.attentions.append(attention)
-        self.home = sys.modules[type(module).__module__]
+        self.home = sys.modules[type(module).forward.__module__]
         self.apply = getattr(self.home, "apply_rotary_pos_emb", None)
         self.seen = 0
         self.by_slot = False  # whether the module that is running has asked for rotation and not got it
@@ -107,7 +108,9 @@ class NaiveModel:
         position_ids = torch.arange(start, start + ids.shape[1])[None]
         self.seen += ids.shape[1]
         with self._rotation():
-            return self.model(ids, position_ids=position_ids, use_cache=False).logits[0]
+            logits = self.model(ids, position_ids=position_ids, use_cache=False).logits[0]
+        assert all(attention.seen == self.seen for attention in self.attentions)
+        return logits
 
     @property
     def lengths(self) -> list[int]:
