@@ -149,8 +149,7 @@ def test_reports_speak_of_the_layers_that_evict(name):
     model = tiny(name)
     with buzz.patch_model(model):
         cache, sizes = buzz.BeehiveCache(buzz.make_policy("h2o", heavy=11, window=6), model), []
-        steps = tokens(1, 80).split([40] + [1] * 40, dim=1)
-        for call, ids in enumerate(steps):
+        for ids in tokens(1, 80).split([40] + [1] * 40, dim=1):
             model(ids, past_key_values=cache)
             sizes.append(cache.nbytes)
             assert cache.nbytes == sum(t.nbytes for layer in cache.layers for t in layer.tensors if t is not None)

@@ -46,16 +46,15 @@ def newcomer(monkeypatch):
 
 def add(monkeypatch):
     """All that a family needs which does nothing otherwise than Llama."""
-    from buzz.models.families import FAMILIES
-    from buzz.models.family import Family
+    from buzz.models import families, family
 
-    monkeypatch.setitem(FAMILIES, "newcomer", Family("Newcomer"))
+    monkeypatch.setitem(families.FAMILIES, "newcomer", family.Family("Newcomer"))
 
 
 @pytest.mark.parametrize("positions", ["cache", "original"])
 @torch.no_grad()
 def test_a_family_is_added_by_a_line(newcomer, monkeypatch, positions):
-    with pytest.raises(buzz.UnsupportedModelError, match="[Nn]ewcomer"):
+    with pytest.raises(buzz.UnsupportedModelError, match=r"[Nn]ewcomer"):
         buzz.patch_model(newcomer)
     add(monkeypatch)
     ids = tokens(1, 40)
