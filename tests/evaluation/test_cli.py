@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from buzz.evaluation.models.load import load as models
-from buzz.evaluation.models.load import source as model_source
+from buzz.evaluation.models import load as models
+from buzz.evaluation.models import source as model_source
 from buzz.evaluation.run.cli import main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_eval.py"

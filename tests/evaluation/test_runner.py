@@ -16,7 +16,7 @@ from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Held, cache_figures
 from buzz.evaluation.measure.hive import hive_path
 from buzz.evaluation.models.load import ModelLoader, load_model
-from buzz.evaluation.models.load import load as models
+from buzz.evaluation.models import load as models
 from buzz.evaluation.run import loop, runner
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.matching import describe

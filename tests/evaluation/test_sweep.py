@@ -11,7 +11,7 @@ import yaml
 from synthetic import method, summary_of
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.models.load import load as models
+from buzz.evaluation.models import load as models
 from buzz.evaluation.run import sweep
 from buzz.evaluation.run.cli import main
 from buzz.evaluation.run.config import load_config, to_yaml
