@@ -11,8 +11,8 @@ import torch
 
 import buzz
 from buzz.benchmark.book import Book
+from buzz.benchmark.clocks import Clock, attempt
 from buzz.benchmark.contenders import Contender
-from buzz.benchmark.measure import Clock, attempt
 from buzz.evaluation.command_line import tell
 from buzz.evaluation.tasks.data import resolve_path
 

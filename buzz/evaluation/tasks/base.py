@@ -60,7 +60,7 @@ class Task(ABC):
     kind: ClassVar[Literal["generation", "perplexity"]] = "generation"
 
     name: ClassVar[str]
-    fields: ClassVar[dict[str, Any]]  # what every row must have, see buzz.evaluation.tasks.rows
+    fields: ClassVar[dict[str, Any]]  # what every row must have, see buzz.evaluation.tasks.fields
     template: ClassVar[str]  # the default of task.prompt
     placeholders: ClassVar[Sequence[str]] = ()  # what a template may name beside {id}; empty: the fields
     hub: ClassVar[HubSource | FileSource]  # where rows come from when task.data is null

@@ -18,8 +18,8 @@ from typing import IO, Any, cast
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.paths import short, user_path
+from buzz.evaluation.tasks.fields import Fields, Maybe, Problem, Row, checked_rows
 from buzz.evaluation.tasks.hub import FileSource, HubSource, fetch, guarded, hub_errors, stream
-from buzz.evaluation.tasks.rows import Fields, Maybe, Problem, Row, checked_rows
 
 PACKAGE_PREFIX = "package:"
 
@@ -104,7 +104,7 @@ def read_rows(
 
     Args:
         path: the file, one JSON object a line, UTF-8.
-        fields: what every row must have, name -> kind (see `buzz.evaluation.tasks.rows`).
+        fields: what every row must have, name -> kind (see `buzz.evaluation.tasks.fields`).
         limit: rows to stop after; None: all.
         where: the config key that named the file, for errors.
         problem: a check beyond `fields`.

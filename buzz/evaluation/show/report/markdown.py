@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from buzz.evaluation.run.sweep import sweep_report
-from buzz.evaluation.show.report.figures import Figure
-from buzz.evaluation.show.report.load import Run
-from buzz.evaluation.show.report.passkey import grid_rows, passkey_grids
+from buzz.evaluation.show.report.folders import Run
+from buzz.evaluation.show.report.needles import grid_rows, passkey_grids
+from buzz.evaluation.show.report.pictures import Figure
 from buzz.evaluation.show.table import markdown_report, markdown_rows
 
 PAGE = "The page [report.html](report.html) has the same, answers side by side{hive}."

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic import method, record, summary_of
 
 from buzz.evaluation.show.plot import family, plot_frontier, plot_quality
+from tests.evaluation.synthetic import method, record, summary_of
 
 
 def one(**facts):

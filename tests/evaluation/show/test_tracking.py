@@ -41,7 +41,7 @@ from tests.evaluation.tracking_toys import (
 )
 from tests.evaluation.wandb_reader import read_runs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DOC = ROOT / "docs" / "wandb.md"
 KEY = "0" * 40
 

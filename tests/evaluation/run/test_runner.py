@@ -15,9 +15,9 @@ import yaml
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Held, cache_figures
 from buzz.evaluation.measure.hive import hive_path
-from buzz.evaluation.models.load import ModelLoader, load_model
 from buzz.evaluation.models import load as models
-from buzz.evaluation.run import loop, runner
+from buzz.evaluation.models.load import ModelLoader, load_model
+from buzz.evaluation.run import runner, work
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.matching import describe
 from buzz.evaluation.run.runner import run
@@ -129,13 +129,13 @@ def test_resuming_does_the_missing_samples_alone(write_config, monkeypatch):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]) + lines[2][:40])  # cut in the middle of the third
     done = []
-    real = loop.run_batch
+    real = work.run_batch
 
     def counting(model, tokenizer, task, jobs, *rest):
         done.extend(job.prompt.sample.id for job in jobs)
         return real(model, tokenizer, task, jobs, *rest)
 
-    monkeypatch.setattr(loop, "run_batch", counting)
+    monkeypatch.setattr(work, "run_batch", counting)
     summary = run(config)
     assert sorted(done) == sorted(json.loads(line)["id"] for line in lines[2:])
     assert path.read_bytes().count(b"\n") == 6
@@ -208,7 +208,7 @@ def test_matched_methods_have_the_same_mean_cache(write_config):
 
 
 def test_a_budget_too_small_is_told_before_anything_runs(write_config, monkeypatch):
-    monkeypatch.setattr(loop, "run_batch", lambda *_: pytest.fail("generated"))
+    monkeypatch.setattr(work, "run_batch", lambda *_: pytest.fail("generated"))
     with pytest.raises(ConfigError, match="methods: tight"):
         run(load_config(write_config(methods=["full", {"policy": "streaming", "name": "tight", "budget": 0.01}])))
 
@@ -265,7 +265,7 @@ def off(config, method: str) -> float:
 @pytest.mark.parametrize("length", [3, 20, 60])
 def test_an_answer_of_another_length_is_matched_again(one_sample, monkeypatch, length):
     canned = Canned(buzz=[30], h2o=[length])
-    monkeypatch.setattr(loop, "run_batch", canned)
+    monkeypatch.setattr(work, "run_batch", canned)
     config = one_sample({"policy": "h2o", "name": "h2o", "match": "hive"})
     run(config)
     assert off(config, "h2o") <= 0.02
@@ -327,26 +327,26 @@ def test_a_folder_of_before_there_were_bytes_goes_on(write_config):
 def test_the_nearest_of_three_tries_is_kept(one_sample, monkeypatch):
     # Each try is fitted to the length of the answer before it, and the answers' lengths never settle.
     canned = Canned(buzz=[2], local=[60, 2, 40])
-    monkeypatch.setattr(loop, "run_batch", canned)
-    real, tries = loop.off_target, {}
+    monkeypatch.setattr(work, "run_batch", canned)
+    real, tries = work.off_target, {}
 
     def off_target(method, record, target):
         if target:
             tries[record["new_tokens"]] = real(method, record, target)
         return real(method, record, target)
 
-    monkeypatch.setattr(loop, "off_target", off_target)
+    monkeypatch.setattr(work, "off_target", off_target)
     config = one_sample({"policy": "local", "name": "local", "match": "hive", "sink": 0})
     run(config)
     (record,) = records(config, "local").values()
     assert record["new_tokens"] == min(tries, key=tries.get)
-    assert len(canned.jobs) <= 1 + 1 + loop.REFITS
+    assert len(canned.jobs) <= 1 + 1 + work.REFITS
 
 
 def test_only_the_try_that_counts_is_compared(one_sample, monkeypatch):
     canned, compared = Canned(buzz=[2], snapkv=[60]), []
-    monkeypatch.setattr(loop, "run_batch", canned)
-    monkeypatch.setattr(loop, "compare_batch", lambda *args: compared.append((args[3], args[5])))
+    monkeypatch.setattr(work, "run_batch", canned)
+    monkeypatch.setattr(work, "compare_batch", lambda *args: compared.append((args[3], args[5])))
     config = one_sample({"policy": "snapkv", "name": "snapkv", "match": "hive"})
     run(config)
     assert len(canned.jobs) > len(compared) == 2  # one was refitted
@@ -357,7 +357,7 @@ def test_only_the_try_that_counts_is_compared(one_sample, monkeypatch):
 
 def test_a_reduction_is_met_by_answers_of_any_length(one_sample, monkeypatch):
     canned = Canned(buzz=[30], h2o=[9])
-    monkeypatch.setattr(loop, "run_batch", canned)
+    monkeypatch.setattr(work, "run_batch", canned)
     config = one_sample({"policy": "h2o", "name": "h2o", "reduction": 1.5})
     run(config)
     (record,) = records(config, "h2o").values()
@@ -374,7 +374,7 @@ def test_rows_have_policies_of_their_own(write_config):
 
 def test_batches_are_the_same_for_every_method(write_config, monkeypatch):
     seen: dict[str, list] = {}
-    real = loop.run_batch
+    real = work.run_batch
 
     def watch(model, tokenizer, task, jobs, *rest):
         seen.setdefault(jobs[0].policy.name, []).append([job.prompt.sample.id for job in jobs])
@@ -382,7 +382,7 @@ def test_batches_are_the_same_for_every_method(write_config, monkeypatch):
         assert lengths == sorted(lengths, reverse=True)
         return real(model, tokenizer, task, jobs, *rest)
 
-    monkeypatch.setattr(loop, "run_batch", watch)
+    monkeypatch.setattr(work, "run_batch", watch)
     run(load_config(write_config(methods=["full", HIVE, {"policy": "streaming", "name": "share", "budget": 0.5}])))
     assert seen["full"] == seen["buzz"] == seen["streaming"]
     assert [len(batch) for batch in seen["full"]] == [4, 2]
@@ -400,13 +400,13 @@ def measured(config, method: str) -> bool:
 
 def test_the_full_cache_runs_first_and_is_the_reference(write_config, monkeypatch):
     seen = []
-    real = loop.compare_batch
+    real = work.compare_batch
 
     def watch(model, tokenizer, task, jobs, positions, records, reference, chunk):
         seen.append((jobs[0].policy.name, reference if reference is None or reference == "self" else set(reference)))
         return real(model, tokenizer, task, jobs, positions, records, reference, chunk)
 
-    monkeypatch.setattr(loop, "compare_batch", watch)
+    monkeypatch.setattr(work, "compare_batch", watch)
     methods = [{"policy": "h2o", "match": "hive"}, "local", HIVE, "full"]
     config = load_config(write_config(methods=methods), ["batch_size=6"])
     summary = run(config)
@@ -430,7 +430,7 @@ def test_without_reference_or_wish_there_is_no_fidelity(write_config, methods, o
 
 def test_a_failed_reference_leaves_all_samples_of_a_method_alike(write_config, monkeypatch):
     config = load_config(write_config(methods=["full", HIVE, "local"]), ["batch_size=2"])
-    real, done = loop.run_batch, []
+    real, done = work.run_batch, []
 
     def full_fails(model, tokenizer, task, jobs, *rest):
         if jobs[0].policy.name == "full":
@@ -440,11 +440,11 @@ def test_a_failed_reference_leaves_all_samples_of_a_method_alike(write_config, m
         done.append(jobs)
         return real(model, tokenizer, task, jobs, *rest)
 
-    monkeypatch.setattr(loop, "run_batch", full_fails)
+    monkeypatch.setattr(work, "run_batch", full_fails)
     with pytest.raises(RuntimeError, match="power cut"):
         run(config)
     assert len(records(config, "hive")) == 4
-    monkeypatch.setattr(loop, "run_batch", real)  # now there is memory
+    monkeypatch.setattr(work, "run_batch", real)  # now there is memory
     summary = run(config)
     assert len(records(config, "hive")) == 6
     assert (measured(config, "full"), measured(config, "hive"), measured(config, "local")) == (True, False, True)
@@ -529,8 +529,8 @@ def test_hives_are_recorded_once(write_config, monkeypatch):
     hive_path(Path(config.output), "hive", 0).unlink()
     path = Path(config.output) / "samples" / "hive.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
-    real, recorded = loop.record_hive, []
-    monkeypatch.setattr(loop, "record_hive", lambda *a: recorded.append(a[-1].name) or real(*a))
+    real, recorded = work.record_hive, []
+    monkeypatch.setattr(work, "record_hive", lambda *a: recorded.append(a[-1].name) or real(*a))
     run(config)
     assert recorded == ["hive.json"]
 
@@ -539,7 +539,7 @@ def test_a_hive_that_fails_is_a_warning(write_config, monkeypatch):
     def fails(*_):
         raise torch.OutOfMemoryError("CUDA\nout of memory")
 
-    monkeypatch.setattr(loop, "record_hive", fails)
+    monkeypatch.setattr(work, "record_hive", fails)
     with pytest.warns(UserWarning, match="local: no hive of s0: CUDA out of memory"):
         summary = run(load_config(write_config(methods=["local"])))
     assert summary["methods"]["local"]["n"] == 6
@@ -551,7 +551,7 @@ def test_a_hive_that_fails_is_a_warning(write_config, monkeypatch):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
 def test_a_batch_too_large_is_halved(write_config, monkeypatch, error):
     sizes = []
-    real = loop.run_batch
+    real = work.run_batch
 
     def small_batches_alone(model, tokenizer, task, jobs, *rest):
         sizes.append(len(jobs))
@@ -559,7 +559,7 @@ def test_a_batch_too_large_is_halved(write_config, monkeypatch, error):
             raise error
         return real(model, tokenizer, task, jobs, *rest)
 
-    monkeypatch.setattr(loop, "run_batch", small_batches_alone)
+    monkeypatch.setattr(work, "run_batch", small_batches_alone)
     config = load_config(write_config(methods=["full"]))
     summary = run(config)
     assert summary["methods"]["full"]["n"] == 6
@@ -571,14 +571,14 @@ def test_a_batch_too_large_is_halved(write_config, monkeypatch, error):
 
 
 def test_a_method_without_memory_is_given_up(write_config, monkeypatch):
-    real = loop.run_batch
+    real = work.run_batch
 
     def full_fails(model, tokenizer, task, jobs, *rest):
         if jobs[0].policy.name == "full":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(model, tokenizer, task, jobs, *rest)
 
-    monkeypatch.setattr(loop, "run_batch", full_fails)
+    monkeypatch.setattr(work, "run_batch", full_fails)
     methods = ["full", {"policy": "streaming", "name": "other", "match": "full"}, "local"]
     config = load_config(write_config(methods=methods))
     summary = run(config)
@@ -586,7 +586,7 @@ def test_a_method_without_memory_is_given_up(write_config, monkeypatch):
     assert "full" in summary["methods"]["other"]["failed"]
     assert summary["methods"]["local"]["n"] == 6
     assert "full did not finish: out of memory" in text_table(summary)
-    monkeypatch.setattr(loop, "run_batch", real)
+    monkeypatch.setattr(work, "run_batch", real)
     assert "failed" not in run(config)["methods"]["full"]  # started again, it is tried again
 
 
@@ -594,7 +594,7 @@ def test_a_run_of_which_nothing_is_left_still_ends(write_config, monkeypatch):
     def fails(*_):
         raise MemoryError
 
-    monkeypatch.setattr(loop, "run_batch", fails)
+    monkeypatch.setattr(work, "run_batch", fails)
     config = load_config(write_config(methods=["full", "local"]))
     summary = run(config)
     assert summary["methods"] == {name: {"n": 0, "failed": "out of memory"} for name in ("full", "local")}
@@ -606,6 +606,6 @@ def test_other_errors_are_not_swallowed(write_config, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(loop, "run_batch", broken)
+    monkeypatch.setattr(work, "run_batch", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run(load_config(write_config()))

@@ -19,9 +19,9 @@ from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.show.report import load_run, write_report
 from buzz.evaluation.show.report.cli import main
-from buzz.evaluation.show.report.data import MOST_SAMPLES
-from buzz.evaluation.show.report.figures import HONEY, PALETTE, colors, longest_sample, perplexity_curves
-from buzz.evaluation.show.report.passkey import grid_rows, passkey_grids
+from buzz.evaluation.show.report.needles import grid_rows, passkey_grids
+from buzz.evaluation.show.report.page_data import MOST_SAMPLES
+from buzz.evaluation.show.report.pictures import HONEY, PALETTE, colors, longest_sample, perplexity_curves
 from tests.evaluation.report_runs import EVICTED_AT, NASTY, TOKENS, answers, quick_run, texts, write_run
 from tests.evaluation.synthetic import method, record, summary_of
 
@@ -194,7 +194,7 @@ def test_many_answers_are_cut(tmp_path):
 
 def test_without_matplotlib_there_are_tables(tmp_path, monkeypatch):
     folder = quick_run(tmp_path / "quick")
-    monkeypatch.setattr("buzz.evaluation.show.report.figures.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("buzz.evaluation.show.report.pictures.importlib.util.find_spec", lambda name: None)
     with pytest.warns(UserWarning, match="matplotlib is not installed"):
         paths = write_report([folder], folder)
     assert [path.name for path in paths] == ["report.md", "report.html"]
@@ -465,7 +465,7 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys):
 def test_where_the_command_writes(tmp_path, capsys, monkeypatch):
     first, second = quick_run(tmp_path / "runs" / "one"), quick_run(tmp_path / "runs" / "two")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("buzz.evaluation.show.report.figures.drawable", lambda: False)  # it takes long
+    monkeypatch.setattr("buzz.evaluation.show.report.pictures.drawable", lambda: False)  # it takes long
     for arguments, where in (
         ([str(first)], first),
         ([str(tmp_path / "runs")], tmp_path / "runs"),

@@ -16,7 +16,7 @@ from buzz.evaluation.models import load as models
 from buzz.evaluation.models import source as model_source
 from buzz.evaluation.run.cli import main
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_eval.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "run_eval.py"
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 
 import buzz
-from buzz.evaluation.measure import generate
+from buzz.evaluation.measure import generation
 from buzz.evaluation.measure.batch import CURVE_POINTS, Held, cache_figures, new_cache
-from buzz.evaluation.measure.generate import encode_question, generate_batch
+from buzz.evaluation.measure.generation import encode_question, generate_batch
 from buzz.evaluation.memory import slot_bytes
 from buzz.evaluation.tasks import Sample
 from tests.evaluation.toys import END, POLICIES, Numbers, Toy, job, model_of, naive_logits, numbers
@@ -115,7 +115,7 @@ def test_bytes_are_those_of_the_tensors_that_the_cache_holds(family, name, monke
     """Counted from outside, after every call, tensor by tensor; alone, a row's share is all of it."""
     model, one = model_of(family), job(numbers(30, 1), POLICIES[name])
     seen, caches = [], []
-    monkeypatch.setattr(generate, "new_cache", lambda *given: caches.append(new_cache(*given)) or caches[-1])
+    monkeypatch.setattr(generation, "new_cache", lambda *given: caches.append(new_cache(*given)) or caches[-1])
 
     def count(*_):
         layers = caches[0].layers

@@ -13,7 +13,7 @@ import numpy as np
 
 from buzz.evaluation.files import writing
 from buzz.evaluation.show.plot import family, plot_frontier, plot_quality
-from buzz.evaluation.show.report.load import Run
+from buzz.evaluation.show.report.folders import Run
 
 # Ten colors that differ in hue and lightness; the page has a second set for a dark background, in the same order.
 PALETTE = (

@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 import pytest
-from synthetic import method, record, summary_of
 
 from buzz.evaluation.measure.resampling import Resampler, bootstrap_ci95
+from tests.evaluation.synthetic import method, record, summary_of
 
 
 def near(value: float, rel: float = 1e-9):

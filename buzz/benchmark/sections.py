@@ -18,9 +18,9 @@ from buzz.benchmark.prompts import prefill, throughput
 from buzz.benchmark.steps import steps
 from buzz.benchmark.tables import facts_lines, report, section_lines
 from buzz.evaluation.command_line import say
+from buzz.evaluation.environment import environment
 from buzz.evaluation.files import write_atomically
 from buzz.evaluation.models.load import quiet_transformers
-from buzz.evaluation.run.environment import environment
 
 _ALONE: dict[str, Callable[[Bench, Any], None]] = {"ceilings": ceilings, "kernels": kernels, "steps": steps}
 _CONTENDED: dict[str, Callable[..., None]] = {

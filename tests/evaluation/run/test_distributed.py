@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import articles
-from processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
 
 from buzz.evaluation.models.source import resolve_device
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.distributed import ALONE, Group, adopt_mpi, join, launched
 from buzz.evaluation.run.runner import run
+from tests.evaluation.conftest import articles
+from tests.evaluation.processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
 
 HIVE = {"policy": "buzz", "name": "hive", "sink": 2, "window": 12, "stride": 3, "threshold": 10}
 METHODS = ["full", HIVE, {"policy": "h2o", "name": "h2o", "match": "hive"}]
@@ -48,12 +48,12 @@ def around_batches(code: str) -> str:
     """Python code for `Fork.run` that makes every batch run some code first; it may use `rank`, `jobs` and `calls`."""
     return f"""
 import time
-import buzz.evaluation.run.loop as loop
-real, calls = loop.run_batch, []
+import buzz.evaluation.run.work as work
+real, calls = work.run_batch, []
 def run_batch(model, tokenizer, task, jobs, *rest):
     {code}
     return real(model, tokenizer, task, jobs, *rest)
-loop.run_batch = run_batch
+work.run_batch = run_batch
 """
 
 

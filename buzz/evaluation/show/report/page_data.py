@@ -12,7 +12,7 @@ from typing import Any
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.summary import MIB
-from buzz.evaluation.show.report.load import Hive, Run
+from buzz.evaluation.show.report.folders import Hive, Run
 from buzz.evaluation.show.table import metric_label, shown, shown_mib
 
 MOST_SAMPLES = 100  # of a run, whose answers a page holds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from synthetic import method, record, summary_of
 
 from buzz.evaluation.measure.metric_info import METRIC_INFO
 from buzz.evaluation.show.table import (
@@ -25,6 +24,7 @@ from buzz.evaluation.show.table import (
     text_rows,
     text_table,
 )
+from tests.evaluation.synthetic import method, record, summary_of
 
 WIDE = [
     "rouge1", "rouge2", "rougeL", "self_bleu", "answer_nll", "fidelity_kl", "fidelity_top1", "fidelity_rougeL",

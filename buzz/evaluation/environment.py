@@ -44,7 +44,7 @@ def _versions() -> dict[str, str | None]:
 
 def git_commit() -> str | None:
     """Commit of the checkout that buzz runs from, `-dirty` if tracked files differ; None outside of one."""
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None  # installed somewhere inside another project's checkout, say
     try:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from synthetic import method, summary_of
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.models import load as models
@@ -17,8 +16,9 @@ from buzz.evaluation.run.cli import main
 from buzz.evaluation.run.config import load_config, to_yaml
 from buzz.evaluation.run.grid import Sweep, is_sweep, load_sweep
 from buzz.evaluation.run.sweep import run_sweep, sweep_report, sweep_table
+from tests.evaluation.synthetic import method, summary_of
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "sweeps").glob("*.yaml"))
 BASE = "{name: grid, model: {id: some/model}, task: {name: xsum}, methods: [full], sweep: {methods: [buzz, h2o]}}"
 
 

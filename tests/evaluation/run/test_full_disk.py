@@ -18,7 +18,7 @@ from buzz.evaluation.errors import WriteError
 from buzz.evaluation.files import append, write_atomically
 from buzz.evaluation.run.cli import main
 from buzz.evaluation.show.report.cli import main as report_main
-from tests.evaluation.test_cli import SCRIPT
+from tests.evaluation.run.test_cli import SCRIPT
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from buzz.evaluation.run.cli import main
 from buzz.evaluation.run.config import RunConfig, load_config, to_dict, to_yaml
 from buzz.policies import POLICIES
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 BASE = "{name: test, model: {id: some/model}, task: {name: xsum}, methods: [full]}"
 
 

@@ -12,11 +12,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import articles
-from processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
 
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.runner import run
+from tests.evaluation.conftest import articles
+from tests.evaluation.processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
 
 SAMPLES = 24
 KILLS = 10
