@@ -18,7 +18,7 @@ from buzz.evaluation.measure.execute import encode
 from buzz.evaluation.measure.hive import find_hives, hive_path, record_hive, token_texts
 from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import make_task
-from tests.evaluation.conftest import byte_tokenizer
+from tests.evaluation.tiny import byte_tokenizer
 from tests.evaluation.toys import POLICIES, Numbers, Toy, job, model_of, numbers
 
 EVERY = {

@@ -17,8 +17,8 @@ from buzz.evaluation.models.source import resolve_device
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.distributed import ALONE, Group, adopt_mpi, join, launched
 from buzz.evaluation.run.runner import run
-from tests.evaluation.conftest import articles
 from tests.evaluation.processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
+from tests.evaluation.tiny import articles
 
 HIVE = {"policy": "buzz", "name": "hive", "sink": 2, "window": 12, "stride": 3, "threshold": 10}
 METHODS = ["full", HIVE, {"policy": "h2o", "name": "h2o", "match": "hive"}]

@@ -15,8 +15,8 @@ import pytest
 
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.runner import run
-from tests.evaluation.conftest import articles
 from tests.evaluation.processes import ENVIRONMENT, SCRIPT, Fork, count_samples, samples, summary, wait_for_samples
+from tests.evaluation.tiny import articles
 
 SAMPLES = 24
 KILLS = 10
