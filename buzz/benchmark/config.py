@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from buzz.benchmark.contenders import Contender, parse_contenders
 from buzz.evaluation.config.methods import NAME
-from buzz.evaluation.config.schema import at_least, build, check, keys_of, matching, parsed_by, said
+from buzz.evaluation.config.reading import read_config
+from buzz.evaluation.config.schema import MAX_SEED, at_least, build, check, keys_of, matching, parsed_by, said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.config import MAX_SEED, ModelConfig, read_config
+from buzz.evaluation.models.section import ModelConfig
 from buzz.kernels.launch import Launch, Tiles
 
 _SOME = "a list of at least one integer, each at least 1, is wanted"
@@ -255,7 +256,7 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> BenchConfig:
     Raises:
         ConfigError: whatever is wrong, in one line.
     """
-    return parse_bench(read_config(path, overrides))
+    return parse_bench(read_config(path, overrides, keys_of(BenchConfig)))
 
 
 def parse_bench(raw: Mapping[str, Any]) -> BenchConfig:

@@ -6,14 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.tasks.data import FileSource, HubSource, Row, fingerprint, read_hub_rows, read_rows, resolve_path
-
-if TYPE_CHECKING:
-    from buzz.evaluation.run.config import TaskConfig
-
+from buzz.evaluation.tasks.section import TaskConfig
 
 # A template: literal text and the placeholder that follows it, if any.
 Parts = list[tuple[str, "str | None"]]

@@ -12,8 +12,8 @@ from buzz.evaluation.measure.execute import compare_batch, encode, prompt_hash, 
 from buzz.evaluation.measure.fidelity import fidelity
 from buzz.evaluation.measure.likelihood import answer_nll
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
-from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import Sample, make_task
+from buzz.evaluation.tasks.section import TaskConfig
 from tests.evaluation.toys import POLICIES, Numbers, Toy, job, model_of, numbers
 
 JOBS = [job(numbers(length, length), POLICIES["buzz"], name=f"s{length}") for length in (30, 14, 22)]

@@ -16,8 +16,8 @@ from buzz import BeehiveCache
 from buzz.evaluation.measure import hive
 from buzz.evaluation.measure.execute import encode
 from buzz.evaluation.measure.hive import find_hives, hive_path, record_hive, token_texts
-from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import make_task
+from buzz.evaluation.tasks.section import TaskConfig
 from tests.evaluation.tiny import byte_tokenizer
 from tests.evaluation.toys import POLICIES, Numbers, Toy, job, model_of, numbers
 

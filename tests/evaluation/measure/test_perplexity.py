@@ -13,8 +13,9 @@ from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Job, Prompt
 from buzz.evaluation.measure.perplexity import BLOCK, check_length, encode_text, read_batch
 from buzz.evaluation.models.source import ModelSource
-from buzz.evaluation.run.config import TaskConfig, parse_config
+from buzz.evaluation.run.config import parse_config
 from buzz.evaluation.tasks import make_task
+from buzz.evaluation.tasks.section import TaskConfig
 from tests.evaluation.toys import POLICIES, Numbers, model_of, naive_logits, numbers
 
 BOS = 1

@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from buzz.evaluation.config.dialect import StrictLoader
 from buzz.evaluation.config.methods import MethodConfig, default_name
-from buzz.evaluation.config.schema import StrictLoader
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.run.cli import main
 from buzz.evaluation.run.config import RunConfig, load_config, to_dict, to_yaml

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import language_modeling, make_task
 from buzz.evaluation.tasks.language_modeling import articles, written_lines
+from buzz.evaluation.tasks.section import TaskConfig
 
 RAW = (
     " \n = First Title = \n \n Some words = here . \n \n = = Section = = \n \n More\x85words\u2028here . \n"

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.config import TaskConfig, load_config
+from buzz.evaluation.run.config import load_config
 from buzz.evaluation.tasks import Task, make_task
 from buzz.evaluation.tasks.longbench import DATA_SETS
+from buzz.evaluation.tasks.section import TaskConfig
 
 CLASSES = ["Individual", "Individual sport", "Sport", "Date"]
 

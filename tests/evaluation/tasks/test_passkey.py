@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import Sample, make_task
 from buzz.evaluation.tasks.filler import sentences_of
+from buzz.evaluation.tasks.section import TaskConfig
 
 NEEDLE = re.compile(r"The pass key of the (\w+ \w+) is (\d{5})\.")
 

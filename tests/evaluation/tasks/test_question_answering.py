@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import make_task
+from buzz.evaluation.tasks.section import TaskConfig
 
 ROW: dict[str, Any] = {
     "question": "who {first} danced",

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.metric_info import METRIC_INFO
-from buzz.evaluation.run.config import TaskConfig
 from buzz.evaluation.tasks import TASKS, Sample, Task, make_task
 from buzz.evaluation.tasks.base import continuation, parse_template
+from buzz.evaluation.tasks.section import TaskConfig
 
 ROWS: dict[str, dict[str, Any]] = {
     "xsum": {"id": "a", "document": "A {hive} of 100% {0} bees {{.", "summary": "Bees."},
