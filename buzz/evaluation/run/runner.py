@@ -169,7 +169,7 @@ class _Run:
 
         if self.group.main and sys.stderr.isatty():
             print(f"loading {self.source.path if self.source.gguf else self.source.root}", file=sys.stderr)
-        loaded = loader.load(self.config.model, self.source, self.group)
+        loaded = loader.load(self.config.model, self.source, self.group.local)
         if self.group.main:
             self.folder.write_environment(loaded[2])
         torch.manual_seed(self.config.seed)

@@ -9,7 +9,10 @@ from string import Formatter
 from typing import Any, ClassVar, Literal
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.tasks.data import FileSource, HubSource, Row, fingerprint, read_hub_rows, read_rows, resolve_path
+from buzz.evaluation.paths import fingerprint, resolve_path
+from buzz.evaluation.tasks.data import read_hub_rows, read_rows
+from buzz.evaluation.tasks.fields import Row
+from buzz.evaluation.tasks.hub import FileSource, HubSource
 from buzz.evaluation.tasks.section import TaskConfig
 
 # A template: literal text and the placeholder that follows it, if any.

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal
 
 from buzz.evaluation.config.schema import at_least
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.paths import resolve_path
 from buzz.evaluation.tasks.base import Sample, Task
-from buzz.evaluation.tasks.data import HubSource, read_hub_rows, read_text, resolve_path
+from buzz.evaluation.tasks.data import read_hub_rows, read_text
+from buzz.evaluation.tasks.hub import HubSource
 from buzz.evaluation.tasks.section import TaskConfig
 
 TEXT_FILE = "a .txt or .txt.gz file is wanted"

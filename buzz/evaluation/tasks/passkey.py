@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 from buzz.evaluation.config.schema import at_least, parsed_by, said
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.metrics import recall
+from buzz.evaluation.paths import fingerprint, resolve_path
 from buzz.evaluation.tasks.base import Sample, Task, continuation
-from buzz.evaluation.tasks.data import Row, fingerprint, resolve_path
+from buzz.evaluation.tasks.fields import Row
 from buzz.evaluation.tasks.filler import fill, invented, passage, sentences_of
 from buzz.evaluation.tasks.section import TaskConfig
 

@@ -207,7 +207,7 @@ def test_mpi_names_its_processes_too(monkeypatch, prefix):
 def test_every_process_has_a_gpu(monkeypatch, name, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device(name, Group(3, 4, 3)) == torch.device(device)
+    assert resolve_device(name, 3) == torch.device(device)
     assert resolve_device("auto") == torch.device("cuda")
 
 

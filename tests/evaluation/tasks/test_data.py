@@ -19,17 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.paths import fingerprint, resolve_path
 from buzz.evaluation.tasks import hub
-from buzz.evaluation.tasks.data import (
-    FileSource,
-    HubSource,
-    Maybe,
-    fingerprint,
-    read_hub_rows,
-    read_rows,
-    read_text,
-    resolve_path,
-)
+from buzz.evaluation.tasks.data import read_hub_rows, read_rows, read_text
+from buzz.evaluation.tasks.fields import Maybe
+from buzz.evaluation.tasks.hub import FileSource, HubSource
 
 FIELDS = {"document": str, "summary": str}
 GOOD = {"document": "Bees dance.", "summary": "Dance."}
