@@ -24,9 +24,9 @@ from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
 from buzz.evaluation.measure.perplexity import check_length
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.load import ModelLoader, ModelSource, check_model, quiet_transformers
+from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target
 from buzz.evaluation.run.config import RunConfig
 from buzz.evaluation.run.distributed import Group, PeerLostError, join
-from buzz.evaluation.run.matching import TOLERANCE, in_bytes, off_target
 from buzz.evaluation.run.signals import Interrupted, held_back
 from buzz.evaluation.run.store import RunFolder
 from buzz.evaluation.run.work import Loop, Records, has_fidelity, reference_method

@@ -15,9 +15,9 @@ from buzz.evaluation.measure.hive import hive_path, record_hive, recordable
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
 from buzz.evaluation.memory import is_out_of_memory, release_memory, slot_bytes
 from buzz.evaluation.models.source import one_line
+from buzz.evaluation.run.budgets import in_bytes, off_target, policy_for
 from buzz.evaluation.run.config import RunConfig
 from buzz.evaluation.run.distributed import Group
-from buzz.evaluation.run.matching import in_bytes, off_target, policy_for
 from buzz.evaluation.run.progress import Progress
 from buzz.evaluation.run.store import RunFolder
 from buzz.evaluation.show.tracking import Tracker

@@ -6,7 +6,8 @@ import pytest
 
 from buzz.evaluation.config.methods import MethodConfig
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.matching import TOLERANCE, full_mean, mean_cached, off_target, policy_for
+from buzz.evaluation.run.budgets import TOLERANCE, off_target, policy_for
+from buzz.policies.sizes import full_mean, mean_cached
 
 POLICIES = ["buzz", "buzz_no_max", "h2o", "streaming", "local"]
 LAYERS = 4

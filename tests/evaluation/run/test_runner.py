@@ -13,13 +13,12 @@ import torch
 import yaml
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.measure.batch import Held, cache_figures
+from buzz.evaluation.measure.batch import Held, cache_figures, describe
 from buzz.evaluation.measure.hive import hive_path
 from buzz.evaluation.models import load as models
 from buzz.evaluation.models.load import ModelLoader, load_model
 from buzz.evaluation.run import runner, work
 from buzz.evaluation.run.config import load_config
-from buzz.evaluation.run.matching import describe
 from buzz.evaluation.run.runner import run
 from buzz.evaluation.show.table import text_table
 from buzz.evaluation.tasks import make_task
