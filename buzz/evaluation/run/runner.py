@@ -25,7 +25,7 @@ from buzz.evaluation.measure.perplexity import check_length
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.load import ModelLoader, ModelSource, check_model, quiet_transformers
 from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target
-from buzz.evaluation.run.config import RunConfig
+from buzz.evaluation.run.config import RunConfig, to_dict
 from buzz.evaluation.run.distributed import Group, PeerLostError, join
 from buzz.evaluation.run.signals import Interrupted, held_back
 from buzz.evaluation.run.store import RunFolder
@@ -69,7 +69,7 @@ def run(config: RunConfig, loader: ModelLoader | None = None) -> dict[str, Any]:
         with one.ending_together(), quiet_transformers():
             one.take_up()
             loaded = one.load(loader or ModelLoader()) if one.pending() else None
-            with track(config, folder.path, folder.environment(), one.records) as tracker:
+            with track(to_dict(config), folder.path, folder.environment(), one.records, group.main) as tracker:
                 if loaded:
                     one.work(*loaded, longest, tracker)
                 summary = group.by_main(one.finish)

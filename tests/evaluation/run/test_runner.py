@@ -497,7 +497,8 @@ def test_the_tracker_hears_of_every_sample(write_config, monkeypatch):
             heard.append(sorted(summary))
 
     @contextlib.contextmanager
-    def track(config, folder, facts, known):
+    def track(config, folder, facts, known, main):
+        assert main
         assert facts["model"]["layers"] == 2
         yield Tracker()
 

@@ -12,7 +12,7 @@ from unittest.mock import ANY
 import pytest
 
 from buzz.evaluation.measure.summary import summarise
-from buzz.evaluation.run.config import load_config, to_dict
+from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.runner import run
 from buzz.evaluation.show.tracking import track
 from buzz.evaluation.show.wandb_log import mean_curve
@@ -42,7 +42,7 @@ def test_a_run_is_read_back(folder, tmp_path, capfd):
     found = only_run(folder)
 
     config = {key: value for key, value in found.config.items() if key != "_wandb"}
-    assert config == {**to_dict(make_config()), "environment": {"git": "abc123", "versions": {"torch": "2"}}}
+    assert config == {**make_config(), "environment": {"git": "abc123", "versions": {"torch": "2"}}}
     assert (found.run.project, found.run.run_group, found.run.job_type) == ("trial", "tiny", "xsum")
     assert (found.run.display_name, set(found.run.tags)) == ("tiny", {"tiny-llama", "xsum"})
     assert found.exit_code == 0
