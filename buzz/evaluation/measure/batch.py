@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from buzz.evaluation.run.matching import describe, prompt_calls
 from buzz.evaluation.tasks import Sample
 from buzz.policies import Policy
+from buzz.policies.sizes import prompt_calls
 
 CURVE_POINTS = 256  # of a record's cache curve, at most
 FullMeans = Callable[[Sequence[int]], tuple[float, float]]
@@ -232,3 +233,9 @@ def cache_figures(held: Held, prompt_tokens: int, new_tokens: int, full: FullMea
         "full_mean_bytes": full_bytes,
         "curve": [[calls[i], own[i]] for i in shown],
     }
+
+
+def describe(policy: Policy) -> dict[str, Any]:
+    """A policy's name and parameters, for the records; parameters that are None are left out."""
+    parameters = {name: value for name, value in dataclasses.asdict(policy).items() if value is not None}
+    return {"name": policy.name, **parameters}

@@ -10,8 +10,8 @@ from typing import Any
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Held, Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
 from buzz.evaluation.memory import full_means
-from buzz.evaluation.run.matching import walk
 from buzz.evaluation.tasks import Sample, Task
+from buzz.policies.sizes import walk
 
 BLOCK = 256  # predictions that a record sums up in one number
 _TABLES = ("opt",)  # model families whose positions are a table, with nothing past its end
