@@ -97,6 +97,6 @@ def add_gated_mlp(hidden: torch.Tensor, mlp: Any, kind: type[nn.Module], x: torc
 def _gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     if not is_large(gate):
         return F.silu(gate).mul_(up)
-    from buzz.kernels.gate import silu_gate_
+    from buzz.kernels.gate import gate_
 
-    return silu_gate_(gate, up)
+    return gate_(gate, up)
