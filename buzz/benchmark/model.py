@@ -35,7 +35,7 @@ def load(config: BenchModel, seed: int) -> tuple[Any, Any, dict[str, Any]]:
 def _random(config: BenchModel, seed: int) -> Any:
     """Made on the device itself: initialising 13 GB on a CPU would take minutes."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from buzz.evaluation.memory import is_out_of_memory
     from buzz.evaluation.models.source import resolve_device
@@ -44,10 +44,10 @@ def _random(config: BenchModel, seed: int) -> Any:
     auto = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
     torch.manual_seed(seed)
-    shape = LlamaConfig(**SHAPES[str(config.shape)], dtype=dtype, attn_implementation="sdpa")
+    shape = AutoConfig.for_model(**SHAPES[str(config.shape)])
     try:
         with torch.device(device):
-            return LlamaForCausalLM._from_config(shape, dtype=dtype).eval()
+            return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation="sdpa").eval()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
