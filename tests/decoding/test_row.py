@@ -13,6 +13,7 @@ from buzz.models.families import FAMILIES
 from buzz.models.positions import Rotary
 from buzz.models.row import row_stages
 from tests.conftest import recorded, tiny_llama, tiny_opt, tokens
+from tests.models.tiny import CASES, tiny
 
 pytest.importorskip("triton")
 
@@ -58,6 +59,28 @@ def test_steps_of_one_row_give_the_tokens_of_the_models_own_forward(monkeypatch,
     assert rows.steps == 14
     assert results[0][0].tolist() == results[1][0].tolist()
     assert results[0][2] == results[1][2]
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_a_row_of_every_family_that_has_matrices(monkeypatch, name):
+    """Biases, norms of heads, joint and partial things: logits of the model's own forward, over evictions."""
+    monkeypatch.setattr(steps, "runs_triton", lambda x: True)
+    monkeypatch.setattr(Cut, "of", lambda *what, **how: Cut(rows=32, columns=64))
+    model = tiny(name).to(DEVICE)
+    prompt, results, rows = tokens(1, 12, seed=2).to(DEVICE), [], Rows()
+    policy = buzz.make_policy("buzz", sink=1, window=3, stride=3, threshold=4)
+    if not hasattr(model.config, "rope_parameters") or "mixtral" in name or "moe" in name:
+        pytest.skip("its positions are learned, or its MLP is a mixture: such steps are compiled")
+    for run in (Off(), rows):
+        with buzz.patch_model(model) as handle:
+            handle.engine.run = run
+            cache = buzz.BeehiveCache(policy, model)
+            ids = model.generate(prompt, past_key_values=cache, max_new_tokens=6, do_sample=False, eos_token_id=None)
+            results.append((ids, model(ids[:, -1:], past_key_values=cache).logits, cache.layers[-1].keys))
+    assert rows.steps == 5
+    assert results[0][0].tolist() == results[1][0].tolist()
     torch.testing.assert_close(results[0][1], results[1][1], atol=1e-4, rtol=1e-4)
 
 
