@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from buzz.cache import BeehiveCache
 from buzz.evaluation.measure.batch import Job, Reading, left_padded, new_cache, right_padded
+from buzz.evaluation.metrics import rouge_scores
+from buzz.policies import make_policy
 
 _FULL_TOKENS = 1 << 16  # tokens of one forward through the full cache: rows take turns, since its memory is all theirs
 
@@ -49,8 +54,6 @@ def _distances(
     model: Any, jobs: Sequence[Job], positions: str | None, answers: Sequence[Sequence[int]], chunk: int | None
 ) -> list[tuple[float, float]]:
     """KL divergence and agreement of each job, mean over its answer's tokens."""
-    import torch
-
     prompts = [job.prompt.ids for job in jobs]
     with torch.inference_mode():
         full = full_logits(model, prompts, answers)  # [B, T, V]
@@ -76,8 +79,6 @@ def full_logits(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[
     In the model's dtype; meaningless past the end of a row's answer. The forward goes through a cache that never
     evicts: the model's own attention may build a matrix of all queries and keys, for which a wide batch has no memory.
     """
-    import torch
-
     size = max(1, _FULL_TOKENS // max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)))
     parts = [
         _forward(model, prompts[i : i + size], answers[i : i + size], max(map(len, answers)))
@@ -88,10 +89,6 @@ def full_logits(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[
 
 def _forward(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], width: int) -> Any:
     """`full_logits` of some rows, for answers of at most `width` tokens."""
-    import torch
-
-    from buzz import BeehiveCache, make_policy
-
     pad = model.generation_config.pad_token_id or 0
     ids, mask = left_padded(prompts, pad, model.device)  # [B, L]
     fed = [[*answer[:-1], *[pad] * (width - len(answer))] for answer in answers]
@@ -110,8 +107,6 @@ def _forward(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Seq
 
 def _rouge(output: str, reference: str) -> float:
     """ROUGE-L F of two answers; 1.0 if they are equal or both empty, where the metric itself has nothing to count."""
-    from buzz.evaluation.metrics import rouge_scores
-
     if output.strip() == reference.strip():
         return 1.0
     return rouge_scores(output, reference)["rougeL"]

@@ -6,6 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from transformers import GenerationConfig
+
 from buzz.evaluation.measure.batch import Held, Job, Prompt, held_by, left_padded, make_record, new_cache, prompt_hash
 from buzz.evaluation.memory import token_bytes
 from buzz.evaluation.tasks import Sample, Task
@@ -50,9 +53,6 @@ def generate_batch(
     Returns:
         One record per job, in order, with the metrics of `task.score`.
     """
-    import torch
-    from transformers import GenerationConfig
-
     special = model.generation_config
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,

@@ -6,6 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Held, Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
 from buzz.evaluation.memory import token_bytes
@@ -65,9 +68,6 @@ def read_batch(
     Raises:
         ConfigError: a text needs more positions than the model has.
     """
-    import torch
-    import torch.nn.functional as F
-
     _check_positions(model, task, jobs, positions, chunk)
     started = time.perf_counter()
     ids = [job.prompt.ids for job in jobs]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants, errors, hf_hub_download
 
 from buzz.evaluation.config.schema import said
 from buzz.evaluation.errors import ConfigError
@@ -144,8 +145,6 @@ def _check_hub_id(name: str) -> bool:
 
 def _hub_reachable() -> bool:
     """One quick look: huggingface_hub itself retries for half a minute before it gives up."""
-    from huggingface_hub import constants
-
     if constants.HF_HUB_OFFLINE:
         return False
     try:
@@ -159,7 +158,6 @@ def _hub_reachable() -> bool:
 
 
 def _hub_file(repo: str, name: str, where: str, offline: bool) -> Path:
-    from huggingface_hub import errors, hf_hub_download
 
     try:
         return Path(hf_hub_download(repo, name, local_files_only=offline))

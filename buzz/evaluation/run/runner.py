@@ -16,12 +16,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import buzz
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.measure.execute import encode, prompt_hash
-from buzz.evaluation.measure.hive import hive_path, recordable
+from buzz.evaluation.measure.hive import recordable
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
 from buzz.evaluation.measure.perplexity import check_length
+from buzz.evaluation.measure.records import hive_path
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.load import ModelLoader, ModelSource, check_model, quiet_transformers
 from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target
@@ -30,7 +33,7 @@ from buzz.evaluation.run.distributed import Group, PeerLostError, join
 from buzz.evaluation.run.signals import Interrupted, held_back
 from buzz.evaluation.run.store import RunFolder
 from buzz.evaluation.run.work import Loop, Records, has_fidelity, reference_method
-from buzz.evaluation.show.report import write_report
+from buzz.evaluation.show.report.write import write_report
 from buzz.evaluation.show.tracking import Tracker, track
 from buzz.evaluation.tasks import Sample, Task, make_task
 
@@ -165,8 +168,6 @@ class _Run:
 
     def load(self, loader: ModelLoader) -> tuple[Any, Any, dict[str, Any]]:
         """Model, tokenizer and what environment.json says about them."""
-        import torch
-
         if self.group.main and sys.stderr.isatty():
             print(f"loading {self.source.path if self.source.gguf else self.source.root}", file=sys.stderr)
         loaded = loader.load(self.config.model, self.source, self.group.local)

@@ -11,8 +11,9 @@ from typing import Any
 from buzz.evaluation.config.methods import MethodConfig
 from buzz.evaluation.errors import WriteError
 from buzz.evaluation.measure.execute import Job, Prompt, compare_batch, run_batch
-from buzz.evaluation.measure.hive import hive_path, record_hive, recordable
+from buzz.evaluation.measure.hive import record_hive, recordable
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
+from buzz.evaluation.measure.records import hive_path
 from buzz.evaluation.memory import is_out_of_memory, release_memory, slot_bytes
 from buzz.evaluation.models.source import one_line
 from buzz.evaluation.run.budgets import in_bytes, off_target, policy_for
