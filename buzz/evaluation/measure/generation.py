@@ -43,7 +43,7 @@ def generate_batch(
     max_new_tokens: int,
     chunk: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Answer prompts in one batch, greedily. Policies may differ by row, but not in their family.
+    """Answer prompts in one batch, greedily. Policies may differ in parameters, but not in kind.
 
     Args:
         model: patched, in eval mode; its generation config holds its special tokens alone (see `load_model`).

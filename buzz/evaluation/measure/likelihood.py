@@ -50,9 +50,9 @@ def answer_nll(
     nll = torch.zeros(targets.shape, device=model.device)  # float32
     with torch.inference_mode():
         reading = Reading(model, new_cache(model, jobs, positions), firsts, rest, chunk)
-        for step, (rows, logits) in enumerate(reading):
-            losses = F.cross_entropy(logits.float(), targets[rows, step], ignore_index=_SKIP, reduction="none")
-            nll[rows, step] = losses
+        for call, (rows, logits) in enumerate(reading):
+            losses = F.cross_entropy(logits.float(), targets[rows, call], ignore_index=_SKIP, reduction="none")
+            nll[rows, call] = losses
         sums = nll.sum(1).tolist()
     return [total / len(answer) for total, answer in zip(sums, answers, strict=True)]
 

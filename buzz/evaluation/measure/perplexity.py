@@ -83,8 +83,8 @@ def read_batch(
     targets = right_padded(wanted, 0, model.device)  # [B, calls]
     nll = torch.zeros(targets.shape, device=model.device)  # float32; stays on the device to the end
     with torch.inference_mode():
-        for step, (rows, logits) in enumerate(reading):
-            nll[rows, step] = F.cross_entropy(logits.float(), targets[rows, step], reduction="none")
+        for call, (rows, logits) in enumerate(reading):
+            nll[rows, call] = F.cross_entropy(logits.float(), targets[rows, call], reduction="none")
         losses = nll.cpu().double()
     seconds = (time.perf_counter() - started) / len(jobs)
     return [

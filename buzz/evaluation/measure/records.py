@@ -125,13 +125,13 @@ def _number(value: float) -> str:
 
 def _check_pairs(data: Mapping[str, Any], key: str, prefix: str = "") -> None:
     """Of a list that may be missing, every item must be two finite numbers, and those of blocks count something."""
-    rows = data.get(key)
-    if rows is None:
+    pairs = data.get(key)
+    if pairs is None:
         return
-    pairs = isinstance(rows, list) and all(
-        isinstance(row, list) and len(row) == 2 and all(_is(number, float) for number in row) for row in rows
+    good = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(_is(number, float) for number in pair) for pair in pairs
     )
-    if not pairs or (key == "blocks" and not all(0 < tokens < math.inf for tokens, _ in rows)):
+    if not good or (key == "blocks" and not all(0 < tokens < math.inf for tokens, _ in pairs)):
         raise DamageError(f"{prefix}{key} is no list of pairs of numbers")
 
 

@@ -21,6 +21,7 @@ from buzz.evaluation.models.gguf import read_metadata
 from buzz.evaluation.models.section import ModelConfig
 from buzz.evaluation.paths import PACKAGE_PREFIX, fingerprint, resolve_path, short, user_path
 from buzz.patching import supported_families
+from buzz.words import told
 
 _LOCAL = "give a local folder as model.id or a GGUF file as model.gguf"
 _UNTYPED = "names no model_type"
@@ -109,7 +110,7 @@ def _find_gguf(config: ModelConfig) -> ModelSource:
         metadata = read_metadata(path)
         family = metadata["general.architecture"]
     except (OSError, ValueError, KeyError) as error:
-        reason = "names no architecture" if isinstance(error, KeyError) else f"is {one_line(error)}"
+        reason = "names no architecture" if isinstance(error, KeyError) else f"is {told(error)}"
         if isinstance(error, OSError):
             reason = f"cannot be read ({error.strerror})"
         raise ConfigError("model.gguf", f"{path} {reason}", "a GGUF file of a language model is wanted") from error
@@ -168,7 +169,7 @@ def _hub_file(repo: str, name: str, where: str, offline: bool) -> Path:
     except errors.EntryNotFoundError:
         what = f"the hub repository {repo} has no {name}"
     except (OSError, ValueError) as error:
-        what = f"{name} of the hub repository {repo} cannot be had: {one_line(error)}"
+        what = f"{name} of the hub repository {repo} cannot be had: {told(error)}"
     raise ConfigError(where, what, _LOCAL)
 
 
@@ -218,9 +219,3 @@ def resolve_device(name: str, local: int | None = None) -> torch.device:
             what = f"is {name}, but PyTorch finds no device on this machine beside the CPU"
         raise ConfigError("model.device", what, f"{' or '.join(['auto', *there])} is wanted")
     return torch.device(name)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line, cut to 200 characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."
