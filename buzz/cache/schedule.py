@@ -43,6 +43,11 @@ class PerRow:
         """Of the family."""
         return self.policies[0].name
 
+    @property
+    def logn_base(self) -> float | None:
+        """Of all rows."""
+        return self.policies[0].logn_base
+
     def per_layer(self, layers: int) -> list[PerRow]:
         """The policies of each of so many layers, the lowest first."""
         rows = [policy.per_layer(layers) for policy in self.policies]

@@ -107,7 +107,7 @@ class Engine:
 
     def reserve(self, cache: BeehiveCache, rows: int, columns: int, steps: int) -> None:
         """Before a first prompt of so many columns: let its compressed keys and values be put where they will stay."""
-        first = {owner: [p.advance(columns) for p in cache.row_policies(owner, rows)] for owner in cache.groups}
+        first = {s: [p.advance(columns) for p in cache.row_policies(s, rows)] for s in cache.groups}
         self._lend(cache, self._sizes.key(cache, rows, first, steps))
 
     def session(self, cache: BeehiveCache, rows: int, steps: int) -> Session | None:
@@ -117,7 +117,7 @@ class Engine:
         """
         if not all(layer.is_initialized for layer in cache.layers):
             return None  # it has seen nothing but pads
-        states = {owner: cache.states(owner) for owner in cache.groups}
+        states = {schedule: cache.states(schedule) for schedule in cache.groups}
         arena = self._lend(cache, self._sizes.key(cache, rows, states, steps))
         session = Session(arena, cache, self._family.known_positions(self._backbone))
         if not session.has_room():
@@ -179,16 +179,15 @@ class Engine:
         weight = local(attention.k_proj.weight)
         groups = cache.groups
         stacks = {
-            owner: Stack(
+            schedule: Stack(
                 len(layers), key.rows, weight.shape[0] // attention.head_dim, capacity, attention.head_dim,
                 dtype=weight.dtype, device=weight.device, scores=scores,
             )
-            for (owner, layers), capacity, scores in zip(groups.items(), key.capacities, key.scores, strict=True)
+            for (schedule, layers), capacity, scores in zip(groups.items(), key.capacities, key.scores, strict=True)
         }  # fmt: skip
-        schedule = {owner: i for i, owner in enumerate(groups)}
         layers = [
-            (schedule[owner], groups[owner].index(layer), base)
-            for layer, (owner, base) in enumerate(zip(key.owners, key.bases, strict=True))
+            (schedule, groups[schedule].index(layer), base)
+            for layer, (schedule, base) in enumerate(zip(key.schedules, key.bases, strict=True))
         ]
         table = None
         if key.slot_positions:
