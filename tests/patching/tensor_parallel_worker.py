@@ -1,11 +1,14 @@
-"""One of several processes that share a tiny Llama by tensor parallelism, and hold it against one that has all of it.
+"""One of several processes that share tiny models by tensor parallelism, and hold them against ones that are whole.
 
 On two GPUs, or on the CPU:
 
     torchrun --nproc-per-node 2 -m tests.patching.tensor_parallel_worker
     torchrun --nproc-per-node 2 -m tests.patching.tensor_parallel_worker --device cpu
 
-The first process prints a line for each policy, `full: equal`. The exit status is 1 if anything differs in any process.
+A Llama is run with every policy, all families and their variants with three. The first process prints a line for each
+policy and each model, `full: equal`; what transformers itself does not share alike is told, not counted. The exit
+status is 1 if anything differs in any process.
+
 Products that are cut up over processes round otherwise, which may decide between nearly equal logits or scores; in
 float64 it practically never does.
 """
@@ -27,12 +30,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
-from transformers.distributed import DistributedConfig
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import buzz
 from buzz.decoding.arena import Off, Plain
-from tests.patching.shared_runs import GREEDY, differences, forward, generate, run
+from tests.models.tiny import CASES
+from tests.patching.shared_families import OutsideError, check_case, save_case
+from tests.patching.shared_runs import GREEDY, differences, forward, generate, load_shared, load_whole, run
 
 SEGMENTS = {"sink": 2, "window": 6, "stride": 5, "threshold": 9}
 # Prompts have 21 to 40 tokens: all evict, most of them at almost every step.
@@ -60,20 +64,34 @@ def main() -> int:
         torch.cuda.set_device(device)
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
+    dtype = getattr(torch, arguments.dtype)
     with tempfile.TemporaryDirectory() as folder:
         folders = {kv_heads: _save(kv_heads, f"{folder}/{kv_heads}") for kv_heads in (2, 4)}
+        cases = {name: save_case(name, f"{folder}/{name}") for name in arguments.families}
         _join(arguments.rendezvous, device)
-        pairs = {kv_heads: _load(path, device, getattr(torch, arguments.dtype)) for kv_heads, path in folders.items()}
-    differing = False
-    for name in ("patch", *arguments.policies):
-        found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(found, list(_check_patch(*pairs[2]) if name == "patch" else _check(name, pairs)))
-        differences = sorted({text for texts in found for text in texts})
-        differing |= bool(differences)
-        if dist.get_rank() == 0:
-            print(f"{name}: {'; '.join(differences) or 'equal'}", flush=True)
+        pairs = {n: (load_whole(path, device, dtype), load_shared(path, dtype)) for n, path in folders.items()}
+        differing = _tell("patch", _check_patch(*pairs[2]))
+        for name in arguments.policies:
+            differing |= _tell(name, _check(name, pairs))
+        for name, path in cases.items():
+            differing |= _tell(name, check_case(name, path, device, dtype))
     dist.destroy_process_group()
     return int(differing)
+
+
+def _tell(name: str, found: Iterator[str]) -> bool:
+    """Print what all processes have found; whether it is ours."""
+    outside, here = None, []
+    try:
+        here = list(found)
+    except OutsideError as error:
+        outside = str(error)
+    everywhere: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everywhere, here)
+    differences = sorted({text for texts in everywhere for text in texts})
+    if dist.get_rank() == 0:
+        print(f"{name}: {outside or '; '.join(differences) or 'equal'}", flush=True)
+    return bool(differences)
 
 
 def _arguments() -> argparse.Namespace:
@@ -81,7 +99,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--rendezvous", default="env://", help="where the processes meet, env:// or file:///path")
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--policies", nargs="*", choices=POLICIES, default=list(POLICIES), help="of the tiny Llama")
+    parser.add_argument("--families", nargs="*", choices=CASES, default=CASES, help="and their variants")
     return parser.parse_args()
 
 
@@ -107,13 +126,6 @@ def _join(rendezvous: str, device: torch.device) -> None:
         timeout=timedelta(seconds=60),
         device_id=device if cuda else None,
     )
-
-
-def _load(folder: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """A model, whole and shared."""
-    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-    plan = DistributedConfig(tp_plan="auto", tp_size=dist.get_world_size())
-    return whole.eval(), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, distributed_config=plan).eval()
 
 
 # KV heads, positions, how, and the call: given a model, ids and mask of a left-padded batch and a cache, it gives ids.
