@@ -17,7 +17,8 @@ import torch
 from buzz.evaluation.config.schema import said
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.models.gguf import read_metadata
-from buzz.evaluation.models.section import ModelConfig
+from buzz.evaluation.models.pieces import join_pieces
+from buzz.evaluation.models.section import ModelConfig, model_name
 from buzz.evaluation.paths import PACKAGE_PREFIX, fingerprint, resolve_path, short, user_path
 from buzz.patching import supported_families
 
@@ -63,7 +64,6 @@ def check_model(config: ModelConfig) -> ModelSource:
     if not config.id and not config.gguf:
         raise ConfigError("model", "neither model.id nor model.gguf is given", _LOCAL)
     source = _find_gguf(config) if config.gguf else _find_checkpoint(str(config.id))
-    _check_family(source.model_type, "model.gguf" if config.gguf else "model.id")
     resolve_device(config.device)
     return source
 
@@ -71,9 +71,8 @@ def check_model(config: ModelConfig) -> ModelSource:
 def _check_family(model_type: str, where: str) -> None:
     families = supported_families()
     if model_type not in families:
-        raise ConfigError(
-            where, f"the model family {model_type!r} is not supported", f"one of {', '.join(families)} is wanted"
-        )
+        what = f"the model family {model_type!r} is not supported"
+        raise ConfigError(where, what, f"one of {', '.join(families)} is wanted")
 
 
 def _find_checkpoint(name: str) -> ModelSource:
@@ -94,6 +93,7 @@ def _find_checkpoint(name: str) -> ModelSource:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{path} " + (f"cannot be read ({error.strerror})" if isinstance(error, OSError) else _UNTYPED)
         raise ConfigError("model.id", what, "the config.json of a transformers model is wanted") from error
+    _check_family(model_type, "model.id")
     known = _positions(config, "max_position_embeddings", "model.id", path)
     return ModelSource(root, None, model_type, known, fingerprint, offline)
 
@@ -103,17 +103,23 @@ def _find_gguf(config: ModelConfig) -> ModelSource:
         raise ConfigError(
             "model.gguf", "needs the package gguf", "install it with `pip install gguf`, or give model.id alone"
         )
-    path = _gguf_path(config.id, str(config.gguf)).absolute()
+    if isinstance(config.gguf, list):
+        pieces = [_gguf_path(config.id, name, f"model.gguf[{i}]").absolute() for i, name in enumerate(config.gguf)]
+        path, digest = join_pieces(pieces, model_name(None, config.gguf))
+    else:
+        path = _gguf_path(config.id, str(config.gguf), "model.gguf").absolute()
+        digest = None
     try:
         metadata = read_metadata(path)
-        family = metadata["general.architecture"]
+        architecture = metadata["general.architecture"]
     except (OSError, ValueError, KeyError) as error:
         reason = "names no architecture" if isinstance(error, KeyError) else f"is {one_line(error)}"
         if isinstance(error, OSError):
             reason = f"cannot be read ({error.strerror})"
         raise ConfigError("model.gguf", f"{path} {reason}", "a GGUF file of a language model is wanted") from error
-    known = _positions(metadata, f"{family}.context_length", "model.gguf", path)
-    return ModelSource(str(path.parent), path.name, family, known, _fingerprint_file(path))
+    _check_family(architecture, "model.gguf")
+    known = _positions(metadata, f"{architecture}.context_length", "model.gguf", path)
+    return ModelSource(str(path.parent), path.name, architecture, known, digest or _fingerprint_file(path))
 
 
 def _positions(metadata: dict[str, Any], key: str, where: str, path: Path) -> int | None:
@@ -124,15 +130,15 @@ def _positions(metadata: dict[str, Any], key: str, where: str, path: Path) -> in
     raise ConfigError(where, f"{path}: {key} {said(known)}", "an integer of at least 1 is wanted")
 
 
-def _gguf_path(model_id: str | None, gguf: str) -> Path:
-    """A GGUF file by its path, inside an installed package, or inside the folder or hub repository `model_id`."""
-    path = user_path(gguf, "model.gguf", "a GGUF file is wanted")
+def _gguf_path(model_id: str | None, gguf: str, where: str) -> Path:
+    """A file by its path, inside an installed package, or inside the folder or hub repository `model_id`."""
+    path = user_path(gguf, where, "a GGUF file is wanted")
     if not model_id or gguf.startswith(PACKAGE_PREFIX) or path.is_file():
-        return resolve_path(gguf, "model.gguf")
+        return resolve_path(gguf, where)
     folder = user_path(model_id, "model.id", _FOLDER)
     if folder.is_dir():
-        return resolve_path(folder / path, "model.gguf")
-    return _hub_file(model_id, gguf, "model.gguf", _check_hub_id(model_id))
+        return resolve_path(folder / path, where)
+    return _hub_file(model_id, gguf, where, _check_hub_id(model_id))
 
 
 def _check_hub_id(name: str) -> bool:
