@@ -16,6 +16,17 @@ from typing import Any, NamedTuple
 
 MAGIC = b"GGUF"
 
+# What transformers calls the architectures of GGUF files that it reads and buzz knows.
+MODEL_TYPES = {
+    "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "phi3": "phi3",
+    "gemma3": "gemma3_text",
+}
+
 # Value types of the format, as struct codes; 8 is a string, 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -160,6 +171,7 @@ def repair_tokenizer(tokenizer: Any, metadata: dict[str, Any]) -> None:
 
     - single-digit splitting before the byte-level step, for vocabularies that have it (SmolLM2 among them);
     - the special tokens: some transformers 5.x read a wrong eos and no pad. Without a pad in the file, eos pads.
+    - whether a text begins with bos and ends with eos: Gemma answers nonsense without its bos.
     - the chat template.
     """
     for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")):
@@ -172,6 +184,16 @@ def repair_tokenizer(tokenizer: Any, metadata: dict[str, Any]) -> None:
         tokenizer.chat_template = metadata.get("tokenizer.chat_template")
     if metadata.get("tokenizer.ggml.pre") in SINGLE_DIGITS:
         _split_digits(tokenizer.backend_tokenizer)
+    _mark_ends(tokenizer, metadata)
+
+
+def _mark_ends(tokenizer: Any, metadata: dict[str, Any]) -> None:
+    by_default = {"bos": True} if metadata.get("tokenizer.ggml.model") == "llama" else {}  # as llama.cpp has it
+    for name, place in (("bos", 0), ("eos", -1)):
+        token_id = getattr(tokenizer, f"{name}_token_id")
+        wanted = metadata.get(f"tokenizer.ggml.add_{name}_token", by_default.get(name))
+        if wanted is not None and token_id is not None and wanted != (tokenizer("a")["input_ids"][place] == token_id):
+            setattr(tokenizer, f"add_{name}_token", wanted)
 
 
 def _split_digits(backend: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from buzz.evaluation.config.schema import said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.models.gguf import read_metadata
+from buzz.evaluation.models.gguf import MODEL_TYPES, read_metadata
 from buzz.evaluation.models.pieces import join_pieces
 from buzz.evaluation.models.section import ModelConfig, model_name
 from buzz.evaluation.paths import PACKAGE_PREFIX, fingerprint, resolve_path, short, user_path
@@ -33,6 +33,7 @@ class ModelSource:
     """A model that was found and whose family buzz patches, before any of its weights are read.
 
     root: what `from_pretrained` takes: a folder or a hub id. gguf: file name inside `root`, or None.
+    model_type: of the language model. whole: of the multimodal checkpoint that it is the text model of, or None.
     max_positions: length in tokens of the longest text the model was made for, None if it does not say.
     fingerprint: changes whenever the weights or the config do (cheaply: a large checkpoint is not hashed as a whole).
     offline: the hub cannot be reached, use the local hub cache alone.
@@ -44,6 +45,7 @@ class ModelSource:
     max_positions: int | None
     fingerprint: str
     offline: bool = False
+    whole: str | None = None
 
     @property
     def path(self) -> Path:
@@ -68,10 +70,10 @@ def check_model(config: ModelConfig) -> ModelSource:
     return source
 
 
-def _check_family(model_type: str, where: str) -> None:
+def _check_family(model_type: str, where: str, inside: str = "") -> None:
     families = supported_families()
     if model_type not in families:
-        what = f"the model family {model_type!r} is not supported"
+        what = f"the model family {model_type!r}{inside} is not supported"
         raise ConfigError(where, what, f"one of {', '.join(families)} is wanted")
 
 
@@ -93,9 +95,13 @@ def _find_checkpoint(name: str) -> ModelSource:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{path} " + (f"cannot be read ({error.strerror})" if isinstance(error, OSError) else _UNTYPED)
         raise ConfigError("model.id", what, "the config.json of a transformers model is wanted") from error
-    _check_family(model_type, "model.id")
+    text, whole, inside = config.get("text_config"), None, ""
+    if model_type not in supported_families() and isinstance(text, dict) and isinstance(text.get("model_type"), str):
+        config, whole, model_type = text, model_type, text["model_type"]
+        inside = f", the text model of {whole!r},"
+    _check_family(model_type, "model.id", inside)
     known = _positions(config, "max_position_embeddings", "model.id", path)
-    return ModelSource(root, None, model_type, known, fingerprint, offline)
+    return ModelSource(root, None, model_type, known, fingerprint, offline, whole)
 
 
 def _find_gguf(config: ModelConfig) -> ModelSource:
@@ -117,9 +123,13 @@ def _find_gguf(config: ModelConfig) -> ModelSource:
         if isinstance(error, OSError):
             reason = f"cannot be read ({error.strerror})"
         raise ConfigError("model.gguf", f"{path} {reason}", "a GGUF file of a language model is wanted") from error
-    _check_family(architecture, "model.gguf")
+    model_type = MODEL_TYPES.get(architecture, architecture)
+    _check_family(model_type, "model.gguf")
+    if architecture not in MODEL_TYPES:
+        what = f"transformers reads no GGUF files of the family {architecture!r}"
+        raise ConfigError("model.gguf", what, "the checkpoint that the file was made of is wanted as model.id")
     known = _positions(metadata, f"{architecture}.context_length", "model.gguf", path)
-    return ModelSource(str(path.parent), path.name, architecture, known, digest or _fingerprint_file(path))
+    return ModelSource(str(path.parent), path.name, model_type, known, digest or _fingerprint_file(path))
 
 
 def _positions(metadata: dict[str, Any], key: str, where: str, path: Path) -> int | None:
