@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from buzz.evaluation.measure.batch import Held, Job, Prompt, held_by, left_padded, make_record, new_cache, prompt_hash
-from buzz.evaluation.memory import token_bytes
+from buzz.evaluation.memory import full_means
 from buzz.evaluation.tasks import Sample, Task
 
 
@@ -100,6 +101,6 @@ def _record(
         new_tokens=new_tokens,
         metrics=task.score(text, job.prompt.sample),
         held=held,
-        token_bytes=token_bytes(model),
+        full=partial(full_means, model),
         seconds=seconds,
     )

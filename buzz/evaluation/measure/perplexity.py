@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Held, Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
-from buzz.evaluation.memory import token_bytes
+from buzz.evaluation.memory import full_means
 from buzz.evaluation.tasks import Sample, Task
 from buzz.policies.sizes import walk
 
@@ -102,7 +103,7 @@ def _record(model: Any, job: Job, first: int, losses: Any, held: Held, seconds: 
         new_tokens=len(losses),
         metrics={"perplexity": float(losses.mean())},
         held=held,
-        token_bytes=token_bytes(model),
+        full=partial(full_means, model),
         seconds=seconds,
     )
     blocks = [[len(block), float(block.sum())] for block in losses.split(BLOCK)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import Gemma3TextConfig
 
 import buzz
 from buzz.evaluation.measure import generation
 from buzz.evaluation.measure.batch import CURVE_POINTS, Held, cache_figures, new_cache
 from buzz.evaluation.measure.generation import encode_question, generate_batch
-from buzz.evaluation.memory import slot_bytes
+from buzz.evaluation.memory import full_means, slot_bytes
 from buzz.evaluation.tasks import Sample
 from tests.evaluation.toys import END, POLICIES, Numbers, Toy, job, model_of, naive_logits, numbers
 
@@ -71,7 +74,13 @@ def test_each_row_has_a_policy_of_its_own():
 
 def figures_of(lengths, prompt_tokens, new_tokens):
     """What a record says of tokens."""
-    return tokens_of({"cache": cache_figures(Held(lengths, lengths), prompt_tokens, new_tokens, 1)})
+    return tokens_of(
+        {
+            "cache": cache_figures(
+                Held(lengths, lengths), prompt_tokens, new_tokens, lambda grown: (sum(grown) / len(grown), 0)
+            )
+        }
+    )
 
 
 def tokens_of(record):
@@ -96,17 +105,37 @@ def test_a_row_ends_at_its_own_end():
 
 
 def test_cache_figures_of_a_single_new_token():
-    assert cache_figures(Held([30, 31, 32], [900, 910, 920]), 50, 1, 10) == {
+    assert cache_figures(Held([30, 31, 32], [900, 910, 920]), 50, 1, lambda lengths: (*lengths, 500)) == {
         **{"mean_tokens": 30, "peak_tokens": 30, "full_mean_tokens": 50},
         **{"mean_bytes": 900, "peak_bytes": 900, "full_mean_bytes": 500, "curve": [[0, 30]]},
     }
 
 
 def test_cache_figures_are_of_the_samples_own_calls():
-    assert cache_figures(Held([30, 31, 33, 99], [400, 400, 500, 999]), 50, 3, 10) == {
+    full = {(51, 52): (51.5, 515)}
+    assert cache_figures(Held([30, 31, 33, 99], [400, 400, 500, 999]), 50, 3, lambda grown: full[tuple(grown)]) == {
         **{"mean_tokens": 32, "peak_tokens": 33, "full_mean_tokens": 51.5, "curve": [[1, 31], [2, 33]]},
         **{"mean_bytes": 450, "peak_bytes": 500, "full_mean_bytes": 515},
     }
+
+
+def toy(**changes):
+    """What is asked of a model: two layers of one head of 8, bfloat16, so 32 bytes a token and layer."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    return SimpleNamespace(config=Gemma3TextConfig(**sizes, **changes), dtype=torch.bfloat16)
+
+
+def test_a_full_cache_keeps_no_more_of_a_window_than_can_be_seen():
+    lengths = [6, 7, 8, 9]  # in a window of 8: 6, 7, 7, 7
+    full, sliding = ["full_attention"], ["sliding_attention"]
+    assert full_means(toy(layer_types=full * 2), lengths) == (7.5, 7.5 * 64)
+    assert full_means(toy(layer_types=sliding + full, sliding_window=8), lengths) == (7.5, (7.5 + 6.75) * 32)
+    assert full_means(toy(layer_types=sliding * 2, sliding_window=8), lengths) == (6.75, 6.75 * 64)
+
+
+def test_a_window_has_no_scores():
+    model = toy(layer_types=["sliding_attention", "full_attention"], sliding_window=8)
+    assert slot_bytes(model, POLICIES["h2o"]) == 64 + 4
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])

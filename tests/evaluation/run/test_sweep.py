@@ -15,8 +15,7 @@ from buzz.evaluation.run import sweep
 from buzz.evaluation.run.cli import main
 from buzz.evaluation.run.config import load_config, to_yaml
 from buzz.evaluation.run.grid import Sweep, is_sweep, load_sweep
-from buzz.evaluation.run.sweep import run_sweep, sweep_report, sweep_table
-from tests.evaluation.synthetic import method, summary_of
+from buzz.evaluation.run.sweep import run_sweep
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "sweeps").glob("*.yaml"))
 BASE = "{name: grid, model: {id: some/model}, task: {name: xsum}, methods: [full], sweep: {methods: [buzz, h2o]}}"
@@ -356,21 +355,19 @@ def test_a_sweep_runs_and_ends_with_a_summary(tiny, tmp_path, loads, capfd):
 
 
 def test_an_interrupted_sweep_goes_on(tiny, tmp_path, monkeypatch):
-    from buzz.evaluation.run import runner
-
-    real = runner.run
+    real = sweep.run
 
     def interrupted(config, loader):
         if config.task.name == "cnn_dm":
             raise KeyboardInterrupt
         return real(config, loader)
 
-    monkeypatch.setattr(runner, "run", interrupted)
+    monkeypatch.setattr(sweep, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(load_sweep(tiny))
     assert not (tmp_path / "sweep" / "summary.json").exists()
     kept = (tmp_path / "sweep" / "xsum-tiny-llama" / "samples" / "full.jsonl").read_bytes()
-    monkeypatch.setattr(runner, "run", real)
+    monkeypatch.setattr(sweep, "run", real)
     assert len(run_sweep(load_sweep(tiny))["runs"]) == 2
     assert (tmp_path / "sweep" / "xsum-tiny-llama" / "samples" / "full.jsonl").read_bytes() == kept
 
@@ -396,30 +393,3 @@ def test_the_folder_of_a_run_is_no_sweeps(tiny, tmp_path):
     (tmp_path / "sweep" / "config.yaml").write_text("name: x")
     with pytest.raises(ConfigError, match=r"^output: .* holds a run"):
         run_sweep(load_sweep(tiny))
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def made(*values: float):
-    full, buzz = method("full", 400, rouge1=[0.3, 0.5]), method("buzz", 100, rouge1=list(values))
-    return summary_of({"full": full, "buzz": buzz, "h2o": []}, {"h2o": "out of memory"})
-
-
-def test_the_table_has_every_run():
-    table = sweep_table({"name": "grid", "runs": {"xsum-a": made(0.2, 0.4), "xsum-b": made(0.1, 0.3)}})
-    first, second = table.split("\n\nxsum-b ")
-    assert first.startswith("xsum-a (n = 2)")
-    assert "30.00" in first
-    assert "20.00" in second
-    assert max(map(len, table.splitlines())) <= 120
-    assert table.count("h2o did not finish: out of memory") == 2
-
-
-def test_the_report_has_every_run():
-    report = sweep_report({"name": "grid", "runs": {"xsum-a": made(0.2, 0.4), "xsum-b": made(0.1, 0.3)}}, "f.png")
-    assert "![quality against mean cache length](f.png)" in report
-    assert "[All metrics](xsum-b/report.md)" in report
-    assert "| buzz | 20.00 | [10.00, 30.00] | 100.0 | 120 | 4.00x | 1.22 | 4.00x | -20.00 |" in report
-    assert report.count("Scores are means") == 1
-    assert sweep.PLOTS[0] not in sweep_report({"name": "grid", "runs": {"a": made(0.2, 0.4)}}, None)
