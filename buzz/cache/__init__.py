@@ -1,4 +1,20 @@
-"""A cache that evicts."""
+"""A cache that evicts. It knows no model: whoever has one calls `begin`, then `append` and `observe` in every layer.
+
+To be read in this order, each file knowing only those before it:
+
+    heads       what a policy needs that looks across heads, where processes share them
+    schedule    when rows evict, in integers: PerRow, Eviction, Step (one call of one schedule), Schedule
+    call        one forward pass, what it may see of a layer (Slots), what model and cache agree in (Shape)
+    columns     which columns held tokens, as attention masks said, and whether a later mask agrees
+    figures     running figures of the calls, and the Curve of all of them where it is asked for
+    calls       all of the above for a whole cache: the integers, and the call that is open
+    compaction  an eviction on tensors: what stays moves to the front
+    stack       buffers that several layers share
+    layer       buffers of one layer: written in place, grown with need, lent by a stack
+    settle      what happens to layers that are done with a call: alone, with those like them, in a stack
+    assignment  which policy each layer gets, from what a user may give
+    beehive     BeehiveCache: a transformers Cache made of all this
+"""
 
 from __future__ import annotations
 

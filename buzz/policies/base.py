@@ -60,15 +60,18 @@ def near(mean: float, tokens: float) -> bool:
     return abs(mean - tokens) <= max(1.0, 0.02 * tokens)
 
 
-class _BoundOrDefault:
-    """A method that also works on the class, where it acts on an instance with default parameters."""
+class _AlsoOfTheClass:
+    """A method for instances that can be called on their class too: then on an instance with default parameters.
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        self.__doc__ = function.__doc__
+    What Python has for methods (`classmethod`, plain functions) is bound to one of the two whichever is asked.
+    """
 
-    def __get__(self, instance: Any, owner: type) -> Any:
-        return self.function.__get__(owner() if instance is None else instance, owner)
+    def __init__(self, method: Any) -> None:
+        self._method = method
+        self.__doc__ = method.__doc__
+
+    def __get__(self, policy: Policy | None, family: type[Policy]) -> Any:
+        return self._method.__get__(family() if policy is None else policy)
 
 
 @dataclass(frozen=True, repr=False)
@@ -264,7 +267,7 @@ class Policy:
             low, high = (middle, high) if self.plan(middle, sampled) is None else (low, middle)
         return high
 
-    @_BoundOrDefault
+    @_AlsoOfTheClass
     def from_budget(self, tokens: float, **params: Any) -> Policy:
         """The policy whose steady mean cache length is closest to a budget.
 

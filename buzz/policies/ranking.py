@@ -17,7 +17,10 @@ def worst_if_undefined(scores: torch.Tensor) -> torch.Tensor:
 
 
 def highest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Mask of the counts [R, 1, 1] highest places of scores [R, H, L]; on equal scores the older slot."""
+    """Mask of the counts [R, 1, 1] highest places of scores [R, H, L]; on equal scores the older slot.
+
+    For rows that keep different numbers of slots. Where all keep as many, sorting those that rank first is less work.
+    """
     order = ranked(scores)
     chosen = torch.arange(scores.shape[-1], device=scores.device) < counts
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, chosen.expand_as(order))

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+# Layers of pyramidkv are snapkv.
+NAMES = ["full", "local", "streaming", "h2o", "buzz", "buzz_fast", "buzz_no_max", "snapkv", "tova", "random"]
+
 
 @dataclass
 class NaiveHead:
@@ -34,6 +37,7 @@ class NaiveHead:
 
     def kept(self) -> tuple[list[int], int]:
         """Indices that stay, and the new number of sampled slots."""
+        assert self.name in NAMES
         n, p = len(self.slots), self.params
         everything = list(range(n))
         if self.name == "full":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from buzz.cache.schedule import Schedule
 from buzz.policies import POLICIES, make_policy
-from tests.policies.naive import NaiveHead, shared_scores
+from tests.policies.naive import NAMES, NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
@@ -26,7 +26,7 @@ def test_nothing_becomes_of_nothing(name):
 
 
 @settings(max_examples=400, deadline=None)
-@given(settings_of(), st.data())
+@given(settings_of(NAMES), st.data())
 def test_rows_without_tokens_are_not_called(setting, data):
     """A row's first call is the first one in which it has tokens, whatever its neighbours had before."""
     name, params = setting

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from buzz.policies import POLICIES, Plan, Policy, make_policy
 from tests.policies.naive import walked_peak, walked_steady
-from tests.policies.strategies import NAMES, settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
 HUGE = 2**31 - 1
@@ -57,18 +56,6 @@ class Mistaken(Policy):
         return None
 
 
-@settings(max_examples=500, deadline=None)
-@given(settings_of([n for n in NAMES if n not in ("full", "snapkv", "random")]), st.integers(0, 300))
-def test_figures_are_those_of_a_walk(setting, prompt):
-    policy = make_policy(setting[0], **setting[1])
-    state = policy.advance(prompt)
-    if not policy.bounded:
-        assert policy.peak(*state) is policy.steady() is None
-        return
-    assert policy.peak(*state) == walked_peak(policy, *state)
-    assert policy.steady() == walked_steady(policy)
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=6), st.integers(0, 60))
 def test_a_policy_need_write_only_plan_and_select(table, prompt):
@@ -78,20 +65,6 @@ def test_a_policy_need_write_only_plan_and_select(table, prompt):
     state = policy.advance(prompt)
     assert policy.peak(*state) == walked_peak(policy, *state)
     assert policy.steady() == walked_steady(policy)
-
-
-@settings(max_examples=300, deadline=None)
-@given(settings_of(), st.integers(0, 20))
-def test_what_is_due_is_due_at_every_greater_length(setting, sampled):
-    """The contract of `plan`, on which the jump to the next eviction stands."""
-    policy = make_policy(setting[0], **setting[1])
-    sampled = sampled if setting[0].startswith("buzz") or setting[0] in ("random", "snapkv") else 0
-    least = setting[1].get("sink", 0) + setting[1].get("window", 0) + sampled
-    due = [policy.plan(length, sampled) is not None for length in range(least, least + 60)]
-    assert due == sorted(due)
-    assert policy.plan(0) is None
-    if policy.bounded:
-        assert policy.plan(10**9, sampled) is not None
 
 
 @pytest.mark.parametrize(
