@@ -9,13 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from buzz.benchmark.contenders import Contender, parse_contenders
 from buzz.evaluation.config.methods import NAME
-from buzz.evaluation.config.schema import at_least, build, check, keys_of, matching, parsed_by, said
+from buzz.evaluation.config.reading import read_config
+from buzz.evaluation.config.schema import MAX_SEED, at_least, build, check, keys_of, matching, parsed_by, said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.config import MAX_SEED, ModelConfig, read_config
+from buzz.evaluation.models.section import ModelConfig
 from buzz.kernels.launch import Launch, Tiles
 
+# Of models with random weights: LlamaConfig's arguments, by name.
+SHAPES: Mapping[str, Mapping[str, Any]] = yaml.safe_load((Path(__file__).parent / "shapes.yaml").read_text("utf-8"))
 _SOME = "a list of at least one integer, each at least 1, is wanted"
 _MOST = 10**7  # of any count: no prompt, stream or matrix of a benchmark is longer
 _POSITIVE = check(lambda value: value > 0, "a number above 0 is wanted")
@@ -66,7 +71,7 @@ class BenchModel:
 
     shape: str | None = None
     id: str | None = field(default=None, metadata=_TEXT)
-    gguf: str | None = field(default=None, metadata=_TEXT)
+    gguf: str | list[str] | None = field(default=None, metadata=ModelConfig.__dataclass_fields__["gguf"].metadata)
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = field(default="auto", metadata=ModelConfig.__dataclass_fields__["device"].metadata)
 
@@ -255,13 +260,11 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> BenchConfig:
     Raises:
         ConfigError: whatever is wrong, in one line.
     """
-    return parse_bench(read_config(path, overrides))
+    return parse_bench(read_config(path, overrides, keys_of(BenchConfig)))
 
 
 def parse_bench(raw: Mapping[str, Any]) -> BenchConfig:
     """The config that plain data describes; raises as `load_bench`."""
-    from buzz.benchmark.model import SHAPES
-
     config: BenchConfig = build(BenchConfig, raw, "")
     model = config.model
     if model.shape is not None and model.shape not in SHAPES:
@@ -306,15 +309,15 @@ def _known(given: Sequence[str] | None, names: Sequence[str], where: str) -> Non
             raise ConfigError(where, f"{name!r} is not there", f"one of {', '.join(names) or '(nothing)'} is wanted")
 
 
-def plain(value: Any) -> Any:
-    """A config or a part of it as data for JSON."""
+def as_data(value: Any) -> Any:
+    """A part of a config as plain data, for JSON."""
     return dataclasses.asdict(value)
 
 
 def section_facts(config: BenchConfig, name: str) -> dict[str, Any]:
     """What the results of a section depend on, beside the machine: its settings, its contenders, the model."""
     section = getattr(config, name)
-    facts = {"settings": plain(section), "model": plain(config.model), "seed": config.seed}
+    facts = {"settings": as_data(section), "model": as_data(config.model), "seed": config.seed}
     if hasattr(section, "methods"):
-        facts["methods"] = [plain(contender) for contender in config.contenders(section)]
+        facts["methods"] = [as_data(contender) for contender in config.contenders(section)]
     return facts

@@ -112,4 +112,4 @@ def _inner(family: Family, mlp: Any, x: torch.Tensor) -> torch.Tensor | None:
     return gate_(gate, up, activation_of(mlp))
 
 
-_ACTIVATIONS = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+_ACTIVATIONS: dict[str, Any] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}

@@ -18,7 +18,7 @@ def is_gated(family: Family, mlp: Any) -> bool:
     return is_untouched(mlp, family.kind("MLP")) and activation_of(mlp) is not None
 
 
-def activation_of(mlp: Any) -> str | None:
+def activation_of(mlp: Any) -> Any:
     """The kernels' name of its activation; None: they have none."""
     config = mlp.config
     return _ACTIVATIONS.get(getattr(config, "hidden_activation", None) or config.hidden_act)

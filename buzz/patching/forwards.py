@@ -172,8 +172,9 @@ def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: d
     given = _positions(inputs.get("position_ids"), tokens)
     cache.heads = spread_heads(backbone.layers[0].self_attn, patched.shape.heads)
     patched.positions.renew()
-    mask = tokens_of(inputs.get("attention_mask"), *tokens.shape[:2], cache.get_seq_length())
-    call = cache.begin(*tokens.shape[:2], mask)
+    rows, columns = tokens.shape[:2]
+    mask = tokens_of(inputs.get("attention_mask"), rows, columns, cache.get_seq_length())
+    call = cache.begin(rows, columns, mask)
     as_dict = inputs.pop("return_dict", None)
     _arrange(backbone, patched, cache, call, inputs, key, given)
     output = own_forward(backbone, **inputs, return_dict=True)

@@ -60,7 +60,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     add_config(parser, "run")
     path, overrides = config_of(parser.parse_intermixed_args(arguments))
 
-    # Here, so that --help and usage errors need none of it; the runner, which needs torch, only once a config is right.
+    # Here, so that --help and usage errors need no torch, which policies do; and below, so that a wrong config needs no
+    # transformers.
     from buzz.evaluation.run.config import load_config
     from buzz.evaluation.run.grid import is_sweep, load_sweep
     from buzz.evaluation.run.signals import Interrupted
@@ -84,10 +85,11 @@ def _run(config: RunConfig) -> int:
 
 
 def _sweep(sweep: Sweep) -> int:
-    from buzz.evaluation.run.sweep import run_sweep, sweep_table
+    from buzz.evaluation.run.sweep import run_sweep
+    from buzz.evaluation.show.overview import text_overview
 
     summary = run_sweep(sweep)
-    _print(sweep_table(summary), f"{sweep.output}: summary.json, report.md, frontier.png, and a folder a run")
+    _print(text_overview(summary), f"{sweep.output}: summary.json, report.md, report.html, and a folder a run")
     return _status(summary["runs"].values())
 
 
