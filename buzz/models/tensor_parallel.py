@@ -2,7 +2,8 @@
 
 transformers (`tp_plan`) makes the weights DTensors and replaces the forward of the projections, which take whole hidden
 states and give the heads of their process as plain tensors, and the other way round. A layer's heads work on their own,
-so nothing else changes, except for a policy that looks at all heads before it evicts.
+so nothing else changes, except for a policy that looks at all heads before it evicts. Where a plan gathers what is
+projected (one projection for q, k and v, or a norm over all heads), every process has all heads, and chooses by itself.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class SpreadHeads:
 
     def select(self, choose: Callable[[torch.Tensor], torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
         here = scores.shape[1]
-        if here == self._total:  # the weights are spread, but not by heads
+        if here == self._total:  # what they give was gathered
             return choose(scores)
         scores = scores.contiguous()
         parts = [torch.empty_like(scores) for _ in range(dist.get_world_size(self._group))]

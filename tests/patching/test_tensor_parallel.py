@@ -23,6 +23,7 @@ PROCESSES, SECONDS = 2, 280  # much more than it takes
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS + 40)
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
 def test_two_processes_decode_as_one(tmp_path):
     """Tokens, slots that stay and what is cached; the matrix is in the worker, which is started once."""
