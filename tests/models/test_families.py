@@ -10,6 +10,7 @@ from tests.conftest import left_pad, tokens
 from tests.decoding.test_loop import RAGGED, both, generate
 from tests.models.reference import NaiveModel
 from tests.models.tiny import CASES, tiny, tiny_config
+from tests.patching.test_targets import assert_whole, snapshot
 
 POSITIONS = ["cache", "original"]
 HARD = {
@@ -32,10 +33,10 @@ def windows(name: str) -> list[int | None]:
 
 
 @torch.no_grad()
-def greedy(model, ids, past=None):
-    """Logits [V] of a prompt's tokens and of 20 greedy steps each; `past` None: a cache of the model's own choice."""
+def greedy(model, ids, past=None, steps=20):
+    """Logits [V] of a prompt's tokens and of greedy steps each; `past` None: a cache of the model's own choice."""
     kept, logits = {"past_key_values": past} if past is not None else {"use_cache": True}, []
-    for step in range(21):
+    for step in range(steps + 1):
         output = model(ids, **kept)
         logits += output.logits[0]
         kept = {"past_key_values": output.past_key_values}
@@ -49,7 +50,7 @@ def test_with_room_logits_are_the_unpatched_models(name):
     model, ids = tiny(name), tokens(1, 23)
     expected = greedy(model, ids)
     with buzz.patch_model(model):
-        for policy, positions in [("full", "cache"), ("full", "original"), ("buzz", "cache"), ("h2o", "original")]:
+        for policy, positions in [("full", "original"), ("buzz", "cache"), ("h2o", "original")]:
             cache = buzz.BeehiveCache(policy, model, positions)
             torch.testing.assert_close(greedy(model, ids, cache), expected, atol=2e-4, rtol=0)
             assert cache.get_seq_length() == 43
@@ -60,10 +61,9 @@ def test_with_room_generate_gives_the_same_ids(name):
     model, (ids, mask) = tiny(name), RAGGED
     expected = model.generate(ids, attention_mask=mask, **GREEDY)
     with buzz.patch_model(model):
-        for policy in ("full", "tova"):
-            cache = buzz.BeehiveCache(policy, model)
-            got = model.generate(ids, attention_mask=mask, past_key_values=cache, **GREEDY)
-            assert got.tolist() == expected.tolist()
+        cache = buzz.BeehiveCache("tova", model)
+        got = model.generate(ids, attention_mask=mask, past_key_values=cache, **GREEDY)
+    assert got.tolist() == expected.tolist()
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def fed(model, cache, rows, steps):
 @pytest.mark.parametrize("name", CASES)
 def test_ragged_rows_that_evict_equal_their_rows_alone(name):
     model, layers = tiny(name).double(), len(windows(name))
-    rows, steps = [tokens(1, n, seed=n)[0] for n in (37, 11)], tokens(2, 5, seed=3)
+    rows, steps = [tokens(1, n, seed=n)[0] for n in (37, 11)], tokens(2, 3, seed=3)
     with buzz.patch_model(model):
         for policy, params in HARD.items():
             together = buzz.BeehiveCache(buzz.make_policy(policy, **params), model)
@@ -93,23 +93,23 @@ def test_ragged_rows_that_evict_equal_their_rows_alone(name):
                     assert together.layer_lengths(layer)[row] == alone.layer_lengths(layer)[0]
                 for figure in ("mean_tokens", "peak_tokens", "evictions"):
                     assert together.stats()[figure][row] == alone.stats()[figure][0]
-            assert together.stats()["evictions"][0] > 0
+            assert None not in windows(name) or together.stats()["evictions"][0] > 0
 
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_remove_leaves_the_model_as_it_was(name):
     model, ids = tiny(name), tokens(2, 15)
-    own = {module: dict(vars(module)) for module in model.modules()}
-    expected = greedy(model, ids[:1])
+    expected, before = greedy(model, ids[:1], steps=2), snapshot(model)
     handle = buzz.patch_model(model)
     assert any("forward" in vars(module) for module in model.modules())
-    assert torch.equal(greedy(model, ids[:1]), expected)  # with another cache, patched or not
-    fed(model, buzz.BeehiveCache("buzz", model), list(ids), ids)
-    handle.remove()
-    assert all(module.forward.__func__ is type(module).forward for module in model.modules())
-    assert {module: set(vars(module)) for module in model.modules()} == {m: set(names) for m, names in own.items()}
-    assert torch.equal(greedy(model, ids[:1]), expected)
+    assert torch.equal(greedy(model, ids[:1], steps=2), expected)  # with another cache, patched or not
+    fed(model, buzz.BeehiveCache("buzz", model), list(ids), ids[:, :2])
+    for _ in range(2):  # the second time it changes nothing
+        handle.remove()
+        assert_whole(model, before)
+        assert all(module.forward.__func__ is type(module).forward for module in model.modules())
+    assert torch.equal(greedy(model, ids[:1], steps=2), expected)
 
 
 @pytest.mark.parametrize(("policy", "positions"), [("buzz", "cache"), ("tova", "original")])
@@ -144,6 +144,7 @@ def test_static_decoding_equals_the_models_own_forward(name, policy, positions):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if len(set(windows(name))) > 1])
+@torch.no_grad()
 def test_reports_speak_of_the_layers_that_evict(name):
     """... and of all bytes."""
     model = tiny(name)
