@@ -80,7 +80,7 @@ def fed(model, cache, rows, steps):
 @pytest.mark.parametrize("name", CASES)
 def test_ragged_rows_that_evict_equal_their_rows_alone(name):
     model, layers = tiny(name).double(), len(windows(name))
-    rows, steps = [tokens(1, n, seed=n)[0] for n in (37, 11)], tokens(2, 3, seed=3)
+    rows, steps = [tokens(1, n, seed=n)[0] for n in (37, 18)], tokens(2, 3, seed=3)
     with buzz.patch_model(model):
         for policy, params in HARD.items():
             together = buzz.BeehiveCache(buzz.make_policy(policy, **params), model)
