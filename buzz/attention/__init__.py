@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from buzz.attention import fused, sdpa
-from buzz.attention import naive as eager
+from buzz.attention import fused, naive
 from buzz.rows import Rows
 
 
@@ -29,10 +28,12 @@ def attend(
     scale: float,
     spec: Spec | None,
     counts: Sequence[int] | torch.Tensor | None = None,
+    window: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Causal attention of one call over cached and new slots: one meaning for prompt, chunk and decode step.
 
-    Query i of row b sees the slots 0 .. starts[b] + i. K and V are never repeated for grouped queries.
+    Query i of row b sees the slots 0 .. starts[b] + i, or the last `window` of these. K and V are never repeated for
+    grouped queries.
 
     Args:
         q: [B, Hq, Lq, D], any floating dtype.
@@ -43,13 +44,15 @@ def attend(
         spec: which queries count for the scores; None: no scores are computed.
         counts: valid queries of each row, [B]; None: all Lq. Queries from counts[b] on give undefined output and
             add nothing to the scores.
+        window: slots that a query sees at most, its own included, as in transformers' sliding-window attention; None:
+            any number.
 
     Returns:
         output [B, Hq, Lq, D] in q's dtype, and scores float32 [B, Hkv, C] or None: the attention probability that
         every slot received, summed over the counted queries and over the query heads of the group.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, a window of no slot.
     """
     B, Hq, Lq, _ = q.shape
     if k.shape != v.shape or k.shape[0] != B or Hq % k.shape[1]:
@@ -58,20 +61,26 @@ def attend(
     counts = Rows([Lq] * B) if counts is None else _integers(counts)
     if len(starts) != B or len(counts) != B:
         raise ValueError(f"starts and counts need one number per row, {B}, got {len(starts)} and {len(counts)}")
-    if max(s + c for s, c in zip(starts, counts, strict=True)) > k.shape[2]:
+    longest = max(s + c for s, c in zip(starts, counts, strict=True))
+    if longest > k.shape[2]:
         raise ValueError(f"a row ends past the {k.shape[2]} slots of k and v")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    if window is not None and window >= longest:
+        window = None
+    how: dict[str, Any] = {"scale": scale, "window": window}
     if spec is None:
-        return sdpa.attend(q, k, v, starts=starts, scale=scale), None
+        return fused.attend(q, k, v, starts=starts, **how), None
     last = counts if spec.queries is None else [spec.queries] * B if isinstance(spec.queries, int) else spec.queries
     firsts = Rows(max(0, count - n) for count, n in zip(counts, last, strict=True))
-    if fused.usable(q):
-        return fused.attend(q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale)
+    if window is None and fused.gives_scores(q):
+        return fused.attend_scored(q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale)
     if any(firsts):
         # The output needs no scores, and the scores only a few queries.
         few, starts_few, counts_few = _last_queries(q, starts, counts, firsts)
-        _, scores = eager.attend(few, k, v, starts=starts_few, counts=counts_few, scale=scale)
-        return sdpa.attend(q, k, v, starts=starts, scale=scale), scores
-    output, scores = eager.attend(q, k, v, starts=starts, counts=counts, scale=scale)
+        _, scores = naive.attend(few, k, v, starts=starts_few, counts=counts_few, **how)
+        return fused.attend(q, k, v, starts=starts, **how), scores
+    output, scores = naive.attend(q, k, v, starts=starts, counts=counts, **how)
     return output.to(q.dtype), scores
 
 

@@ -1,21 +1,95 @@
-"""Many queries on a GPU: output from PyTorch's fused kernels, scores from the log-sum-exp; no matrix exists."""
+"""PyTorch's fused kernels, which hold no attention matrix: the output alone, or the scores too by its log-sum-exp."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
 
+from buzz.attention import naive
 from buzz.kernels.device import HALF, runs_triton
 from buzz.rows import Rows
 
+# Mask elements of one query chunk, where a mask is needed at all: 16 MiB of bool.
+_CHUNK_ELEMENTS = 1 << 24
 
-def usable(q: torch.Tensor) -> bool:
+
+# --- the output alone ------------------------------------------------------------------------------------------------
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, scale: float, window: int | None = None
+) -> torch.Tensor:
+    """Output [B, Hq, Lq, D] of one call; see `buzz.attention.attend` for the arguments."""
+    B, _, Lq, _ = q.shape
+    C = k.shape[2]
+    uniform = min(starts) == max(starts)
+    if window is not None and max(starts) - min(starts) >= window:
+        # Rows that see no slot in common: together they would read all that lies between.
+        rows = [attend(q[b, None], k[b, None], v[b, None], starts=Rows([start]), scale=scale, window=window)
+                for b, start in enumerate(starts)]  # fmt: skip
+        return torch.cat(rows)
+    if Lq == 1:
+        return _one_query(q, k, v, starts, scale, window)
+    whole, outputs = 0, []  # queries that are done
+    if window is not None:
+        whole = min(Lq, max(0, window - max(starts)))  # so many see all that is before them
+        if whole:
+            outputs.append(attend(q[:, :, :whole], k, v, starts=starts, scale=scale))
+    elif max(starts) == 0:
+        return _grouped(q, k[:, :, :Lq], v[:, :, :Lq], is_causal=True, scale=scale)
+    elif uniform and starts[0] + Lq <= C and q.is_cuda and q.dtype in HALF:
+        # Flash attention aligns the last query with the last key by itself.
+        end = starts[0] + Lq
+        return _grouped(q, k[:, :, :end], v[:, :, :end], attn_mask=causal_lower_right(Lq, end), scale=scale)
+    chunk = naive.queries_at_once(_CHUNK_ELEMENTS, 1 if uniform else B, C, window)
+    for i in range(whole, Lq, chunk):
+        n = min(chunk, Lq - i)
+        begin, end = naive.span(starts, i, n, C, window)
+        mask = naive.seen(starts, i, n, begin, end, q.device, window)[:, None]  # [B or 1, 1, n, end - begin]
+        part = (q[:, :, i : i + n], k[:, :, begin:end], v[:, :, begin:end])
+        outputs.append(_grouped(*part, attn_mask=mask, scale=scale))
+    return torch.cat(outputs, dim=2)
+
+
+def _one_query(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: Rows, scale: float, window: int | None
+) -> torch.Tensor:
+    """The heads of a group become queries of their KV head: nothing is repeated, and where rows are alike, no mask."""
+    B, Hq, _, D = q.shape
+    Hkv, C = k.shape[1:3]
+    begin, end = naive.span(starts, 0, 1, C, window)
+    mask = None
+    if min(starts) != max(starts):
+        end = C if window is None else end
+        mask = naive.seen(starts, 0, 1, begin, end, q.device, window)[:, None]
+    q = q.view(B, Hkv, Hq // Hkv, D)
+    output = F.scaled_dot_product_attention(q, k[:, :, begin:end], v[:, :, begin:end], attn_mask=mask, scale=scale)
+    return output.reshape(B, Hq, 1, D)
+
+
+def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> torch.Tensor:
+    """PyTorch's attention of q [B, Hq, L, D] over k and v [B, Hkv, S, D] by a kernel that holds no L x S matrix."""
+    group = q.shape[1] // k.shape[1]
+    if group == 1 or not q.is_cuda or q.dtype in HALF:
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=group > 1, **how)
+    # In float32 no fused CUDA kernel knows groups: one call for each query head of a group.
+    heads = [F.scaled_dot_product_attention(part, k, v, **how) for part in naive.grouped(q, k.shape[1]).unbind(2)]
+    return torch.stack(heads, dim=2).flatten(1, 2)
+
+
+# --- output and scores, on a GPU -------------------------------------------------------------------------------------
+
+
+def gives_scores(q: torch.Tensor) -> bool:
     """Whether this is a prompt or a chunk in half precision on a CUDA device, and Triton is installed."""
     return q.dtype in HALF and q.shape[2] > 1 and q.shape[3] % 8 == 0 and q.shape[3] <= 256 and runs_triton(q)
 
 
-def attend(
+def attend_scored(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, firsts: Rows, counts: Rows, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and scores of one call; see `buzz.attention.attend` for the arguments.

@@ -1,9 +1,10 @@
-"""The plain reference that all else is tested against: float32 attention in query chunks."""
+"""The references that all else is tested against, in float32: of a call in query chunks, and of a decode step."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 
 from buzz.rows import Rows
 
@@ -20,6 +21,7 @@ def attend(
     starts: Rows,
     counts: Rows,
     scale: float,
+    window: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and scores of one call, all its valid queries counted; see `buzz.attention.attend` for the arguments.
 
@@ -30,21 +32,22 @@ def attend(
     B, Hq, Lq, _ = q.shape
     Hkv, C = k.shape[1:3]
     q = grouped(q.to(dtype) * scale, Hkv)  # [B, Hkv, G, Lq, D]
-    kt, v = k.to(dtype).transpose(-1, -2), v.to(dtype)
-    chunk = max(16, _CHUNK_ELEMENTS["cuda" if q.is_cuda else "cpu"] // (B * Hq * C))
-    outputs, scores = [], q.new_zeros(B, Hkv, 0, dtype=torch.float32)
+    low, high = span(starts, 0, Lq, C, window)
+    kt, v = k[:, :, low:high].to(dtype).transpose(-1, -2), v[:, :, low:high].to(dtype)
+    chunk = queries_at_once(_CHUNK_ELEMENTS["cuda" if q.is_cuda else "cpu"], B * Hq, C, window)
+    outputs, scores = [], q.new_zeros(B, Hkv, C, dtype=torch.float32)
     for i in range(0, Lq, chunk):
         n = min(chunk, Lq - i)
-        visible = min(C, max(starts) + i + n)
+        begin, end = span(starts, i, n, C, window)
         rows = q[:, :, :, i : i + n].flatten(2, 3)  # [B, Hkv, G * n, D]
-        logits = torch.matmul(rows, kt[..., :visible]).unflatten(2, (-1, n))  # [B, Hkv, G, n, visible]
-        probs = torch.softmax(hide_future(logits, starts, i), dim=-1)
-        outputs.append(torch.matmul(probs.flatten(2, 3), v[:, :, :visible]).unflatten(2, (-1, n)))
-        received = _received(probs, counts, i)  # [B, Hkv, visible], wider with every chunk
-        received[..., : scores.shape[-1]] += scores
-        scores = received
+        logits = torch.matmul(rows, kt[..., begin - low : end - low]).unflatten(
+            2, (-1, n)
+        )  # [B, Hkv, G, n, end - begin]
+        probs = torch.softmax(hide(logits, starts, i, begin, window), dim=-1)
+        outputs.append(torch.matmul(probs.flatten(2, 3), v[:, :, begin - low : end - low]).unflatten(2, (-1, n)))
+        scores[..., begin:end] += _received(probs, counts, i)
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)  # [B, Hkv, G, Lq, D]
-    return output.flatten(1, 2), F.pad(scores, (0, C - scores.shape[-1]))
+    return output.flatten(1, 2), scores
 
 
 def grouped(q: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -52,22 +55,45 @@ def grouped(q: torch.Tensor, kv_heads: int) -> torch.Tensor:
     return q.unflatten(1, (kv_heads, -1))
 
 
-def hide_future(logits: torch.Tensor, starts: Rows, first: int) -> torch.Tensor:
-    """Set to -inf, in place, what the queries first .. first + n - 1 do not see of logits [B, Hkv, G, n, S]."""
+def queries_at_once(elements: int, heads: int, slots: int, window: int | None = None) -> int:
+    """Queries of a chunk whose logits, of so many heads, are some `elements` in number; at least 16.
+
+    n queries with a window look at window + n - 1 slots, so there a chunk is kept short beside its window.
+    """
+    if window is None:
+        return max(16, elements // (heads * slots))
+    most = max(256, window // 4)
+    return max(16, min(most, elements // (heads * min(slots, window + most))))
+
+
+def span(starts: Rows, first: int, n: int, slots: int, window: int | None = None) -> tuple[int, int]:
+    """First and end of the slots, of so many, that some of the queries first .. first + n - 1 see."""
+    begin = 0 if window is None else max(0, min(min(starts) + first + 1, slots) - window)
+    return begin, min(slots, max(starts) + first + n)
+
+
+def hide(logits: torch.Tensor, starts: Rows, first: int, begin: int, window: int | None = None) -> torch.Tensor:
+    """Set to -inf, in place, what queries from `first` on do not see of slots from `begin` on: [B, Hkv, G, n, S]."""
     n, slots = logits.shape[-2:]
-    common = min(starts) + first + 1  # slots before this one are seen by every query of the chunk
-    if common < slots:
-        logits[..., common:].masked_fill_(
-            ~causal(starts, first, n, common, slots, logits.device)[:, None, None], -torch.inf
-        )
+    # Without a window every query of the chunk sees the slots before this one.
+    clear = min(starts) + first + 1 - begin if window is None else 0
+    if clear < slots:
+        visible = seen(starts, first, n, begin + clear, begin + slots, logits.device, window)
+        logits[..., clear:].masked_fill_(~visible[:, None, None], -torch.inf)
     return logits
 
 
-def causal(starts: Rows, first: int, n: int, begin: int, end: int, device: torch.device) -> torch.Tensor:
+def seen(
+    starts: Rows, first: int, n: int, begin: int, end: int, device: torch.device, window: int | None = None
+) -> torch.Tensor:
     """Which of the slots begin .. end - 1 the queries first .. first + n - 1 see: bool [B or 1, n, end - begin]."""
     last = starts.on(device)[:, None] + torch.arange(first, first + n, device=device)  # [B, n]
-    last = last[:1] if min(starts) == max(starts) else last
-    return torch.arange(begin, end, device=device) <= last[..., None]
+    last = (last[:1] if min(starts) == max(starts) else last)[..., None]
+    slots = torch.arange(begin, end, device=device)
+    if window is None:
+        return slots <= last
+    last = last.clamp(max=end - 1)  # a query past its row's end sees something, too: its output must be finite
+    return (slots <= last) & (slots > last - window)
 
 
 def _received(probs: torch.Tensor, counts: Rows, first: int) -> torch.Tensor:
@@ -79,3 +105,51 @@ def _received(probs: torch.Tensor, counts: Rows, first: int) -> torch.Tensor:
         # Filled, not multiplied: a query past its row's end may hold anything.
         probs = probs.masked_fill(~valid[:, None, None, :, None], 0.0)
     return probs.sum(dim=(2, 3), dtype=torch.float32)
+
+
+def attend_step(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scores: torch.Tensor | None,
+    lengths: torch.Tensor,
+    *,
+    scale: float,
+    logn_base: float | None = None,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+    live: torch.Tensor | None = None,
+    window: int | None = None,
+) -> torch.Tensor:
+    """`buzz.attention.step.attend_step`: all C slots under a mask, float32 arithmetic (float64 for float64 inputs)."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    B, Hkv, C, D = keys.shape
+    slot = lengths.long()
+    at = slot[:, None, None, None].expand(B, Hkv, 1, D)
+    keys.scatter_(2, at, k[:, :, None])
+    values.scatter_(2, at, v[:, :, None])
+    queries, seen = q.to(dtype), keys.to(dtype)
+    if cos is not None and sin is not None:
+        queries = _rotate(queries, cos[slot][:, None], sin[slot][:, None])
+        seen = _rotate(seen, cos[:C], sin[:C])
+    queries = queries.unflatten(1, (Hkv, -1)) * scale  # [B, Hkv, G, D]
+    if logn_base is not None:
+        queries = queries * ((slot + 1).to(dtype).log() / math.log(logn_base))[:, None, None, None]
+    logits = queries @ seen.transpose(2, 3)  # [B, Hkv, G, C]
+    slots = torch.arange(C, device=q.device)
+    hidden = slots > slot[:, None]
+    if window is not None:
+        hidden |= slots <= slot[:, None] - window
+    probs = logits.masked_fill_(hidden[:, None, None], -torch.inf).softmax(dim=-1)
+    if scores is not None:
+        received = probs.sum(dim=2, dtype=torch.float32)  # [B, Hkv, C]
+        scores.add_(received if live is None else received.masked_fill_(live == 0, 0.0))
+    return (probs @ values.to(dtype)).flatten(1, 2).to(q.dtype)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [B, H, L, D] or [B, H, D] with its halves rotated against each other; sin is signed."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([x[..., half:], x[..., :half]], dim=-1) * sin

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
+from buzz.attention import naive
 from buzz.kernels.device import HALF, runs_triton
 
 
@@ -24,11 +24,13 @@ def attend_step(
     cos: torch.Tensor | None = None,
     sin: torch.Tensor | None = None,
     live: torch.Tensor | None = None,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Append one token per row to a cache and attend to it; nothing here depends on the host knowing a length.
 
-    The queries of row b see the slots 0 .. lengths[b], the last of which is the token's own. The call can be captured
-    in a CUDA graph and traced by `torch.compile`: it is the operator `buzz::attend_step`.
+    The queries of row b see the slots 0 .. lengths[b], the last of which is the token's own, or the last `window` of
+    these. The call can be captured in a CUDA graph and traced by `torch.compile`: it is the operator
+    `buzz::attend_step`.
 
     Args:
         q: [B, Hq, D], float16, bfloat16 or float32, not rotated if `cos` is given.
@@ -36,7 +38,7 @@ def attend_step(
         keys, values: [B, Hkv, C, D] in q's dtype, the last axis contiguous; views of larger buffers are fine. k and v
             are written to slot lengths[b]. Slots past a row's end may hold anything finite.
         scores: float32 [B, Hkv, C], the last axis contiguous, or None: the attention probability that every slot
-            receives, summed over the query heads of the group, is added to the slots 0 .. lengths[b].
+            receives, summed over the query heads of the group, is added to the slots that are seen.
         lengths: int32 [B] on q's device, cached tokens before the call, each below C (which nobody checks). Not
             changed: one tensor serves all layers.
         scale: factor of the logits.
@@ -46,13 +48,15 @@ def attend_step(
             cached as it is, q to position lengths[b]. None: nothing is rotated.
         live: int32 [1] on q's device; 0: no score changes and what is written to keys and values lies past the row's
             end, so that the cache holds what it held; the output is then finite and of no use. None: as 1.
+        window: slots that are seen at most, the token's own included; None: any number. It does not change what
+            `logn_base` does.
 
     Returns:
         output [B, Hq, D] in q's dtype. Softmax statistics are float32.
 
     Raises:
         ValueError: shapes that do not fit together, scores not float32, one of `cos` and `sin` without the other, a
-            base not above 1.
+            base not above 1, a window of no slot.
     """
     B, Hq, D = q.shape
     Hkv, C = keys.shape[1:3]
@@ -70,14 +74,16 @@ def attend_step(
         raise ValueError(f"cos and sin must be [at least {C}, {D}] with an even {D}, got {tuple(cos.shape)}")
     if logn_base is not None and logn_base <= 1:
         raise ValueError(f"logn_base must be above 1, got {logn_base}")
-    return torch.ops.buzz.attend_step(q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live)
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    return torch.ops.buzz.attend_step(q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live, window)
 
 
 @torch.library.custom_op(
     "buzz::attend_step",
     mutates_args=("keys", "values", "scores"),
     schema="(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor(c!)? scores, Tensor lengths,"
-    " float scale, float? logn_base, Tensor? cos, Tensor? sin, Tensor? live) -> Tensor",
+    " float scale, float? logn_base, Tensor? cos, Tensor? sin, Tensor? live, SymInt? window=None) -> Tensor",
 )
 def _attend_step(
     q: torch.Tensor,
@@ -92,62 +98,20 @@ def _attend_step(
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
     live: torch.Tensor | None,
+    window: int | None = None,
 ) -> torch.Tensor:
-    how: dict[str, Any] = {"scale": scale, "logn_base": logn_base, "cos": cos, "sin": sin, "live": live}
+    how: dict[str, Any] = {"cos": cos, "sin": sin, "live": live, "window": window}
+    how |= {"scale": scale, "logn_base": logn_base}
     if q.dtype in (*HALF, torch.float32) and runs_triton(q):
         from buzz.kernels import step as decode
 
         return decode.attend(q, k, v, keys, values, scores, lengths, **how)
-    return plain(q, k, v, keys, values, scores, lengths, **how)
+    return naive.attend_step(q, k, v, keys, values, scores, lengths, **how)
 
 
 @_attend_step.register_fake
-def _fake(q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live) -> torch.Tensor:
+def _fake(q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live, window=None) -> torch.Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
-
-
-def plain(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scores: torch.Tensor | None,
-    lengths: torch.Tensor,
-    *,
-    scale: float,
-    logn_base: float | None = None,
-    cos: torch.Tensor | None = None,
-    sin: torch.Tensor | None = None,
-    live: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`attend_step` in plain torch, the reference: all C slots under a mask, float32 (float64 for float64 inputs)."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    B, Hkv, C, D = keys.shape
-    slot = lengths.long()
-    at = slot[:, None, None, None].expand(B, Hkv, 1, D)
-    keys.scatter_(2, at, k[:, :, None])
-    values.scatter_(2, at, v[:, :, None])
-    queries, seen = q.to(dtype), keys.to(dtype)
-    if cos is not None and sin is not None:
-        queries = _rotate(queries, cos[slot][:, None], sin[slot][:, None])
-        seen = _rotate(seen, cos[:C], sin[:C])
-    queries = queries.unflatten(1, (Hkv, -1)) * scale  # [B, Hkv, G, D]
-    if logn_base is not None:
-        queries = queries * ((slot + 1).to(dtype).log() / math.log(logn_base))[:, None, None, None]
-    logits = queries @ seen.transpose(2, 3)  # [B, Hkv, G, C]
-    hidden = torch.arange(C, device=q.device) > slot[:, None]
-    probs = logits.masked_fill_(hidden[:, None, None], -torch.inf).softmax(dim=-1)
-    if scores is not None:
-        received = probs.sum(dim=2, dtype=torch.float32)  # [B, Hkv, C]
-        scores.add_(received if live is None else received.masked_fill_(live == 0, 0.0))
-    return (probs @ values.to(dtype)).flatten(1, 2).to(q.dtype)
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [B, H, L, D] or [B, H, D] with its halves rotated against each other; sin is signed."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat([x[..., half:], x[..., :half]], dim=-1) * sin
 
 
 __all__ = ["attend_step"]

@@ -11,10 +11,10 @@ import torch
 
 import buzz
 from buzz.benchmark.book import Book
+from buzz.benchmark.clocks import Clock, attempt
 from buzz.benchmark.contenders import Contender
-from buzz.benchmark.measure import Clock, attempt
 from buzz.evaluation.command_line import tell
-from buzz.evaluation.tasks.data import resolve_path
+from buzz.evaluation.paths import resolve_path
 
 _TEXT = "package:buzz/evaluation/samples/articles.jsonl"
 

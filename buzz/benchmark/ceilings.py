@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from buzz.benchmark.bench import Bench
+from buzz.benchmark.clocks import timed
 from buzz.benchmark.config import Ceilings
-from buzz.benchmark.measure import timed
 
 
 def ceilings(bench: Bench, config: Ceilings) -> None:

@@ -54,7 +54,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
     config = load_bench(path, overrides)
 
-    from buzz.benchmark.runner import run
+    from buzz.benchmark.sections import run
 
     finished = run(config)
     say(f"\n{config.output}: results.json, report.md and pictures")

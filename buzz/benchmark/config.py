@@ -9,13 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from buzz.benchmark.contenders import Contender, parse_contenders
 from buzz.evaluation.config.methods import NAME
-from buzz.evaluation.config.schema import at_least, build, check, keys_of, matching, parsed_by, said
+from buzz.evaluation.config.reading import read_config
+from buzz.evaluation.config.schema import MAX_SEED, at_least, build, check, keys_of, matching, parsed_by, said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.config import MAX_SEED, ModelConfig, read_config
+from buzz.evaluation.models.section import ModelConfig
 from buzz.kernels.launch import Launch, Tiles
 
+# Of models with random weights: LlamaConfig's arguments, by name.
+SHAPES: Mapping[str, Mapping[str, Any]] = yaml.safe_load((Path(__file__).parent / "shapes.yaml").read_text("utf-8"))
 _SOME = "a list of at least one integer, each at least 1, is wanted"
 _MOST = 10**7  # of any count: no prompt, stream or matrix of a benchmark is longer
 _POSITIVE = check(lambda value: value > 0, "a number above 0 is wanted")
@@ -255,13 +260,11 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> BenchConfig:
     Raises:
         ConfigError: whatever is wrong, in one line.
     """
-    return parse_bench(read_config(path, overrides))
+    return parse_bench(read_config(path, overrides, keys_of(BenchConfig)))
 
 
 def parse_bench(raw: Mapping[str, Any]) -> BenchConfig:
     """The config that plain data describes; raises as `load_bench`."""
-    from buzz.benchmark.model import SHAPES
-
     config: BenchConfig = build(BenchConfig, raw, "")
     model = config.model
     if model.shape is not None and model.shape not in SHAPES:

@@ -10,9 +10,9 @@ import torch
 
 import buzz
 from buzz.benchmark.bench import Bench
+from buzz.benchmark.clocks import Marks, Memory, cache_mib, generate
 from buzz.benchmark.config import Decode, Evictions, Stream
 from buzz.benchmark.contenders import Contender
-from buzz.benchmark.measure import Marks, Memory, cache_mib, generate
 from buzz.benchmark.model import weight_bytes
 from buzz.benchmark.waits import Watched
 from buzz.cache import Curve

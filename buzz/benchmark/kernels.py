@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from buzz.attention import attend
 from buzz.benchmark.bench import Bench
+from buzz.benchmark.clocks import captured, timed
 from buzz.benchmark.config import Kernels
-from buzz.benchmark.measure import captured, timed
 from buzz.cache.call import Shape
 from buzz.kernels.launch import Launch, Tiles
 from buzz.policies import ScoreSpec

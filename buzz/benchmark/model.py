@@ -5,42 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from buzz.benchmark.config import BenchModel
+from buzz.benchmark.config import SHAPES, BenchModel
 from buzz.evaluation.errors import ConfigError
-
-# LlamaConfig. Positions reach as far as any section does; with random weights nothing depends on it.
-_FAR = {"max_position_embeddings": 1 << 20}
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-2-7b": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        **_FAR,
-    },
-    "llama-3-8b": {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-        **_FAR,
-    },
-    # For trying a config out on a CPU.
-    "tiny": {
-        "vocab_size": 128,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        **_FAR,
-    },
-}
 
 
 def load(config: BenchModel, seed: int) -> tuple[Any, Any, dict[str, Any]]:
@@ -69,7 +35,7 @@ def load(config: BenchModel, seed: int) -> tuple[Any, Any, dict[str, Any]]:
 def _random(config: BenchModel, seed: int) -> Any:
     """Made on the device itself: initialising 13 GB on a CPU would take minutes."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from buzz.evaluation.memory import is_out_of_memory
     from buzz.evaluation.models.source import resolve_device
@@ -78,10 +44,10 @@ def _random(config: BenchModel, seed: int) -> Any:
     auto = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
     torch.manual_seed(seed)
-    shape = LlamaConfig(**SHAPES[str(config.shape)], dtype=dtype, attn_implementation="sdpa")
+    shape = AutoConfig.for_model(**SHAPES[str(config.shape)])
     try:
         with torch.device(device):
-            return LlamaForCausalLM._from_config(shape, dtype=dtype).eval()
+            return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation="sdpa").eval()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

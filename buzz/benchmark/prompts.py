@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from buzz.benchmark.bench import Bench
+from buzz.benchmark.clocks import Marks, Memory, attempt, cache_mib, generate, timed
 from buzz.benchmark.config import Prefill, Throughput
 from buzz.benchmark.contenders import Contender
 from buzz.benchmark.decoding import WARM
-from buzz.benchmark.measure import Marks, Memory, attempt, cache_mib, generate, timed
 from buzz.evaluation.memory import release_memory
 
 _FINE = 16  # the largest batch is found to one part in so many

@@ -14,8 +14,8 @@ from transformers import Cache, DynamicCache
 
 import buzz
 from buzz.benchmark.bench import Bench
+from buzz.benchmark.clocks import Clock, cache_mib
 from buzz.benchmark.config import Steps
-from buzz.benchmark.measure import Clock, cache_mib
 
 _BLOCK = 8  # steps between two changes of cache
 _POLICIES = ("buzz", "buzz_no_max")

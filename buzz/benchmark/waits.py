@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import LogitsProcessor
 
-from buzz.benchmark.measure import Clock
+from buzz.benchmark.clocks import Clock
 
 _MARK = "benchmark.step"
 # Calls of the CUDA runtime that hold the host up: until the device has done all that it was given, ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from buzz.cache.layer import UNPATCHED, BeehiveLayer, Memory, settle
 from buzz.cache.schedule import Eviction, PerRow, Schedule
 from buzz.cache.stacked import StackedCalls
 from buzz.policies import Policy, make_policy
+from buzz.policies.window import SlidingWindow
 from buzz.rows import Rows
 
 POSITIONS = ("cache", "original")
@@ -31,8 +33,13 @@ class BeehiveCache(StackedCalls, Cache):
     compacted layer by layer, so the full-length keys and values of one layer at most exist at a time (of several
     layers, if those have no more than 6144 tokens).
 
+    A layer with a sliding window keeps this window and nothing else, whatever the policy asks. So the policy decides
+    over the layers of full attention, and lengths and figures in tokens speak of those: `lengths`, `stats()`, `curve`,
+    `budget`. Where all layers have a window, they speak of all. Bytes are always those of all layers.
+
     Args:
-        policy: an eviction policy or its name, one policy per layer, or one per batch row (`PerRow`).
+        policy: an eviction policy or its name, one policy per layer (those for layers with a sliding window are not
+            used), or one per batch row (`PerRow`).
         config: the model, or its configuration.
         positions: "cache": a key is rotated to its slot, so positions never exceed the cache length; "original":
             keys keep the position they had in the text. None: "cache" for rotary models, else "original".
@@ -46,8 +53,8 @@ class BeehiveCache(StackedCalls, Cache):
         heads: how the heads are spread over processes, which the patched model says; None: they are all here.
 
     Raises:
-        ValueError: as many policies as layers are needed; no such policy; positions unknown. TypeError: not a policy,
-            no model and no configuration.
+        ValueError: as many policies as layers are needed; no such policy; positions unknown; layers that are neither
+            of full nor of sliding attention. TypeError: not a policy, no model and no configuration.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class BeehiveCache(StackedCalls, Cache):
         if capacity is not None and (type(capacity) is not int or capacity < 1):
             raise ValueError(f"capacity must be an integer of at least 1, got {capacity!r}")
         self._shape = Shape.of(config)
+        policies, self._decided = _beside_windows(policies, self._shape.windows)
         self.on_evict: Callable[[int, Eviction, torch.Tensor], None] | None = None
         self.heads: Heads | None = None
         self.positions = positions
@@ -76,6 +84,7 @@ class BeehiveCache(StackedCalls, Cache):
         # Layers with equal policies share one schedule, named by the first of these layers.
         self._policies: list[Policy | PerRow] = list(policies)
         self._owner = [self._policies.index(p) for p in policies]
+        self._alike = len({self._owner[i] for i in self._decided}) == 1
         self.curve: Curve | None = None
         self._columns, self._memory = Columns(), Memory()
         self._stacks = {}
@@ -83,8 +92,17 @@ class BeehiveCache(StackedCalls, Cache):
         # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
         super().__init__(layers=[BeehiveLayer(self._columns, self._memory) for _ in range(n)])
 
+    def window(self, layer: int) -> int | None:
+        """Tokens that a query of one layer sees at most, its own included; None: all before it."""
+        return self._shape.windows[layer]
+
+    def least_slots(self, layer: int) -> int:
+        """Slots to allocate in one layer at least: `least`, or all that its sliding window can ever use."""
+        policy = self._policies[layer]
+        return min(self.least, policy.peak(0) or 0) if isinstance(policy, SlidingWindow) else self.least
+
     def logn_base(self, layer: int) -> float | None:
-        """Base of the log-n scaling of one layer; None: off."""
+        """Base of the log-n scaling of one layer; None: off, as in all layers with a sliding window."""
         policy = self._policies[layer]
         return (policy.policies[0] if isinstance(policy, PerRow) else policy).logn_base
 
@@ -157,8 +175,8 @@ class BeehiveCache(StackedCalls, Cache):
             raise ValueError(f"the cache holds {store.keys.dtype} keys, the call gives {k.dtype}: reset() the cache")
         self._touched = True
         step = call.steps[self._owner[layer]]
-        keys, values = store.append(k, v, step, self.least)
-        return Slots(keys, values, step.starts, step.counts, step.spec)
+        keys, values = store.append(k, v, step, self.least_slots(layer))
+        return Slots(keys, values, step.starts, step.counts, step.spec, self._shape.windows[layer])
 
     def skip(self, layer: int) -> bool:
         """Whether the open call has no token in any row, so that a layer has nothing to do and has passed it."""
@@ -202,14 +220,15 @@ class BeehiveCache(StackedCalls, Cache):
 
     def _settle_waiting(self, call: Call) -> None:
         layers, self._waiting = self._waiting, []
-        settle([self.layers[i] for i in layers], call.steps[self._owner[layers[0]]], self.least, self._watch(layers))
+        step, least = call.steps[self._owner[layers[0]]], self.least_slots(layers[0])
+        settle([self.layers[i] for i in layers], step, least, self._watch(layers))
 
     def _end(self, call: Call) -> None:
         if call.columns == 1:
             stacked = self._evict_stacks(call) if self._stacks else set()
             for layer, owner in enumerate(self._owner):
                 if owner not in stacked:
-                    settle([self.layers[layer]], call.steps[owner], self.least, self._watch([layer]))
+                    settle([self.layers[layer]], call.steps[owner], self.least_slots(layer), self._watch([layer]))
         for owner, schedule in self._schedules.items():
             schedule.close(call.steps[owner])
         self._columns.add(len(self._tokens), call.columns, call.tokens)
@@ -232,9 +251,9 @@ class BeehiveCache(StackedCalls, Cache):
         return step.positions(self._call.width, device)[:, None]
 
     def slot_ids(self, device: torch.device) -> torch.Tensor:
-        """Slot of each query of the open call in the first layer: int64 [1 or B, width]."""
+        """Slot of each query of the open call, in the layer that `lengths` is of: int64 [1 or B, width]."""
         assert self._call is not None
-        return self._call.steps[self._owner[0]].positions(self._call.width, device)
+        return self._call.steps[self._owner[self._decided[0]]].positions(self._call.width, device)
 
     def query_columns(self, device: torch.device) -> torch.Tensor:
         """Column of each query of the open call, pads and earlier calls counted: int64 [1 or B, width]."""
@@ -253,9 +272,9 @@ class BeehiveCache(StackedCalls, Cache):
 
     @property
     def last_slot(self) -> int:
-        """Highest slot that a query of the open call sits in (first layer)."""
+        """Highest slot that a query of the open call sits in, in the layer that `lengths` is of."""
         assert self._call is not None
-        return max(self._call.steps[self._owner[0]].ends) - 1
+        return max(self._call.steps[self._owner[self._decided[0]]].ends) - 1
 
     @property
     def last_position(self) -> int:
@@ -267,18 +286,18 @@ class BeehiveCache(StackedCalls, Cache):
 
     @property
     def lengths(self) -> list[int]:
-        """Cached tokens of each row (of the first layer, where layers have different policies)."""
-        return self.layer_lengths(0)
+        """Cached tokens of each row (of the first layer that the policy decides over, where layers differ)."""
+        return self.layer_lengths(self._decided[0])
 
     def layer_lengths(self, layer: int) -> list[int]:
         """Cached tokens of each row in one layer."""
         return [length for length, _ in self._schedules[self._owner[layer]].states] if self._schedules else []
 
     def _mean_lengths(self) -> list[float]:
-        """Cached tokens of each row, the mean over layers (integers where all layers agree)."""
-        if len(self._schedules) == 1:
+        """Cached tokens of each row, the mean over the layers decided over (integers where all of them agree)."""
+        if self._alike:
             return list(self.lengths)
-        layers = [self.layer_lengths(i) for i in range(len(self.layers))]
+        layers = [self.layer_lengths(i) for i in self._decided]
         return [sum(row) / len(layers) for row in zip(*layers, strict=True)]
 
     @property
@@ -296,12 +315,13 @@ class BeehiveCache(StackedCalls, Cache):
 
         Returns:
             mean_tokens, peak_tokens: per row, cached tokens after each one-token call (after the prompt, if there was
-            none); evictions: per row, mean over layers; calls: number of calls; nbytes: bytes allocated now for keys,
-            values and scores in all layers; mean_nbytes, peak_nbytes: after each one-token call (now, if there was
-            none).
+            none), and evictions: per row, all three the mean over the layers that the policy decides over; calls:
+            number of calls; nbytes: bytes allocated now for keys, values and scores in all layers; mean_nbytes,
+            peak_nbytes: after each one-token call (now, if there was none).
         """
         figures, nbytes = self._figures, self.nbytes
-        evictions = [self._schedules[owner].evictions for owner in self._owner] if self._schedules else []
+        decided = [self._owner[layer] for layer in self._decided]
+        evictions = [self._schedules[owner].evictions for owner in decided] if self._schedules else []
         return {
             "mean_tokens": figures.mean_lengths,
             "peak_tokens": figures.peak_lengths,
@@ -313,7 +333,7 @@ class BeehiveCache(StackedCalls, Cache):
         }
 
     def __repr__(self) -> str:
-        policies = list(dict.fromkeys(self._policies))
+        policies = list(dict.fromkeys(self._policies[layer] for layer in self._decided))
         policy = repr(policies[0]) if len(policies) == 1 else f"[{', '.join(map(repr, policies))}]"
         lengths = f"lengths={self.lengths}, seen={self._columns.seen}, {self.nbytes / 2**20:.2f} MiB"
         return f"BeehiveCache({policy}, positions={self.positions!r}, {lengths})"
@@ -407,4 +427,17 @@ def _per_layer(policy: Any, budget: int | None, layers: int) -> list[Policy | Pe
     return list(policy)
 
 
-__all__ = ["BeehiveCache", "Call", "Curve", "PerRow", "Shape", "Slots"]
+def _beside_windows(
+    policies: Sequence[Policy | PerRow], windows: Sequence[int | None]
+) -> tuple[list[Policy | PerRow], list[int]]:
+    """What all layers keep, those with a sliding window that window; and the layers that the policies decide over."""
+    decided = [layer for layer, window in enumerate(windows) if window is None]
+    if not decided and any(policy.name != "full" for policy in policies):
+        sizes = " or ".join(str(window) for window in dict.fromkeys(windows))
+        warnings.warn(
+            f"every layer of this model has a sliding window of {sizes} tokens, which it keeps: the policy decides "
+            "nothing",
+            stacklevel=3,
+        )
+    kept = [p if w is None else SlidingWindow(w) for p, w in zip(policies, windows, strict=True)]
+    return kept, decided or list(range(len(windows)))

@@ -12,12 +12,15 @@ from buzz.cache.schedule import Step
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
 
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
 
 class Slots(NamedTuple):
     """What the queries of a call may see in one layer, and what the cache wants to know in return.
 
     keys, values: [B, H, S, D], S the slots of the longest row. starts, counts: cached slots before the call and
-    tokens of the call, per row. spec: the scores to give to `observe`, None for none.
+    tokens of the call, per row. spec: the scores to give to `observe`, None for none. window: a query sees so many
+    slots at most, its own included: the newest up to there; None: all up to there.
     """
 
     keys: torch.Tensor
@@ -25,6 +28,7 @@ class Slots(NamedTuple):
     starts: Rows
     counts: Rows
     spec: ScoreSpec | None
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,53 @@ class Call:
 
 
 class Shape(NamedTuple):
-    """What a cache and a model must agree in."""
+    """What a cache and a model must agree in.
+
+    windows: of each layer, the tokens that a query sees at most, its own included; None: all before it.
+    """
 
     layers: int
     heads: int
     head_dim: int
+    windows: tuple[int | None, ...]
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Shape:
+        """The shape of a model by its configuration, or by that of the text model in it.
+
+        Raises:
+            ValueError: some of its layers are neither of full nor of sliding attention.
+        """
+        config = config.get_text_config(decoder=True)
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        return cls(config.num_hidden_layers, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(config.num_hidden_layers, kv_heads, head_dim, _windows(config))
 
     def __str__(self) -> str:
-        return f"{self.layers} layers of {self.heads} KV heads, {self.head_dim} wide"
+        text = f"{self.layers} layers of {self.heads} KV heads, {self.head_dim} wide"
+        sliding = [window for window in self.windows if window is not None]
+        if not sliding:
+            return text
+        sizes = " or ".join(map(str, sorted(set(sliding))))
+        which = "all" if len(sliding) == self.layers else len(sliding)
+        return f"{text}, {which} with a sliding window of {sizes} tokens"
+
+
+def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
+    """The window of each layer, as transformers' DynamicCache reads it."""
+    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None and window is None and getattr(config, "attention_chunk_size", None) is not None:
+        kinds = ["chunked_attention"]
+    elif kinds is None:
+        kinds = [_SLIDING] * layers
+    for kind in kinds:
+        if kind not in (_FULL, _SLIDING):
+            raise ValueError(
+                f"the model has layers of type {kind!r}, and a BeehiveCache knows {_FULL} and {_SLIDING} only"
+            )
+    return tuple(window if kind == _SLIDING else None for kind in kinds[:layers])
 
 
 __all__ = ["Call", "Shape", "Slots"]

@@ -38,6 +38,11 @@ class PerRow:
         if len({policy.logn_base for policy in self.policies}) > 1:
             raise ValueError("the rows of a batch need the same logn_base")
 
+    @property
+    def name(self) -> str:
+        """Of the family."""
+        return self.policies[0].name
+
     def per_layer(self, layers: int) -> list[PerRow]:
         """The policies of each of so many layers, the lowest first."""
         rows = [policy.per_layer(layers) for policy in self.policies]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from buzz.decoding.step import PLAIN, StaticStep, run_head, run_layer
+from buzz.decoding.step import MODULES, StaticStep, run_head, run_layer
 from buzz.models.slots import Stages
 
 _WARM_UPS = 3  # calls before a capture: lazy initialisation, compilation, tuning
@@ -60,7 +60,7 @@ class Captured:
             options = _options(len(step.ids)) if self._options is None else self._options
             yield compiled_stages(options=dict(options)), "compiled"
             self._compiled = False
-        yield PLAIN, "captured"
+        yield MODULES, "captured"
 
 
 def free_capacity(step: StaticStep) -> None:

@@ -14,8 +14,9 @@ from buzz.cache import BeehiveCache
 from buzz.cache.stack import Stack
 from buzz.decoding.arena import Arena, Run, Session
 from buzz.decoding.sizes import Key, Sizes
-from buzz.decoding.step import StaticStep
+from buzz.decoding.step import Place, StaticStep
 from buzz.models.family import Family
+from buzz.models.positions import Learned, Rotary
 from buzz.models.tensor_parallel import is_spread, local
 from buzz.models.untouched import is_watched
 
@@ -28,8 +29,10 @@ _LISTS = (list, tuple, dict)
 class Engine:
     """The static buffers of one patched model. One cache at a time lives in an arena; others keep theirs outside."""
 
-    def __init__(self, model: Any, family: Family, backbones: Sequence[Any], context: Any, run: Run) -> None:
-        self.model, self._family, self._context, self.run = model, family, context, run
+    def __init__(
+        self, model: Any, family: Family, backbones: Sequence[Any], positions: Rotary | Learned, run: Run
+    ) -> None:
+        self.model, self._family, self._positions, self.run = model, family, positions, run
         self._backbone: Any = backbones[0] if len(backbones) == 1 else None
         self._empty()
 
@@ -42,7 +45,7 @@ class Engine:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled with a model: the copy has arenas of its own."""
-        return {name: vars(self)[name] for name in ("model", "_family", "_context", "run", "_backbone")}
+        return {name: vars(self)[name] for name in ("model", "_family", "_positions", "run", "_backbone")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._empty()
@@ -59,9 +62,10 @@ class Engine:
     def obstacle(self) -> str | None:
         """What about the model keeps it from static memory; None: nothing."""
         model, family, backbone = self.model, self._family, self._backbone
-        if backbone is None or type(model) is not family.model or "forward" in vars(model):
-            return f"{type(model).__name__} is not a plain {family.model.__name__}"
-        if type(backbone).forward is not family.backbone.forward or not family.static(self._context):
+        kind = family.kind("ForCausalLM")
+        if backbone is None or type(model) is not kind or "forward" in vars(model):
+            return f"{type(model).__name__} is not an untouched {kind.__name__}"
+        if type(backbone).forward is not family.kind("Model").forward or not self._positions.constant:
             return "its backbone is not the family's own, or its rotary angles depend on the length"
         if model.training:
             return "it is in training mode"
@@ -71,10 +75,11 @@ class Engine:
             return "its weights are spread over several processes"
         if (foreign := self._foreign()) is not None:
             return foreign
-        products = [*(m.k_proj for m in self._attention), self.model.get_output_embeddings()]
-        if not all(isinstance(getattr(product, "weight", None), torch.Tensor) for product in products):
+        parts = [model.get_output_embeddings(), *(part for a in self._attention for part in a.children())]
+        if not all(isinstance(getattr(part, "weight", None), torch.Tensor) for part in parts):
             return "its projections or its head have no weight of their own"
-        if len({p.device for p in model.parameters()}) > 1 or len({m.k_proj.weight.dtype for m in self._attention}) > 1:
+        dtypes = {next(attention.parameters()).dtype for attention in self._attention}
+        if len({p.device for p in model.parameters()}) > 1 or len(dtypes) > 1:
             return "its weights have several devices or dtypes"
         own = {model: (0, 1)}
         if any(is_watched(module, *own.get(module, (0, 0))) for module in model.modules()):
@@ -94,11 +99,11 @@ class Engine:
 
     @property
     def _attention(self) -> list[Any]:
-        return [m for m in self._backbone.modules() if isinstance(m, self._family.attention)]
+        return [layer.self_attn for layer in self._backbone.layers]
 
     def refresh(self) -> None:
         """Forget arenas whose steps are not those of the model as it is: it was moved, cast, rebuilt or set anew."""
-        facts = [self._family.renew(self._context), *_facts(self.model)]
+        facts = [self._positions.renew(), *_facts(self.model)]
         if facts != self._facts:
             self.clear()
             self._facts = facts
@@ -119,7 +124,7 @@ class Engine:
             return None  # it has seen nothing but pads
         states = {owner: cache.states(owner) for owner in cache.groups}
         arena = self._lend(cache, self._sizes.key(cache, rows, states, steps))
-        session = Session(arena, cache, self._family.known_positions(self._backbone))
+        session = Session(arena, cache, self._positions.known)
         if not session.has_room():
             return None
         cache.move_in()
@@ -175,27 +180,38 @@ class Engine:
         return bool(idle)
 
     def _build(self, cache: BeehiveCache, key: Key) -> Arena:
-        attention = self._attention[0]
-        weight = local(attention.k_proj.weight)
-        groups = cache.groups
+        groups, like = cache.groups, self._keys()
         stacks = {
             owner: Stack(
-                len(layers), key.rows, weight.shape[0] // attention.head_dim, capacity, attention.head_dim,
-                dtype=weight.dtype, device=weight.device, scores=scores,
+                len(layers), key.rows, like.shape[2], capacity, like.shape[3],
+                dtype=like.dtype, device=like.device, scores=scores,
             )
             for (owner, layers), capacity, scores in zip(groups.items(), key.capacities, key.scores, strict=True)
         }  # fmt: skip
         schedule = {owner: i for i, owner in enumerate(groups)}
-        layers = [
-            (schedule[owner], groups[owner].index(layer), base)
-            for layer, (owner, base) in enumerate(zip(key.owners, key.bases, strict=True))
-        ]
-        table = None
-        if key.slot_positions:
-            table = self._family.table(self._context, max(key.capacities), weight)
-        head = self.model.get_output_embeddings()
-        step = StaticStep(self._family, self._backbone, head, list(stacks.values()), layers, key.slot_positions, table)
+        layers = []
+        for layer, (owner, base) in enumerate(zip(key.owners, key.bases, strict=True)):
+            table = self._table(layer, max(key.capacities), like) if key.slot_positions else None
+            layers.append(Place(schedule[owner], groups[owner].index(layer), cache.window(layer), base, table))
+        head, stacked = self.model.get_output_embeddings(), list(stacks.values())
+        slots = key.slot_positions
+        step = StaticStep(self._family, self._positions, self._backbone, head, stacked, layers, slots)
         return Arena(stacks, step, self.run.prepare(step))
+
+    def _keys(self) -> torch.Tensor:
+        """Keys [1, 1, H, D] of one token, as the heads of this process give them."""
+        first = self._attention[0]
+        with torch.inference_mode(False), torch.no_grad():
+            table = self.model.get_input_embeddings().weight
+            hidden = torch.zeros(1, 1, self._backbone.config.hidden_size, dtype=local(table).dtype, device=self.device)
+            return self._family.project(self._family, first, hidden)[1]
+
+    def _table(self, layer: int, slots: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The rotation of a layer's slots; None: it rotates none."""
+        attention, positions = self._attention[layer], self._positions
+        if not isinstance(positions, Rotary) or not self._family.rotates(attention):
+            return None
+        return positions.table(attention, slots, like)
 
 
 def _facts(model: nn.Module) -> Iterator[Any]:

@@ -41,7 +41,7 @@ class Sizes:
         scores: list[str | None] = []
         for owner in cache.groups:
             policies = cache.row_policies(owner, rows)
-            capacity = self._capacity(policies, states[owner], steps, cache.least)
+            capacity = self._capacity(policies, states[owner], steps, cache.least_slots(owner))
             spec = policies[0].score_spec
             if spec is None or (not spec.accumulate and not _evicts(policies, states[owner], capacity)):
                 scores.append(None)

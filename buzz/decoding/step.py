@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from torch import nn
 from buzz.cache.stack import Stack
 from buzz.kernels.device import runs_triton
 from buzz.models.family import Family
+from buzz.models.positions import Learned, Rotary
+from buzz.models.row import row_stages
 from buzz.models.slots import Stages, StaticLayer
 from buzz.rows import Rows
 
@@ -20,14 +22,23 @@ def run_layer(layer: nn.Module, hidden: torch.Tensor, slots: StaticLayer, inputs
     return layer(hidden, past_key_values=slots, use_cache=True, **inputs)
 
 
-def run_head(
-    finish: Callable[..., torch.Tensor], backbone: nn.Module, head: nn.Module, hidden: torch.Tensor
-) -> torch.Tensor:
+def run_head(family: Family, backbone: Any, head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Logits float32 [B, vocabulary] of hidden [B, 1, width]."""
-    return head(finish(backbone, hidden))[:, -1].float()
+    return family.logits(backbone.config, head(family.finish(backbone, hidden)))[:, -1].float()
 
 
-PLAIN = Stages(run_layer, run_head)
+MODULES = Stages(run_layer, run_head)
+
+
+class Place(NamedTuple):
+    """A layer: its schedule, its number in the stack of that, its window and base of the log-n scaling if it has them,
+    and the rotation of its slots: cos and sin [at least capacity, D], None where none is to be rotated."""
+
+    schedule: int
+    member: int
+    window: int | None
+    logn_base: float | None
+    table: tuple[torch.Tensor, torch.Tensor] | None
 
 
 class StaticStep:
@@ -38,24 +49,22 @@ class StaticStep:
 
     Args:
         stacks: of each schedule, in the order of the schedules.
-        layers: of each layer: its schedule, its index there and its base of the log-n scaling.
+        layers: where the buffers of each layer are, and what its attention does with them.
         slot_positions: whether a token's position is its slot, and not its place in the text.
-        table: cos and sin [at least capacity, D] by which the slots are rotated; None: they are not.
     """
 
     def __init__(
         self,
         family: Family,
+        positions: Rotary | Learned,
         backbone: Any,
         head: nn.Module,
         stacks: Sequence[Stack],
-        layers: Sequence[tuple[int, int, float | None]],
+        layers: Sequence[Place],
         slot_positions: bool,
-        table: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> None:
-        self._family, self._backbone, self._head = family, backbone, head
+        self._family, self._positions, self._backbone, self._head = family, positions, backbone, head
         rows, device = stacks[0].keys.shape[1], stacks[0].keys.device
-        cos, sin = (None, None) if table is None else table
         with torch.inference_mode(False):
             self.ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
             self.logits = torch.zeros(rows, head.weight.shape[0], dtype=torch.float32, device=device)  # type: ignore
@@ -65,31 +74,36 @@ class StaticStep:
         self._slot_positions = slot_positions
         self._call_scores = [stack.call_scores for stack in stacks if stack.call_scores is not None]
         self.layers = []
-        for schedule, index, base in layers:
-            stack = stacks[schedule]
-            keys, values, scores = stack.layer(index)
+        for place in layers:
+            stack = stacks[place.schedule]
+            keys, values, scores = stack.layer(place.member)
             if stack.call_scores is not None:
-                scores = stack.call_scores[index]
-            self.layers.append(StaticLayer(keys, values, scores, self.lengths[schedule], self.live, base, cos, sin))
+                scores = stack.call_scores[place.member]
+            cos, sin = (None, None) if place.table is None else place.table
+            lengths = self.lengths[place.schedule]
+            self.layers.append(
+                StaticLayer(keys, values, scores, lengths, self.live, place.window, place.logn_base, cos, sin)
+            )
 
-    def __call__(self, stages: Stages = PLAIN) -> None:
+    def __call__(self, stages: Stages = MODULES) -> None:
         """Feed `ids`: one token per row."""
         for scores in self._call_scores:
             scores.zero_()
         positions = self.lengths[0].long() if self._slot_positions else self.seen
-        hidden, inputs = self._family.embed(self._backbone, self.ids, positions[:, None], self._slot_positions)
-        for layer, slots in zip(self._backbone.layers, self.layers, strict=False):
-            hidden = stages.layer(layer, hidden, slots, inputs)
-        self.logits.copy_(stages.head(self._family.finish, self._backbone, self._head, hidden))
+        hidden = self._family.embed(self._backbone, self.ids)
+        hidden, inputs = self._positions.step_inputs(hidden, positions[:, None], self._slot_positions)
+        for layer, slots, more in zip(self._backbone.layers, self.layers, inputs, strict=True):
+            hidden = stages.layer(layer, hidden, slots, more)
+        self.logits.copy_(stages.head(self._family, self._backbone, self._head, hidden))
         self.lengths += self.live
         self.seen += self.live
 
     def row_stages(self) -> Stages | None:
         """How the step is best run if it is of one row: without a compiler. None: by a compiler."""
-        rotated = self.layers[0].cos is not None
-        if len(self.ids) > 1 or not rotated or self._family.row is None or not runs_triton(self.ids):
+        positions = self._positions
+        if len(self.ids) > 1 or not self._slot_positions or not isinstance(positions, Rotary):
             return None
-        return self._family.row(self._backbone, self._head)
+        return row_stages(self._family, positions, self._backbone, self._head) if runs_triton(self.ids) else None
 
     def set_lengths(self, lengths: Sequence[Sequence[int]]) -> None:
         """Tell the device how many slots every row of every schedule holds; does not wait for it."""

@@ -1,13 +1,18 @@
-"""Paths that users name: what cannot be one is a ConfigError, never a traceback of the file system's."""
+"""Files and folders that users name: what cannot be one is a ConfigError, never a traceback of the file system's."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import importlib.util
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from buzz.evaluation.errors import ConfigError
+
+PACKAGE_PREFIX = "package:"
 
 
 def unspeakable(text: str) -> str | None:
@@ -46,6 +51,57 @@ def user_path(text: str | Path, where: str, wanted: str = "a path is wanted") ->
     except OSError as error:
         raise ConfigError(where, f"{short(text)} cannot be read ({error.strerror or error})", wanted) from error
     return path
+
+
+def resolve_path(spec: str | Path, where: str) -> Path:
+    """The existing file that a config value names.
+
+    Args:
+        spec: a path (`~` is expanded, relative to the working directory), or `package:PKG/path/inside` for a file
+            inside an installed package, which is found without importing the package.
+        where: the config key the value came from, for the error.
+
+    Raises:
+        ConfigError: no such package or file, or a folder.
+    """
+    text = str(spec)
+    wanted = f"a file or {PACKAGE_PREFIX}PKG/path/inside is wanted"
+    path = user_path(_package_file(text, where) if text.startswith(PACKAGE_PREFIX) else text, where, wanted)
+    if path.is_dir():
+        raise ConfigError(where, f"{short(path)} is a folder", wanted)
+    if not path.exists():
+        seen_from = "" if path.is_absolute() else f" (seen from {short(Path.cwd())})"
+        raise ConfigError(where, f"{short(path)} does not exist{seen_from}", wanted)
+    if not path.is_file():  # a pipe or a device is read once or never ends
+        raise ConfigError(where, f"{short(path)} is no regular file", wanted)
+    return path
+
+
+def _package_file(spec: str, where: str) -> Path:
+    package, _, inside = spec.removeprefix(PACKAGE_PREFIX).partition("/")
+    # A dotted name would make find_spec import the parent package, so only top-level packages are taken.
+    if not package.isidentifier() or not inside:
+        raise ConfigError(
+            where, f"{short(spec)} names no file in a package", f"{PACKAGE_PREFIX}PKG/path/inside is wanted"
+        )
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # __main__
+        found = None
+    folders = list(found.submodule_search_locations or []) if found else []
+    if not folders:
+        raise ConfigError(where, f"package {package!r} is not installed", "install it or give the path of a file")
+    files = [user_path(Path(folder) / inside, where) for folder in folders]
+    return next((file for file in files if file.exists()), files[0])
+
+
+def fingerprint(path: str | Path) -> dict[str, Any]:
+    """What identifies a file's content: `{"path": str, "bytes": int, "sha256": hex str}`."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"path": str(path), "bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
 def read_regular(path: Path) -> bytes:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from buzz.kernels.early import early_launch, let_next_start, wait_for_last
+from buzz.kernels.gate import Activation, opened
 
 _WIDE = 8192  # elements of a vector
 
@@ -51,7 +52,10 @@ class Cut:
 
 
 @triton.jit
-def _walk(X, NORM, W, n, rows, width, N: tl.constexpr, K: tl.constexpr, NORMED: tl.constexpr, EARLY: tl.constexpr):
+def _walk(
+    X, NORM, W, n, rows, width,
+    N: tl.constexpr, K: tl.constexpr, NORMED: tl.constexpr, OFFSET: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """Rows n of W times x: float32 [N]; and the sum of the squares of x, if it is to be normed."""
     k = tl.arange(0, K)
     places, inside = W + n[:, None].to(tl.int64) * width + k[None, :], (n < rows)[:, None]
@@ -63,7 +67,10 @@ def _walk(X, NORM, W, n, rows, width, N: tl.constexpr, K: tl.constexpr, NORMED: 
         x = tl.load(X + k0 + k, mask=k < width - k0, other=0.0).to(tl.float32)
         if NORMED:
             squares += x * x
-            x *= tl.load(NORM + k0 + k, mask=k < width - k0, other=0.0).to(tl.float32)
+            norm = tl.load(NORM + k0 + k, mask=k < width - k0, other=0.0).to(tl.float32)
+            if OFFSET != 0.0:
+                norm += OFFSET
+            x *= norm
         these = weights.to(tl.float32)
         weights = tl.load(places + k0 + K, mask=inside & (k < width - k0 - K)[None, :], other=0.0)
         sums += these * x[None, :]
@@ -71,32 +78,48 @@ def _walk(X, NORM, W, n, rows, width, N: tl.constexpr, K: tl.constexpr, NORMED: 
 
 
 @triton.jit
+def _rounded(y, BIAS, n, biased, BIASED: tl.constexpr, DTYPE: tl.constexpr):
+    """y plus the elements n of a bias that has so many, as float32 of what is left after rounding."""
+    if BIASED:
+        y += tl.load(BIAS + n, mask=n < biased, other=0.0).to(tl.float32)
+    return y.to(DTYPE).to(tl.float32)
+
+
+@triton.jit
 def _product(
-    X, NORM, W0, W1, W2, ADDEND, OUT, rows0, rows1, rows2, width, epsilon,
-    N: tl.constexpr, K: tl.constexpr, MATRICES: tl.constexpr, GATED: tl.constexpr, NORMED: tl.constexpr,
-    ADDS: tl.constexpr, EARLY: tl.constexpr,
+    X, NORM, W0, W1, W2, BIAS0, BIAS1, BIAS2, ADDEND, OUT,
+    rows0, rows1, rows2, biased0, biased1, biased2, width, epsilon, factor,
+    N: tl.constexpr, K: tl.constexpr, MATRICES: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
+    NORMED: tl.constexpr, OFFSET: tl.constexpr, BIASED: tl.constexpr, SCALED: tl.constexpr, ADDS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One program has N rows of one matrix, or of both that are gated. OUT has the rows of all, one after the other."""
+    """One program has N rows of one matrix, or of both that are gated. OUT has the rows of all, one after the other.
+
+    biased0 and so on: elements of the biases, which are none or as many as rows.
+    """
     if EARLY:
         let_next_start()
-    dtype = X.dtype.element_ty
-    block, W, rows = tl.program_id(0), W0, rows0
+    dtype: tl.constexpr = X.dtype.element_ty
+    block, W, rows, BIAS, biased = tl.program_id(0), W0, rows0, BIAS0, biased0
     if MATRICES > 1:
         blocks0, blocks1 = tl.cdiv(rows0, N), tl.cdiv(rows1, N)
         if block >= blocks0:
-            block, W, rows, OUT = block - blocks0, W1, rows1, OUT + rows0
+            block, W, rows, BIAS, biased, OUT = block - blocks0, W1, rows1, BIAS1, biased1, OUT + rows0
             if MATRICES > 2:  # noqa: SIM102 (one is known to the compiler)
                 if block >= blocks1:
-                    block, W, rows, OUT = block - blocks1, W2, rows2, OUT + rows1
+                    block, W, rows, BIAS, biased, OUT = block - blocks1, W2, rows2, BIAS2, biased2, OUT + rows1
     n = block * N + tl.arange(0, N)
-    y, squares = _walk(X, NORM, W, n, rows, width, N, K, NORMED, EARLY)
+    y, squares = _walk(X, NORM, W, n, rows, width, N, K, NORMED, OFFSET, EARLY)
     scale = 1.0
     if NORMED:
         scale = tl.rsqrt(squares / width + epsilon)
-    y = (y * scale).to(dtype).to(tl.float32)
+    y = _rounded(y * scale, BIAS, n, biased, BIASED, dtype)
     if GATED:
-        up, _ = _walk(X, NORM, W1, n, rows, width, N, K, NORMED, False)
-        y = (y / (1.0 + tl.exp(-y))).to(dtype).to(tl.float32) * (up * scale).to(dtype).to(tl.float32)
+        up, _ = _walk(X, NORM, W1, n, rows, width, N, K, NORMED, OFFSET, False)
+        up = _rounded(up * scale, BIAS1, n, biased1, BIASED, dtype)
+        y = (opened(y, ACTIVATION).to(dtype).to(tl.float32) * up).to(dtype).to(tl.float32)
+    if SCALED:
+        y = (y * factor).to(dtype).to(tl.float32)
     if ADDS:
         y += tl.load(ADDEND + n, mask=n < rows, other=0.0).to(tl.float32)
     tl.store(OUT + n, y.to(dtype), mask=n < rows)
@@ -106,21 +129,30 @@ def product(
     x: torch.Tensor,
     weights: Sequence[torch.Tensor],
     *,
+    biases: Sequence[torch.Tensor | None] | None = None,
     norm: torch.Tensor | None = None,
     epsilon: float = 0.0,
+    offset: float = 0.0,
     gated: bool = False,
+    activation: Activation = "silu",
+    factor: float = 1.0,
     addend: torch.Tensor | None = None,
     cut: Cut | None = None,
 ) -> torch.Tensor:
     """Up to three matrices times one vector, one result after the other; float32 sums.
 
-    Every product is rounded to the dtype before it is gated or added to something, as a layer's modules do it; what is
-    normed is not rounded before the product.
+    Every product is rounded to the dtype before it is gated, multiplied or added to something, and so is what is made
+    of it, as a layer's modules do it; what is normed is not rounded before the product.
 
     Args:
-        x: `width` elements of any shape, contiguous. weights: [rows, width] each, contiguous, all tensors in one dtype.
-        norm: [width], the weight of an RMS norm of x; None: x as it is. epsilon: of the norm.
-        gated: two matrices of as many rows; the result is silu(first) * second.
+        x: `width` elements of any shape, contiguous. weights: [rows, width] each, contiguous, all tensors in one dtype;
+            rows of a larger matrix are fine.
+        biases: for each matrix [rows], contiguous, added before the product is rounded, or None; None: none at all.
+        norm: [width], the weight of an RMS norm of x; None: x as it is. epsilon: of the norm. offset: a constant that
+            is added to the weight.
+        gated: two matrices of as many rows; the result is activation(first) * second.
+        activation: as for `buzz.kernels.gate.gate_`.
+        factor: what the result is multiplied by before the addend comes to it.
         addend: as many elements as the result, contiguous, added to it.
         cut: None: `Cut.of` these matrices.
 
@@ -134,17 +166,23 @@ def product(
     if any(weight.shape[1] != x.numel() for weight in weights) or (gated and (len(sizes) != 2 or len(set(sizes)) > 1)):
         shapes = ", ".join(str(tuple(weight.shape)) for weight in weights)
         raise ValueError(f"matrices {shapes} do not fit {x.numel()} elements{' and a gate' if gated else ''}")
+    biases = [None] * len(sizes) if biases is None else list(biases)
+    biased = [0 if bias is None else len(bias) for bias in biases]
+    if len(biased) != len(sizes) or any(n not in (0, size) for n, size in zip(biased, sizes, strict=True)):
+        raise ValueError(f"biases of {biased} elements do not fit matrices of {sizes} rows")
     cut = cut or Cut.of(len(sizes), x.numel(), gated)
     out = torch.empty(sizes[0] if gated else sum(sizes), dtype=x.dtype, device=x.device)
     blocks = triton.cdiv(sizes[0], cut.rows) if gated else sum(triton.cdiv(size, cut.rows) for size in sizes)
     early = early_launch(x.device) if cut.early else {}
-    first, second, third = (*weights, *[weights[0]] * (3 - len(weights)))
-    rows = (*sizes, 0, 0)[:3]
+    missing = 3 - len(sizes)
+    # The kernel gets x in the place of each tensor that is not there, and does not look at it.
+    tensors = [x if t is None else t for t in (norm, *weights, *[None] * missing, *biases, *[None] * missing, addend)]
+    none = [0] * missing
     with torch.cuda.device_of(x):
         _product[(blocks,)](
-            x, x if norm is None else norm, first, second, third, x if addend is None else addend, out, *rows,
-            x.numel(), epsilon,
-            N=cut.rows, K=cut.columns, MATRICES=1 if gated else len(weights), GATED=gated, NORMED=norm is not None,
+            x, *tensors, out, *sizes, *none, *biased, *none, x.numel(), epsilon, factor,
+            N=cut.rows, K=cut.columns, MATRICES=1 if gated else len(sizes), GATED=gated, ACTIVATION=activation,
+            NORMED=norm is not None, OFFSET=float(offset), BIASED=any(biased), SCALED=factor != 1.0,
             ADDS=addend is not None, EARLY=bool(early), num_warps=cut.warps, **early,
         )  # fmt: skip
     return out

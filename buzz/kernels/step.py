@@ -30,9 +30,10 @@ def attend(
     cos: torch.Tensor | None = None,
     sin: torch.Tensor | None = None,
     live: torch.Tensor | None = None,
+    window: int | None = None,
     launch: Launch | None = None,
 ) -> torch.Tensor:
-    """`buzz.attention.step.attend_step` in Triton: keys and values are read once, whatever the group.
+    """`buzz.attention.step.attend_step` in Triton: the keys and values that are seen are read once, whatever the group.
 
     Raises:
         ValueError: the last axis of keys, values, scores, cos or sin is not contiguous.
@@ -46,7 +47,10 @@ def attend(
     launch = launch or Launch()
     dot = group > 2 if launch.dot is None else launch.dot
     N = max(launch.slots or _tile(q.dtype, group, D, dot), 16 if dot else 1)
-    splits = launch.splits or _splits(C, B * Hkv, N, q.device, launch.programs)
+    if window is not None and window >= C:
+        window = None
+    most = window or C  # slots that are seen
+    splits = launch.splits or _splits(most, B * Hkv, N, q.device, launch.programs)
     exact = q.dtype == torch.float32
     half = (D + 1) // 2
     least = 16 if dot else 1  # a side of a matrix product
@@ -63,21 +67,21 @@ def attend(
             q, k, v, keys, values, cosines, sines, lengths, logits, maxima, sums, parts,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *keys.stride()[:3], *values.stride()[:3],
             cosines.stride(0), sines.stride(0), Hkv, C, splits,
-            scale * LOG2E, 1.0 if logn_base is None else 1.0 / math.log2(logn_base),
+            scale * LOG2E, 1.0 if logn_base is None else 1.0 / math.log2(logn_base), window or 0,
             GROUP=group, GROUP_PADDED=max(least, triton.next_power_of_2(group)), D=D, HALF=half,
             HALF_PADDED=max(least, triton.next_power_of_2(half)), N=N, ROTATE=cos is not None,
             LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot,
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
-            STAGES=launch.stages or (1 if exact else 2), EARLY=bool(early),
-            num_warps=launch.warps or (2 if C <= _SHORT else 4), **early,
+            STAGES=launch.stages or (1 if exact else 2), WINDOWED=window is not None, EARLY=bool(early),
+            num_warps=launch.warps or (2 if most <= _SHORT else 4), **early,
         )  # fmt: skip
-        blocks = 0 if scores is None else triton.cdiv(C, launch.score_slots)
+        blocks = 0 if scores is None else triton.cdiv(most, launch.score_slots)
         received = out if scores is None else scores
         finish[(B * Hkv, group + blocks)](
             lengths, lengths if live is None else live, logits, maxima, sums, parts, out, received,
-            *received.stride()[:2], Hkv, C, splits,
+            *received.stride()[:2], Hkv, C, splits, window or 0,
             GROUP=group, D=D, D_PADDED=triton.next_power_of_2(D), N=N, SCORE_SLOTS=launch.score_slots, CHUNK=32,
-            HAS_LIVE=live is not None, EARLY=bool(early), **early,
+            HAS_LIVE=live is not None, WINDOWED=window is not None, EARLY=bool(early), **early,
         )  # fmt: skip
     return out
 

@@ -9,10 +9,16 @@ from buzz.kernels.early import let_next_start, wait_for_last
 
 
 @triton.jit
-def _share(length, splits, N: tl.constexpr):
-    """Slots of a split and how many splits have any, of `length` cached slots: whole tiles, shared out evenly."""
-    span = tl.maximum(tl.cdiv(tl.cdiv(length, N), splits), 1) * N
-    return span, tl.maximum(tl.cdiv(length, span), 1)
+def _share(length, window, splits, N: tl.constexpr, WINDOWED: tl.constexpr):
+    """First cached slot that is seen, slots of a split, and how many splits have any: whole tiles, shared out evenly.
+
+    Of `length` cached slots those are seen that lie, with the token's own, in the window.
+    """
+    begin = 0
+    if WINDOWED:
+        begin = tl.maximum(length + 1 - window, 0)
+    span = tl.maximum(tl.cdiv(tl.cdiv(length - begin, N), splits), 1) * N
+    return begin, span, tl.maximum(tl.cdiv(length - begin, span), 1)
 
 
 @triton.jit
@@ -55,14 +61,15 @@ def _angles(
     return c.to(tl.float32), s.to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def attend_split(
     Q, K_NEW, V_NEW, K, V, COS, SIN, LENGTHS, LOGITS, MAXIMA, SUMS, PARTS,
     q_row, q_head, k_new_row, k_new_head, v_new_row, v_new_head, k_row, k_head, k_slot, v_row, v_head, v_slot,
-    cos_slot, sin_slot, kv_heads, slots, splits, scale, logn,
+    cos_slot, sin_slot, kv_heads, slots, splits, scale, logn, window,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr,
     N: tl.constexpr, ROTATE: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr, DOT: tl.constexpr,
-    LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
+    LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, WINDOWED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program attends with the heads of a group to one split of the slots of one row and KV head.
 
@@ -76,7 +83,7 @@ def attend_split(
         wait_for_last()
     row, head, split = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
     length = tl.load(LENGTHS + row).to(tl.int32)
-    span, used = _share(length, splits, N)
+    begin, span, used = _share(length, window, splits, N, WINDOWED)
     if split >= used:
         return
     row, head = row.to(tl.int64), head.to(tl.int64)
@@ -109,8 +116,8 @@ def attend_split(
         total = tl.zeros([GROUP_PADDED, N], tl.float32)
         part1 = tl.zeros([GROUP_PADDED, N, HALF_PADDED], tl.float32)
         part2 = tl.zeros([GROUP_PADDED, N, HALF_PADDED], tl.float32)
-    end = tl.minimum((split + 1) * span, length)
-    for n0 in tl.range(split * span, end, N, num_stages=STAGES):
+    end = tl.minimum(begin + (split + 1) * span, length)
+    for n0 in tl.range(begin + split * span, end, N, num_stages=STAGES):
         n = n0 + tl.arange(0, N)
         k1, k2 = _halves(keys, k_slot, n, end, D, HALF, HALF_PADDED, DOT)  # [N, HALF_PADDED], or [1, N, HALF_PADDED]
         v1, v2 = _halves(values, v_slot, n, end, D, HALF, HALF_PADDED, DOT)
@@ -196,12 +203,12 @@ def _normaliser(MAXIMA, SUMS, query, used, splits, CHUNK: tl.constexpr):
     return maximum, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def finish(
     LENGTHS, LIVE, LOGITS, MAXIMA, SUMS, PARTS, OUT, SCORES,
-    score_row, score_head, kv_heads, slots, splits,
+    score_row, score_head, kv_heads, slots, splits, window,
     GROUP: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, N: tl.constexpr, SCORE_SLOTS: tl.constexpr,
-    CHUNK: tl.constexpr, HAS_LIVE: tl.constexpr, EARLY: tl.constexpr,
+    CHUNK: tl.constexpr, HAS_LIVE: tl.constexpr, WINDOWED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The first GROUP programs of a row and KV head put one head's output together; each further one adds to scores.
 
@@ -212,7 +219,7 @@ def finish(
         wait_for_last()
     row, head, job = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
     length = tl.load(LENGTHS + row).to(tl.int32)
-    _, used = _share(length, splits, N)
+    seen, _, used = _share(length, window, splits, N, WINDOWED)
     first_query = (row * kv_heads + head).to(tl.int64) * GROUP
     if job < GROUP:
         maximum, total = _normaliser(MAXIMA, SUMS, first_query + job, used, splits, CHUNK)
@@ -228,7 +235,7 @@ def finish(
         output = (output / total).to(OUT.dtype.element_ty)
         tl.store(OUT + (first_query + job) * D + d, output, mask=d < D)
     else:
-        begin = (job - GROUP) * SCORE_SLOTS
+        begin = seen + (job - GROUP) * SCORE_SLOTS
         live = tl.load(LIVE) if HAS_LIVE else 1
         if (begin <= length) & (live != 0):
             n = begin + tl.arange(0, SCORE_SLOTS)

@@ -1,23 +1,68 @@
-"""What the attention forwards of all families end in."""
+"""The attention forward of all families: one for calls of a cache, one for steps in static memory."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from buzz.attention import attend
 from buzz.attention.step import attend_step
 from buzz.cache import BeehiveCache, Slots
+from buzz.models.family import Family
+from buzz.models.positions import Learned, Rotary, rotate
 from buzz.models.slots import StaticLayer
 
 
-def attend_cached(cache: BeehiveCache, layer: int, q: torch.Tensor, keys: torch.Tensor, slots: Slots, scale: float):
-    """Attend to the slots of a layer and tell the cache what they received; output [B, L, Hq * D].
+def attend_in_call(
+    module: Any,
+    family: Family,
+    positions: Rotary | Learned,
+    hidden: torch.Tensor,
+    cache: BeehiveCache,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Append a call's tokens to a cache, attend to what is there, and tell the cache what it received.
 
-    q [B, Hq, L, D] and keys [B, Hkv, S, D] are as the model multiplies them, rotated where it rotates.
+    With slots for positions, keys are cached as they were projected, and rotated to their slots in every call; else
+    they are rotated to their places in the text, and cached so.
+
+    Args:
+        module: an attention module. hidden: [B, L, width], the tokens of every row at the left.
+        kwargs: of its forward.
+
+    Returns:
+        [B, L, width].
     """
-    base = cache.logn_base(layer)
+    layer = module.layer_idx
+    q, k, v = (x.transpose(1, 2) for x in family.project(family, module, hidden))  # [B, H, L, D]
+    if not isinstance(positions, Rotary) or not family.rotates(module):
+        slots = cache.append(k, v, layer)
+        keys = slots.keys
+    else:
+        q, k = positions.ordered(module, q), positions.ordered(module, k)
+        if cache.positions == "cache":
+            slots = cache.append(k, v, layer)
+            n = slots.keys.shape[2]
+            cos, sin = positions.table(module, n, q)
+            at = cache.query_slots(layer, q.device)
+            q = rotate(q, cos[at], sin[at])
+            keys = rotate(slots.keys, cos[:n], sin[:n])
+        else:
+            cos, sin = (t[:, None] for t in positions.given(module, kwargs))  # [1 or B, 1, L, D]
+            q = rotate(q, cos, sin)
+            slots = cache.append(rotate(k, cos, sin), v, layer)
+            keys = slots.keys
+    output, scores = _attend(q, keys, slots, family.scale(module), cache.logn_base(layer))
+    cache.observe(scores, layer)
+    return _output(module)(output.transpose(1, 2).flatten(2))
+
+
+def _attend(
+    q: torch.Tensor, keys: torch.Tensor, slots: Slots, scale: float, base: float | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Output [B, Hq, L, D] and scores of q [B, Hq, L, D] and keys [B, Hkv, S, D], both as they are multiplied."""
     if base is not None:  # one factor for all queries of a row: its number of keys in this call
         factors = [
             math.log(max(1, start + count)) / math.log(base)
@@ -27,17 +72,46 @@ def attend_cached(cache: BeehiveCache, layer: int, q: torch.Tensor, keys: torch.
             scale *= factors[0]
         else:
             q = q * torch.tensor(factors, dtype=q.dtype, device=q.device)[:, None, None, None]
-    output, scores = attend(
-        q, keys, slots.values, starts=slots.starts, counts=slots.counts, scale=scale, spec=slots.spec
-    )
-    cache.observe(scores, layer)
-    return output.transpose(1, 2).flatten(2)
+    return attend(
+        q, keys, slots.values,
+        starts=slots.starts, counts=slots.counts, scale=scale, spec=slots.spec, window=slots.window,
+    )  # fmt: skip
+
+
+def attend_in_step(
+    module: Any,
+    family: Family,
+    positions: Rotary | Learned,
+    hidden: torch.Tensor,
+    slots: StaticLayer,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """The same for one token per row in static memory, where nothing depends on the host knowing a length.
+
+    Args:
+        hidden: [B, 1, width].
+
+    Returns:
+        [B, 1, width].
+    """
+    q, k, v = (x[:, 0] for x in family.project(family, module, hidden))  # [B, H, D]
+    if isinstance(positions, Rotary) and family.rotates(module):
+        q, k = positions.ordered(module, q), positions.ordered(module, k)
+        if slots.cos is None:  # not to be rotated by slot
+            cos, sin = positions.given(module, kwargs)  # [B, 1, D]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    return _output(module)(attend_static(q, k, v, slots, family.scale(module)))
 
 
 def attend_static(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: StaticLayer, scale: float) -> torch.Tensor:
     """Take in one token per row, k and v [B, Hkv, D], and attend to all; output [B, 1, Hq * D] of q [B, Hq, D]."""
     output = attend_step(
         q, k, v, slots.keys, slots.values, slots.scores, slots.lengths,
-        scale=scale, logn_base=slots.logn_base, cos=slots.cos, sin=slots.sin, live=slots.live,
+        scale=scale, window=slots.window, logn_base=slots.logn_base, cos=slots.cos, sin=slots.sin, live=slots.live,
     )  # fmt: skip
     return output.flatten(1)[:, None]
+
+
+def _output(module: Any) -> Any:
+    """The output projection, which has two names."""
+    return module.o_proj if hasattr(module, "o_proj") else module.out_proj

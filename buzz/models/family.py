@@ -1,80 +1,108 @@
-"""What a model family tells about itself."""
+"""A model family: what it does otherwise than Llama."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from buzz.cache import BeehiveCache
+from buzz.models.positions import Learned, Rotary
 
-if TYPE_CHECKING:
-    from buzz.models.layer import Prompt
-    from buzz.models.slots import Stages, StaticLayer
+Projected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Role = Literal["ForCausalLM", "Model", "DecoderLayer", "Attention", "RMSNorm", "MLP"]
 
 
-@dataclass(frozen=True)
+def separate(family: Family, attention: Any, hidden: torch.Tensor) -> Projected:
+    """Queries, keys and values by three projections.
+
+    Heads are counted from what these give, not from the configuration: under tensor parallelism a process has some.
+    """
+    shape = (*hidden.shape[:2], -1, attention.head_dim)
+    return (
+        attention.q_proj(hidden).view(shape),
+        attention.k_proj(hidden).view(shape),
+        attention.v_proj(hidden).view(shape),
+    )
+
+
+def every(attention: Any) -> bool:
+    """Every layer rotates its queries and keys."""
+    return True
+
+
+def by_head_width(attention: Any) -> float:
+    """The factor of attention logits that the module was made with."""
+    return attention.scaling
+
+
+def unscaled(layer: Any) -> float:
+    """A factor that is not there."""
+    return 1.0
+
+
+def embedded(backbone: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What goes into the first layer [B, 1, width], of ids int64 [B, 1]; learned positions come to it."""
+    return backbone.embed_tokens(ids)
+
+
+def finished(backbone: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """What goes into the output layer, of hidden [B, 1, width]."""
+    return backbone.norm(hidden)
+
+
+def as_they_are(config: Any, logits: torch.Tensor) -> torch.Tensor:
+    """The model's logits, of those of its output layer."""
+    return logits
+
+
+# eq: functions and dictionaries have no order worth comparing; a family is itself.
+@dataclass(frozen=True, eq=False)
 class Family:
-    """How one model family is patched.
+    """One model family, by what it does otherwise than Llama. It can be pickled: its functions have names.
+
+    All else is derived from the modules: faster layers for prompts and kernels for one row wherever norms and MLP are
+    of the family's own classes, KV heads from what `project` gives, windows from the configuration
+    (`buzz.cache.Shape`).
 
     Args:
-        name: `config.model_type`.
-        model: class of the language model whose logits are its output layer's, applied to the backbone's output.
-        backbone: class of the module that embeds tokens and runs the layers; has `layers`.
-        attention: class of its attention modules; each has `layer_idx`.
-        layer: class of its decoder layers.
-        forward: the attention forward for a BeehiveCache: (module, hidden [B, L, width], cache, context, kwargs)
-            -> output [B, L, width].
-        renew: context -> how often what it was made of has changed; looks before every call.
-        position_ids: (backbone, cache, given, device) -> int64 [1 or B, L], the positions the backbone embeds.
-        context: backbone -> whatever `forward` needs beside the module; it sees later changes of the backbone.
-        known_positions: backbone -> how many positions it can embed; None: any.
-        read: a layer's forward in a prompt on a GPU, in fewer kernels: (layer, hidden [B, L, width], prompt, kwargs)
-            -> hidden [B, L, width], of the last layer [B, 1, width] if the prompt is `ends_only`; None: its own.
-
-    And for decoding in static memory, where nothing may depend on the host knowing a length:
-
-        step: the attention forward: (module, hidden [B, 1, width], slots, kwargs) -> output [B, 1, width].
-        embed: (backbone, ids int64 [B, 1], positions int64 [B, 1], whether those are slots) -> what goes into the
-            first layer [B, 1, width], and the keyword arguments of all layers.
-        finish: (backbone, hidden [B, 1, width]) -> what goes into the output layer.
-        row: (backbone, output layer) -> how a step of one row whose keys are rotated to their slots is run on a GPU,
-            or None where it is compiled like any other; None: always.
-        table: (context, slots, like) -> cos and sin [at least slots, D] by which cached keys are rotated to their
-            slots, or None if they are not rotated.
-        static: context -> whether all this works for it: angles of rotation must not depend on the length.
+        name: `config.model_type` of the language model.
+        prefix: of the names of its classes, such as `LlamaAttention`.
+        module: where those are; None: in transformers, by the family's name.
+        names: classes that are not called prefix + role, by role.
+        project: (family, attention, hidden [B, L, width]) -> q [B, L, Hq, D], k and v [B, L, Hkv, D], normed where the
+            family norms them, not rotated.
+        positions: how tokens get their positions.
+        rotates: attention -> whether that layer rotates queries and keys, in a family with rotary positions.
+        scale: attention -> factor of its logits.
+        norms: where a layer has RMS norms: before its two blocks, after them (before the sum), or both; None: it has
+            none, so that it has no faster way either.
+        offset: what is added to the weights of its norms.
+        residual: layer -> factor of what a block adds to the residual.
+        embed, finish, logits: what comes before the layers, after them, and after the output layer.
     """
 
     name: str
-    model: type[nn.Module]
-    backbone: type[nn.Module]
-    attention: type[nn.Module]
-    layer: type[nn.Module]
-    forward: Callable[[Any, torch.Tensor, BeehiveCache, Any, dict[str, Any]], torch.Tensor]
-    position_ids: Callable[[Any, BeehiveCache, torch.Tensor | None, torch.device], torch.Tensor]
-    context: Callable[[Any], Any]
-    renew: Callable[[Any], int]
-    known_positions: Callable[[Any], int | None]
-    read: Callable[[Any, torch.Tensor, Prompt, dict[str, Any]], torch.Tensor] | None
-    step: Callable[[Any, torch.Tensor, StaticLayer, dict[str, Any]], torch.Tensor]
-    embed: Callable[[Any, torch.Tensor, torch.Tensor, bool], tuple[torch.Tensor, dict[str, Any]]]
-    finish: Callable[[Any, torch.Tensor], torch.Tensor]
-    row: Callable[[Any, nn.Module], Stages | None] | None
-    table: Callable[[Any, int, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]
-    static: Callable[[Any], bool]
-
-    def __reduce__(self) -> Any:
-        """A patched model is copied and pickled with its family's name."""
-        return _named, (self.name,)
+    prefix: str
+    module: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    project: Callable[[Any, Any, torch.Tensor], Projected] = separate
+    positions: type[Rotary] | type[Learned] = Rotary
+    rotates: Callable[[Any], bool] = every
+    scale: Callable[[Any], float] = by_head_width
+    norms: Literal["before", "after", "both"] | None = "before"
+    offset: float = 0.0
+    residual: Callable[[Any], float] = unscaled
+    embed: Callable[[Any, torch.Tensor], torch.Tensor] = embedded
+    finish: Callable[[Any, torch.Tensor], torch.Tensor] = finished
+    logits: Callable[[Any, torch.Tensor], torch.Tensor] = as_they_are
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Family:
         return self
 
-
-def _named(name: str) -> Family:
-    from buzz.patching import FAMILIES
-
-    return next(family for family in FAMILIES if family.name == name)
+    def kind(self, role: Role) -> Any:
+        """The class of a role; None: the family has none, or nobody has imported it, so that no model can be of it."""
+        home = sys.modules.get(self.module or f"transformers.models.{self.name}.modeling_{self.name}")
+        return getattr(home, self.names.get(role, self.prefix + role), None)

@@ -9,6 +9,7 @@ recorded, the forward that was there runs.
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from buzz.kernels.device import HALF, is_large, runs_triton
-from buzz.models.untouched import is_plain_gated_mlp, is_plain_linear, is_plain_norm, is_watched
+from buzz.models.family import Family
+from buzz.models.mlp import activation_of, gate_and_up, has_matrices, is_gated, is_joint
+from buzz.models.norms import norms_of, quickly_normed, sum_and_normed
+from buzz.models.untouched import is_linear, is_watched
 
 
 class Prompt(threading.local):
@@ -60,43 +64,52 @@ def _watches_ends(backbone: Any) -> bool:
     return any(map(is_watched, (backbone, backbone.layers[-1], *backbone.layers[-1].children())))
 
 
-def normed(norm: Any, kind: type[nn.Module], hidden: torch.Tensor) -> torch.Tensor:
-    """The output of an RMS norm, which is multiplied by the weight before it is rounded; transformers does it after."""
-    if not is_plain_norm(norm, kind, hidden.dtype):
-        return norm(hidden)
-    if not is_large(hidden):
-        return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
-    from buzz.kernels.norm import rms_norm
-
-    return rms_norm(hidden, norm.weight, norm.variance_epsilon)
-
-
-def sum_and_normed(
-    norm: Any, kind: type[nn.Module], hidden: torch.Tensor, addend: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """hidden + addend, and what an RMS norm makes of it, as `normed`."""
-    if addend.dtype != hidden.dtype or not is_large(hidden) or not is_plain_norm(norm, kind, hidden.dtype):
-        hidden = hidden + addend
-        return hidden, normed(norm, kind, hidden)
-    from buzz.kernels.norm import add_rms_norm
-
-    return add_rms_norm(hidden, addend, norm.weight, norm.variance_epsilon)
+def read(family: Family, layer: Any, hidden: torch.Tensor, prompt: Prompt, kwargs: dict[str, Any]) -> torch.Tensor:
+    """A decoder layer's forward in a prompt: hidden [B, L, width], the last one's [B, 1, width] if it `ends_only`."""
+    norms, attention, factor = norms_of(family, layer), layer.self_attn, family.residual(layer)
+    x = quickly_normed(family, norms.before_attention, hidden)
+    attended, _ = attention(hidden_states=x, **kwargs)
+    if prompt.ends_only and attention.layer_idx == attention.config.num_hidden_layers - 1:
+        hidden, attended = prompt.at_ends(hidden), prompt.at_ends(attended)
+    hidden, x = sum_and_normed(family, hidden, attended, norms.after_attention, norms.before_mlp, factor)
+    if norms.after_mlp is not None:
+        return sum_and_normed(family, hidden, _gated(family, layer.mlp, x), norms.after_mlp, None, factor)[0]
+    return _add_mlp(family, hidden, layer.mlp, x, factor)
 
 
-def add_gated_mlp(hidden: torch.Tensor, mlp: Any, kind: type[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    """hidden + mlp(x), written to `hidden`, for an MLP down(silu(gate(x)) * up(x))."""
-    if not is_plain_gated_mlp(mlp, kind):
-        return hidden.add_(mlp(x))
-    x, down = _gated(mlp.gate_proj(x), mlp.up_proj(x)), mlp.down_proj
-    if not is_plain_linear(down, x.dtype):
-        return hidden.add_(down(x))
-    hidden.view(-1, hidden.shape[-1]).addmm_(x.view(-1, x.shape[-1]), down.weight.t())  # the product adds by itself
+def _add_mlp(family: Family, hidden: torch.Tensor, mlp: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
+    """hidden + factor * mlp(x), written to `hidden`."""
+    inner = _inner(family, mlp, x)
+    if inner is None:
+        return hidden.add_(mlp(x), alpha=factor)
+    down = mlp.down_proj
+    if not is_linear(down, inner.dtype) or down.bias is not None:
+        return hidden.add_(down(inner), alpha=factor)
+    flat = hidden.view(-1, hidden.shape[-1])
+    flat.addmm_(inner.view(-1, inner.shape[-1]), down.weight.t(), alpha=factor)  # the product adds by itself
     return hidden
 
 
-def _gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    if not is_large(gate):
-        return F.silu(gate).mul_(up)
-    from buzz.kernels.gate import silu_gate_
+def _gated(family: Family, mlp: Any, x: torch.Tensor) -> torch.Tensor:
+    inner = _inner(family, mlp, x)
+    return mlp(x) if inner is None else mlp.down_proj(inner)
 
-    return silu_gate_(gate, up)
+
+def _inner(family: Family, mlp: Any, x: torch.Tensor) -> torch.Tensor | None:
+    """activation(gate(x)) * up(x) of a gated MLP; None: it is none, or its two projections cannot be told apart."""
+    if not is_gated(family, mlp):
+        return None
+    if not is_joint(mlp):
+        gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+    elif has_matrices(mlp, x.dtype):  # two products, for results that lie together
+        gate, up = (F.linear(x, weight, bias) for weight, bias in zip(*gate_and_up(mlp), strict=True))
+    else:
+        return None
+    if not is_large(gate):
+        return _ACTIVATIONS[activation_of(mlp)](gate).mul_(up)
+    from buzz.kernels.gate import gate_
+
+    return gate_(gate, up, activation_of(mlp))
+
+
+_ACTIVATIONS: dict[str, Any] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}

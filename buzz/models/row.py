@@ -1,4 +1,4 @@
-"""Llama's decoding step for one row, in kernels that walk through the weights once: four a layer beside attention.
+"""A decoding step of one row, in kernels that walk through the weights once: some four a layer beside attention.
 
 Compiled, the products of such a step would be inductor's, which are good only where its tuning has luck, and that takes
 its time.
@@ -6,61 +6,114 @@ its time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from buzz.models.attention import attend_static
+from buzz.models.family import Family
+from buzz.models.mlp import activation_of, gate_and_up, has_matrices, is_gated
+from buzz.models.norms import epsilon_of, norms_of
+from buzz.models.positions import Rotary
 from buzz.models.slots import Stages, StaticLayer
-from buzz.models.untouched import is_plain_gated_mlp, is_plain_linear, is_plain_norm
+from buzz.models.untouched import is_linear, is_rms_norm
 
 
-def row_stages(backbone: Any, head: Any) -> Stages | None:
-    """How a layer and the head are run; None where some module is not what it was when the model was made."""
-    layers, dtype = list(backbone.layers), head.weight.dtype
-    ends = _is_matrix(head, dtype) and is_plain_norm(backbone.norm, LlamaRMSNorm, dtype)
-    return Stages(_layer, _head) if ends and all(_is_plain_layer(layer, dtype) for layer in layers) else None
+def row_stages(family: Family, positions: Rotary, backbone: Any, head: Any) -> Stages | None:
+    """How a layer and the head are run; None where some module is not as its library made it."""
+    dtype = head.weight.dtype
+    if family.norms is None or not (_is_matrix(head, dtype) and _is_norm(family, backbone.norm, dtype)):
+        return None
+    if not all(_is_untouched_layer(family, layer, dtype) for layer in backbone.layers):
+        return None
+    return Stages(partial(_layer, family, positions), _head)
 
 
-def _layer(layer: Any, hidden: torch.Tensor, slots: StaticLayer, inputs: dict[str, Any]) -> torch.Tensor:
+def _layer(
+    family: Family, positions: Rotary, layer: Any, hidden: torch.Tensor, slots: StaticLayer, inputs: dict[str, Any]
+) -> torch.Tensor:
     from buzz.kernels.product import product
 
-    attention, mlp = layer.self_attn, layer.mlp
-    projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-    projected = product(hidden, projections, **_normed(layer.input_layernorm))
-    q, k, v = (
-        part.view(1, -1, attention.head_dim) for part in projected.split([len(weight) for weight in projections])
-    )
-    attended = attend_static(q, k, v, slots, attention.scaling)
-    hidden = product(attended, [attention.o_proj.weight], addend=hidden)
-    gates = [mlp.gate_proj.weight, mlp.up_proj.weight]
-    x = product(hidden, gates, gated=True, **_normed(layer.post_attention_layernorm))
-    return product(x, [mlp.down_proj.weight], addend=hidden).view(1, 1, -1)
+    attention, mlp, norms, factor = layer.self_attn, layer.mlp, norms_of(family, layer), family.residual(layer)
+    q, k, v = _projected(family, attention, hidden, norms.before_attention)
+    if family.rotates(attention):
+        q, k = positions.ordered(attention, q), positions.ordered(attention, k)
+    attended = attend_static(q, k, v, slots, family.scale(attention))
+    hidden = _added(family, hidden, attended, attention.o_proj, norms.after_attention, factor)
+    weights, biases = gate_and_up(mlp)
+    normed = _normed(family, norms.before_mlp)
+    x = product(hidden, weights, biases=biases, gated=True, activation=activation_of(mlp), **normed)
+    return _added(family, hidden, x, mlp.down_proj, norms.after_mlp, factor).view(1, 1, -1)
 
 
-def _head(finish: Callable[..., Any], backbone: Any, head: Any, hidden: torch.Tensor) -> torch.Tensor:
+def _projected(family: Family, attention: Any, hidden: torch.Tensor, norm: Any) -> list[torch.Tensor]:
+    """q [1, Hq, D], k and v [1, Hkv, D], normed where the family norms them."""
+    from buzz.kernels.norm import norm_heads_
     from buzz.kernels.product import product
 
-    return product(hidden, [head.weight], **_normed(backbone.norm))[None].float()
+    linears = _projections(attention)
+    joint = product(
+        hidden, [linear.weight for linear in linears], biases=[linear.bias for linear in linears],
+        **_normed(family, norm),
+    )  # fmt: skip
+    config, width = attention.config, attention.head_dim
+    kv = config.num_key_value_heads * width
+    sizes = [config.num_attention_heads * width, kv, kv]
+    if hasattr(attention, "q_norm"):
+        q_norm, k_norm = attention.q_norm, attention.k_norm
+        norm_heads_(joint, q_norm.weight, k_norm.weight, *sizes[:2], epsilon_of(q_norm), family.offset)
+    return [part.view(1, -1, width) for part in joint.split(sizes)]
 
 
-def _normed(norm: Any) -> dict[str, Any]:
-    return {"norm": norm.weight, "epsilon": norm.variance_epsilon}
+def _added(
+    family: Family, hidden: torch.Tensor, x: torch.Tensor, linear: Any, norm: Any, factor: float
+) -> torch.Tensor:
+    """hidden and what a projection makes of x, normed before it is added if there is a norm."""
+    from buzz.kernels.norm import add_normed
+    from buzz.kernels.product import product
+
+    if norm is None:
+        return product(x, [linear.weight], biases=[linear.bias], factor=factor, addend=hidden)
+    y = product(x, [linear.weight], biases=[linear.bias])
+    return add_normed(hidden.view(-1), y, norm.weight, epsilon_of(norm), family.offset)[0]
 
 
-def _is_plain_layer(layer: Any, dtype: torch.dtype) -> bool:
+def _head(family: Family, backbone: Any, head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    from buzz.kernels.product import product
+
+    logits = product(hidden, [head.weight], biases=[head.bias], **_normed(family, backbone.norm))[None]
+    return family.logits(backbone.config, logits).float()
+
+
+def _normed(family: Family, norm: Any) -> dict[str, Any]:
+    """Arguments of a product of what a norm gives."""
+    return {} if norm is None else {"norm": norm.weight, "epsilon": epsilon_of(norm), "offset": family.offset}
+
+
+def _projections(attention: Any) -> list[Any]:
+    return [attention.qkv_proj] if hasattr(attention, "qkv_proj") else [
+        attention.q_proj, attention.k_proj, attention.v_proj
+    ]  # fmt: skip
+
+
+def _is_untouched_layer(family: Family, layer: Any, dtype: torch.dtype) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
-    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    return (
-        type(layer) is LlamaDecoderLayer
-        and is_plain_gated_mlp(mlp, LlamaMLP)
-        and all(_is_matrix(x, dtype) for x in (*linears, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
-        and is_plain_norm(layer.input_layernorm, LlamaRMSNorm, dtype)
-        and is_plain_norm(layer.post_attention_layernorm, LlamaRMSNorm, dtype)
-    )
+    if type(layer) is not family.kind("DecoderLayer") or not (is_gated(family, mlp) and has_matrices(mlp, dtype)):
+        return False
+    matrices = [*_projections(attention), attention.o_proj, mlp.down_proj]
+    if not all(_is_matrix(matrix, dtype) for matrix in matrices):
+        return False
+    heads = [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
+    return all(norm is None or _is_norm(family, norm, dtype) for norm in (*norms_of(family, layer), *heads))
+
+
+def _is_norm(family: Family, norm: Any, dtype: torch.dtype) -> bool:
+    return is_rms_norm(norm, family.kind("RMSNorm"), dtype)
 
 
 def _is_matrix(module: Any, dtype: torch.dtype) -> bool:
-    return is_plain_linear(module, dtype) and module.weight.is_contiguous()
+    return is_linear(module, dtype) and module.weight.is_contiguous()
+
+
+__all__ = ["row_stages"]

@@ -44,10 +44,10 @@ class SpreadHeads:
         return slots if slots.shape[1] == 1 else slots[:, first : first + here]
 
 
-def spread_heads(attention: Any) -> SpreadHeads | None:
-    """How the heads of an attention module, with `k_proj` and `head_dim`, are spread over processes; None: not."""
-    weight: Any = getattr(attention.k_proj, "weight", None)
-    if not is_spread(weight):
+def spread_heads(attention: Any, total: int) -> SpreadHeads | None:
+    """How the KV heads of an attention module, `total` of them, are spread over processes; None: not."""
+    weight: Any = next((p for p in attention.parameters() if is_spread(p)), None)
+    if weight is None:
         return None
     mesh = weight.device_mesh
     if mesh.ndim == 1:
@@ -56,7 +56,7 @@ def spread_heads(attention: Any) -> SpreadHeads | None:
         group = mesh.get_group("tp")
     else:  # weights are brought together before they are used
         return None
-    return SpreadHeads(weight.shape[0] // attention.head_dim, group)
+    return SpreadHeads(total, group)
 
 
 def is_spread(weight: Any) -> bool:

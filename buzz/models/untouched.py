@@ -1,4 +1,4 @@
-"""Which modules may be read past their forward: those that do what their class does."""
+"""Which modules may be read past their forward: those that are as their library made them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,17 @@ def is_watched(module: nn.Module, after: int = 0, before: int = 0) -> bool:
     return False
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_untouched(module: nn.Module, kind: type[nn.Module] | None) -> bool:
     """Whether a module does what its class does: not replaced by an adapter, say, and nobody watches it."""
     watched = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is kind and "forward" not in vars(module) and not watched
+    return kind is not None and type(module) is kind and "forward" not in vars(module) and not watched
 
 
-def is_plain_linear(module: Any, dtype: torch.dtype) -> bool:
-    """Whether a module is x @ weight.T in a dtype, without a bias."""
-    return is_plain(module, nn.Linear) and module.bias is None and module.weight.dtype == dtype
+def is_linear(module: Any, dtype: torch.dtype) -> bool:
+    """Whether a module is x @ weight.T in a dtype, plus a bias if it has one."""
+    return is_untouched(module, nn.Linear) and module.weight.dtype == dtype
 
 
-def is_plain_norm(module: Any, kind: type[nn.Module], dtype: torch.dtype) -> bool:
+def is_rms_norm(module: Any, kind: type[nn.Module] | None, dtype: torch.dtype) -> bool:
     """Whether a module is the RMS norm of a family with a weight of a dtype."""
-    return is_plain(module, kind) and module.weight.dtype == dtype
-
-
-def is_plain_gated_mlp(module: Any, kind: type[nn.Module]) -> bool:
-    """Whether a module is down(silu(gate(x)) * up(x)), whatever its projections are."""
-    return is_plain(module, kind) and module.config.hidden_act in ("silu", "swish")
+    return is_untouched(module, kind) and module.weight.dtype == dtype

@@ -1,22 +1,17 @@
-"""Monkey-patched attention for the supported model families, one file each."""
+"""patch_model, and the handle that takes the patch back. Which families there are says `buzz.models.families`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from buzz.models.family import Family
-from buzz.models.llama import LLAMA
-from buzz.models.opt import OPT
+from buzz.models.families import FAMILIES
 from buzz.patching.handle import PatchHandle
 from buzz.patching.targets import UnsupportedModelError, find_targets
-
-# The registry: a new family is one file and one line here.
-FAMILIES: tuple[Family, ...] = (LLAMA, OPT)
 
 
 def supported_families() -> list[str]:
     """`config.model_type` of the families that can be patched."""
-    return [family.name for family in FAMILIES]
+    return list(FAMILIES)
 
 
 def patch_model(model: Any) -> PatchHandle:
@@ -34,7 +29,7 @@ def patch_model(model: Any) -> PatchHandle:
         UnsupportedModelError: the model is of no supported family (names these), or a module is not exactly what its
             family's class says (names it); then nothing is patched. TypeError: it is no model.
     """
-    targets = find_targets(model, FAMILIES)
+    targets = find_targets(model, list(FAMILIES.values()))
     handles = {id(b._buzz.handle): b._buzz.handle for b in targets.backbones if "_buzz" in vars(b)}
     if not handles:
         return PatchHandle(targets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from buzz.cache import BeehiveCache, Call, Shape
+from buzz.models.attention import attend_in_call, attend_in_step
 from buzz.models.family import Family
-from buzz.models.layer import Prompt
+from buzz.models.layer import Prompt, read
+from buzz.models.positions import Learned, Rotary
 from buzz.models.slots import StaticLayer
 from buzz.models.tensor_parallel import spread_heads
 from buzz.models.untouched import is_watched
+from buzz.patching.masks import tokens_of
 from buzz.patching.standin import own_forward
 
 
@@ -25,7 +28,7 @@ class PatchedAttention:
     """What a patched attention module remembers."""
 
     family: Family
-    context: Any
+    positions: Rotary | Learned
 
 
 @dataclass
@@ -37,7 +40,7 @@ class PatchedBackbone:
 
     handle: Any
     family: Family
-    context: Any
+    positions: Rotary | Learned
     prompt: Prompt
     shape: Shape
     told: set[str] = field(default_factory=set)
@@ -73,10 +76,10 @@ def _patched(backbone: Any) -> Iterator[Any]:
 
 @dataclass
 class PatchedLayer:
-    """What a patched decoder layer remembers. read: its forward in a prompt, (layer, hidden, prompt, kwargs)."""
+    """What a patched decoder layer remembers."""
 
     prompt: Prompt
-    read: Callable[..., torch.Tensor]
+    family: Family
 
 
 def layer_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -84,7 +87,7 @@ def layer_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs:
     patched: PatchedLayer | None = vars(layer).get("_buzz")
     if patched is None or args or not patched.prompt.open:
         return own_forward(layer, hidden_states, *args, **kwargs)
-    return patched.read(layer, hidden_states, patched.prompt, kwargs)
+    return read(patched.family, layer, hidden_states, patched.prompt, kwargs)
 
 
 def attention_forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +97,7 @@ def attention_forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kw
     if patched is None or not isinstance(cache, StaticLayer | BeehiveCache):
         return own_forward(module, hidden_states, *args, **kwargs)
     if isinstance(cache, StaticLayer):
-        return patched.family.step(module, hidden_states, cache, kwargs), None
+        return attend_in_step(module, patched.family, patched.positions, hidden_states, cache, kwargs), None
     return _attend(module, patched, hidden_states, cache, kwargs), None
 
 
@@ -106,7 +109,7 @@ def _attend(
     if cache.skip(module.layer_idx):
         return torch.zeros_like(hidden)
     with torch.no_grad():
-        output = patched.family.forward(module, hidden, cache, patched.context, kwargs)
+        output = attend_in_call(module, patched.family, patched.positions, hidden, cache, kwargs)
     if not torch.is_grad_enabled():
         return output
     asking = (t for t in (hidden, *module.parameters()) if t.requires_grad)
@@ -167,9 +170,11 @@ def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: d
     _refuse(backbone, tokens, key, inputs)
     cache.check(patched.shape)
     given = _positions(inputs.get("position_ids"), tokens)
-    cache.heads = spread_heads(backbone.layers[0].self_attn)
-    patched.family.renew(patched.context)
-    call = cache.begin(tokens.shape[0], tokens.shape[1], inputs.get("attention_mask"))
+    cache.heads = spread_heads(backbone.layers[0].self_attn, patched.shape.heads)
+    patched.positions.renew()
+    rows, columns = tokens.shape[:2]
+    mask = tokens_of(inputs.get("attention_mask"), rows, columns, cache.get_seq_length())
+    call = cache.begin(rows, columns, mask)
     as_dict = inputs.pop("return_dict", None)
     _arrange(backbone, patched, cache, call, inputs, key, given)
     output = own_forward(backbone, **inputs, return_dict=True)
@@ -206,7 +211,7 @@ def _arrange(
     """Rewrite the inputs of a call: the tokens of every row at the left, with the positions that they get."""
     tokens, family, prompt = inputs[key], patched.family, patched.prompt
     watched = call.order is not None and any(map(is_watched, backbone.modules()))
-    if family.read is not None:
+    if family.norms is not None:
         prompt.begin(backbone, call.columns)
     if watched:
         patched.warn_once(
@@ -221,8 +226,8 @@ def _arrange(
             prompt.ends = _back(call)[:, -1:]
     if given is not None and cache.positions == "cache":
         _compare_positions(patched, cache, call, given)
-    inputs["position_ids"] = family.position_ids(backbone, cache, given, tokens.device)
-    if len(tokens) > 1 and not family.static(patched.context):
+    inputs["position_ids"] = patched.positions.ids(cache, given, tokens.device)
+    if len(tokens) > 1 and not patched.positions.constant:
         patched.warn_once(
             "this model's rotary angles depend on the longest row of a call, so the rows of a batch depend on their "
             "neighbours, as in the unpatched model (docs/limits.md)"
@@ -256,7 +261,7 @@ def _refuse(backbone: Any, tokens: torch.Tensor, key: str, inputs: dict[str, Any
     checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in (backbone, *backbone.layers))
     if checkpointing and torch.is_grad_enabled():
         why = "gradient checkpointing runs layers without a cache"
-    elif any(getattr(backbone.config, name, 0) for name in ("attention_dropout", "layerdrop")):
+    elif any(getattr(backbone.config, name, 0) for name in ("attention_dropout", "layerdrop", "resid_pdrop")):
         why = "dropout of attention or of layers is on"
     else:
         return

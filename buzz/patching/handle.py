@@ -42,23 +42,23 @@ class PatchHandle:
         self._installed: list[tuple[Any, Any]] = []  # modules and what stands in for their forwards
         self._hooks: list[RemovableHandle] = []
         self.generate_patch: GeneratePatch | None = None
-        contexts = []
+        all_positions = []
         try:
             for backbone in targets.backbones:
-                prompt, context = Prompt(), family.context(backbone)
-                contexts.append(context)
-                note = PatchedBackbone(self, family, context, prompt, Shape.of(backbone.config))
+                prompt, positions = Prompt(), family.positions(backbone)
+                all_positions.append(positions)
+                note = PatchedBackbone(self, family, positions, prompt, Shape.of(backbone.config))
                 self._install(backbone, backbone_forward, note)
                 for layer in backbone.layers:
-                    self._install(layer.self_attn, attention_forward, PatchedAttention(family, context))
+                    self._install(layer.self_attn, attention_forward, PatchedAttention(family, positions))
                     # Layers with a forward of their own, such as one that moves inputs to its device, stay.
-                    if family.read is not None and "forward" not in vars(layer):
-                        self._install(layer, layer_forward, PatchedLayer(prompt, family.read))
+                    if family.norms is not None and "forward" not in vars(layer):
+                        self._install(layer, layer_forward, PatchedLayer(prompt, family))
                 note.remember(backbone)
                 for owner in model.modules():
-                    if backbone in owner.children() and difference(owner, family.model) is None:
+                    if backbone in owner.children() and difference(owner, family.kind("ForCausalLM")) is None:
                         self._hooks.append(owner.register_forward_pre_hook(_Ask(prompt), with_kwargs=True))
-            self.engine = Engine(model, family, targets.backbones, contexts[0], Captured())
+            self.engine = Engine(model, family, targets.backbones, all_positions[0], Captured())
             self.generate_patch = GeneratePatch(model)
             model._buzz_handle = self
         except BaseException:

@@ -38,7 +38,8 @@ def find_targets(model: Any, families: Sequence[Family]) -> Targets:
         inner = " (did you mean its .model?)" if isinstance(getattr(model, "model", None), nn.Module) else ""
         raise TypeError(f"patch_model takes a model, a torch.nn.Module, got {type(model).__name__}{inner}")
     for family in families:
-        owners = {backbone: owner for owner, backbone in _backbones(model, family.backbone)}
+        kind = family.kind("Model")
+        owners = {} if kind is None else {backbone: owner for owner, backbone in _backbones(model, kind)}
         if not owners:
             continue
         roots = list(dict.fromkeys(owners.values()))
@@ -66,17 +67,29 @@ def _backbones(module: nn.Module, kind: type[nn.Module], owner: Any = None) -> I
 
 
 def _check(model: nn.Module, family: Family, backbone: Any) -> None:
-    _refuse(model, backbone, difference(backbone, family.backbone, backbone_forward))
+    _refuse(model, backbone, difference(backbone, family.kind("Model"), backbone_forward))
     layers, wanted = list(backbone.layers), backbone.config.num_hidden_layers
     if len(layers) != wanted:
         _refuse(model, backbone, f"it has {len(layers)} layers, its config says {wanted}")
     for index, layer in enumerate(layers):
-        _refuse(model, layer, difference(layer, family.layer, layer_forward))
+        _refuse(model, layer, difference(layer, family.kind("DecoderLayer"), layer_forward))
         attention: Any = getattr(layer, "self_attn", None)
         _refuse(model, layer, None if isinstance(attention, nn.Module) else "it has no self_attn")
-        _refuse(model, attention, difference(attention, family.attention, attention_forward))
+        _refuse(model, attention, difference(attention, family.kind("Attention"), attention_forward))
+        _refuse(model, attention, _beyond(attention))
         if attention.layer_idx != index:
             _refuse(model, attention, f"its layer_idx is {attention.layer_idx}, not {index}")
+
+
+def _beyond(attention: Any) -> str | None:
+    """What an attention module does that buzz's attention does not; None: nothing."""
+    if getattr(attention, "attn_logit_softcapping", None) is not None:
+        return f"its logits are capped (attn_logit_softcapping={attention.attn_logit_softcapping:g})"
+    if getattr(attention, "sinks", None) is not None:
+        return "it has attention sinks of its own (sinks)"
+    if not getattr(attention, "is_causal", True):
+        return "its queries see later tokens (is_causal=False)"
+    return None
 
 
 def _refuse(model: nn.Module, module: nn.Module, why: str | None) -> None:

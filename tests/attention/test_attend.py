@@ -11,7 +11,7 @@ from buzz.attention import attend
 from buzz.policies import ScoreSpec
 
 
-def naive(q, k, v, starts, counts, scale, queries):
+def naive(q, k, v, starts, counts, scale, queries, window=None):
     """Output and scores, one query at a time."""
     q, k, v = q.double(), k.double(), v.double()
     B, Hq, Lq, D = q.shape
@@ -21,12 +21,13 @@ def naive(q, k, v, starts, counts, scale, queries):
         for h in range(Hq):
             for i in range(counts[b]):
                 end = starts[b] + i + 1
+                begin = 0 if window is None else max(0, end - window)
                 kv = h // (Hq // Hkv)
-                probs = torch.softmax(k[b, kv, :end] @ q[b, h, i] * scale, dim=0)
-                output[b, h, i] = probs @ v[b, kv, :end]
+                probs = torch.softmax(k[b, kv, begin:end] @ q[b, h, i] * scale, dim=0)
+                output[b, h, i] = probs @ v[b, kv, begin:end]
                 last = queries[b] if isinstance(queries, tuple) else queries
                 if last is None or i >= counts[b] - last:
-                    scores[b, kv, :end] += probs
+                    scores[b, kv, begin:end] += probs
     return output, scores
 
 
@@ -57,19 +58,19 @@ def check(output, expected, counts, tolerance=1e-5):
 
 calls = given(
     st.integers(0, 2**16), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.booleans(), st.booleans(),
-    st.integers(1, 9),
+    st.integers(1, 9), st.none() | st.integers(1, 20),
 )  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)
 @calls
-def test_output_and_scores(seed, rows, kv_heads, groups, ragged, fresh, width):
+def test_output_and_scores(seed, rows, kv_heads, groups, ragged, fresh, width, window):
     q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)
     each = tuple(1 + (seed + row) % 4 for row in range(rows))  # a number for every row
     for queries in (None, 1, 3, each):
         spec = ScoreSpec(accumulate=True, queries=queries)
-        output, scores = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
-        expected, expected_scores = naive(q, k, v, starts, counts, 0.3, queries)
+        output, scores = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec, window=window)
+        expected, expected_scores = naive(q, k, v, starts, counts, 0.3, queries, window)
         check(output, expected, counts)
         assert scores.dtype == torch.float32
         torch.testing.assert_close(scores.double(), expected_scores, atol=1e-5, rtol=1e-5)
@@ -77,23 +78,63 @@ def test_output_and_scores(seed, rows, kv_heads, groups, ragged, fresh, width):
 
 @settings(max_examples=300, deadline=None)
 @calls
-def test_output_without_scores(seed, rows, kv_heads, groups, ragged, fresh, width):
+def test_output_without_scores(seed, rows, kv_heads, groups, ragged, fresh, width, window):
     q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)
-    output, scores = attend(q, k, v, starts=torch.tensor(starts), counts=counts, scale=0.3, spec=None)
+    output, scores = attend(q, k, v, starts=torch.tensor(starts), counts=counts, scale=0.3, spec=None, window=window)
     assert scores is None
-    check(output, naive(q, k, v, starts, counts, 0.3, None)[0], counts)
+    assert output.isfinite().all()  # of queries past a row's end, too
+    check(output, naive(q, k, v, starts, counts, 0.3, None, window)[0], counts)
 
 
+@pytest.mark.parametrize("window", [None, 1, 13, 50])
 @pytest.mark.parametrize("spec", [None, ScoreSpec(True, None), ScoreSpec(False, 40)])
-def test_chunks_change_nothing(spec, monkeypatch):
+def test_chunks_change_nothing(spec, window, monkeypatch):
     q, k, v, starts, counts = draw_call(3, 2, 2, 3, True, False, 90)
-    whole = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
+    how = {"starts": starts, "counts": counts, "scale": 0.3, "spec": spec, "window": window}
+    whole = attend(q, k, v, **how)
+    check(whole[0], naive(q, k, v, starts, counts, 0.3, None, window)[0], counts)
     monkeypatch.setattr("buzz.attention.naive._CHUNK_ELEMENTS", {"cpu": 1})
-    monkeypatch.setattr("buzz.attention.sdpa._CHUNK_ELEMENTS", 1)
-    parts = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec)
+    monkeypatch.setattr("buzz.attention.fused._CHUNK_ELEMENTS", 1)
+    parts = attend(q, k, v, **how)
     check(parts[0], whole[0].double(), counts)
     if spec is not None:
         torch.testing.assert_close(parts[1], whole[1])
+
+
+@pytest.mark.parametrize("spec", [None, ScoreSpec(True, None), ScoreSpec(False, 2)])
+@pytest.mark.parametrize(("starts", "counts"), [([0, 0], [9, 9]), ([4, 4], [5, 3]), ([7, 2], [2, 7]), ([8, 3], [1, 1])])
+def test_a_window_as_wide_as_all_is_none(spec, starts, counts):
+    q, k, v, _, _ = draw_call(0, 2, 2, 2, False, True, 9)
+    how = {"starts": starts, "counts": counts, "scale": 0.3, "spec": spec}
+    without, wide = attend(q[:, :, : max(counts)], k, v, **how), attend(q[:, :, : max(counts)], k, v, **how, window=9)
+    assert torch.equal(without[0], wide[0])
+    assert spec is None or torch.equal(without[1], wide[1])
+
+
+@pytest.mark.parametrize(
+    ("starts", "width"),
+    [([40, 40], 1), ([40, 7], 1), ([40, 40], 3), ([40, 7], 3)],  # decode steps and chunks, rows alike or far apart
+)
+def test_slots_outside_the_window_are_not_read(starts, width):
+    q, k = torch.randn(2, 4, width, 8), torch.full((2, 2, 50, 8), torch.nan)
+    for row, start in enumerate(starts):
+        k[row, :, start - 4 : start + width] = torch.randn(2, width + 4, 8)
+    output, _ = attend(q, k, k, starts=starts, scale=0.3, spec=None, window=5)
+    check(output, naive(q, k, k, starts, [width] * 2, 0.3, None, 5)[0], [width] * 2)
+
+
+def test_chunks_of_a_long_prompt_read_their_slots_alone(monkeypatch):
+    q, k, read = torch.randn(1, 2, 2000, 8), torch.randn(1, 2, 2000, 8), []
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q, k, v, **how):
+        read.append((q.shape[2], k.shape[2]))
+        return sdpa(q, k, v, **how)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", watched)
+    output, _ = attend(q, k, k, starts=[0], scale=0.3, spec=None, window=100)
+    assert read == [(100, 100), *[(256, 355)] * 7, (108, 207)]
+    check(output[:, :, 1990:], naive(q[:, :, 1990:], k, k, [1990], [10], 0.3, None, 100)[0], [10])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -123,20 +164,23 @@ def test_shapes_that_do_not_fit_are_named():
         attend(q, k, k, starts=[0], scale=1.0, spec=None)
     with pytest.raises(ValueError, match="ends past the 5 slots"):
         attend(q, k, k, starts=[0, 3], scale=1.0, spec=None)
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        attend(q, k, k, starts=[0, 0], scale=1.0, spec=None, window=0)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_a_gpu_gives_what_the_cpu_gives(groups, dtype, tolerance):
+@pytest.mark.parametrize("window", [None, 16])
+def test_a_gpu_gives_what_the_cpu_gives(groups, window, dtype, tolerance):
     generator = torch.Generator().manual_seed(groups)
     for starts, counts in (([0, 0], [70, 41]), ([12, 5], [33, 20]), ([12, 12], [33, 20]), ([40, 9], [1, 1])):
         slots = max(s + c for s, c in zip(starts, counts, strict=True))
         q, k, v = (torch.randn(2, h, n, 64, generator=generator).to(dtype) for h, n in
                    ((2 * groups, max(counts)), (2, slots), (2, slots)))  # fmt: skip
         for spec in (None, ScoreSpec(True, None), ScoreSpec(False, 5)):
-            how = {"starts": starts, "counts": counts, "scale": 0.125, "spec": spec}
+            how = {"starts": starts, "counts": counts, "scale": 0.125, "spec": spec, "window": window}
             output, scores = attend(q.cuda(), k.cuda(), v.cuda(), **how)
             expected, expected_scores = attend(q.float(), k.float(), v.float(), **how)
             check(output.cpu(), expected.double(), counts, tolerance)

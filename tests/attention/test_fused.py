@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from buzz.attention import attend, fused
-from buzz.attention import naive as eager
+from buzz.attention import attend, fused, naive
 from buzz.benchmark.kernels import reference
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
@@ -46,15 +45,15 @@ def test_prompts_and_chunks(monkeypatch, starts, counts, last):
     monkeypatch.setattr(fused, "causal", plain_causal)
     firsts = Rows([0, 0] if last is None else [max(0, c - n) for c, n in zip(counts, last, strict=True)])
     how = {"starts": Rows(starts), "counts": Rows(counts), "scale": 0.25}
-    output, scores = fused.attend(q, k, v, firsts=firsts, **how)
-    expected, _ = eager.attend(q, k, v, **how)
+    output, scores = fused.attend_scored(q, k, v, firsts=firsts, **how)
+    expected, _ = naive.attend(q, k, v, **how)
     wanted = torch.zeros_like(scores)
     for row, (start, first, count) in enumerate(zip(starts, firsts, counts, strict=True)):
         torch.testing.assert_close(output[row, :, :count], expected[row, :, :count], atol=1e-5, rtol=1e-4)
         if count > first:
             one = slice(row, row + 1)
             how = {"starts": Rows([start + first]), "counts": Rows([count - first]), "scale": 0.25}
-            wanted[one] = eager.attend(q[one, :, first:count], k[one], v[one], **how)[1]
+            wanted[one] = naive.attend(q[one, :, first:count], k[one], v[one], **how)[1]
     torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""One token per row against static memory: plain torch and Triton against a float64 loop over rows and heads."""
+"""One token per row against static memory: the reference and Triton against a float64 loop over rows and heads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 import pytest
 import torch
 
-from buzz.attention.step import attend_step, plain
+from buzz.attention import naive as reference
+from buzz.attention.step import attend_step
 from buzz.models.positions import signed
 
 CUDA = torch.cuda.is_available()
@@ -85,7 +86,9 @@ def make(
     )
 
 
-def naive(case: Case, scale: float, logn_base: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def naive(
+    case: Case, scale: float, logn_base: float | None = None, window: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Output [B, Hq, D] and what every slot receives [B, Hkv, C], in float64, one row and head at a time."""
     rows, heads, slots, dim = case.keys.shape
     group = case.q.shape[1] // heads
@@ -99,24 +102,34 @@ def naive(case: Case, scale: float, logn_base: float | None = None) -> tuple[tor
         return x * case.cos[slot].double() + swapped * case.sin[slot].double()
 
     for b, n in enumerate(case.lengths.tolist()):
+        begin = 0 if window is None else max(0, n + 1 - window)
         factor = scale if logn_base is None else scale * math.log(n + 1) / math.log(logn_base)
         for h in range(heads):
             keys = [*case.keys[b, h, :n].double(), case.k[b, h].double()]
-            keys = torch.stack([rotated(key, j) for j, key in enumerate(keys)])
-            values = torch.cat([case.values[b, h, :n].double(), case.v[b, h].double()[None]])
+            keys = torch.stack([rotated(key, j) for j, key in enumerate(keys)])[begin:]
+            values = torch.cat([case.values[b, h, :n].double(), case.v[b, h].double()[None]])[begin:]
             for i in range(h * group, (h + 1) * group):
                 probs = torch.softmax(keys @ rotated(case.q[b, i].double(), n) * factor, dim=0)
                 output[b, i] = probs @ values
-                received[b, h, : n + 1] += probs
+                received[b, h, begin : n + 1] += probs
     return output, received
 
 
-def check(function, case: Case, *, tolerance: float = 1e-5, logn_base: float | None = None, **how) -> None:
+def check(
+    function,
+    case: Case,
+    *,
+    tolerance: float = 1e-5,
+    logn_base: float | None = None,
+    window: int | None = None,
+    **how,
+) -> None:
     """Output, what was written and the scores are right, nothing else changes, and a second run gives the same bits."""
     scale = case.q.shape[-1] ** -0.5
-    output, received = naive(case, scale, logn_base)
+    output, received = naive(case, scale, logn_base, window)
+    how |= {"scale": scale, "logn_base": logn_base, "window": window}
     after, again = case.copy(DEVICE), case.copy(DEVICE)
-    got = after.run(function, scale=scale, logn_base=logn_base, **how)
+    got = after.run(function, **how)
     assert got.dtype == case.q.dtype
     assert got.shape == case.q.shape
     assert (got.cpu() - output).norm() < tolerance * output.norm()
@@ -134,8 +147,9 @@ def check(function, case: Case, *, tolerance: float = 1e-5, logn_base: float | N
             assert (gained - received).norm() < max(tolerance, 1e-5) * received.norm()
         for b, n in enumerate(case.lengths.tolist()):
             assert not gained[b, :, n + 1 :].any()
+            assert window is None or not gained[b, :, : max(0, n + 1 - window)].any()
         assert torch.equal(after.scores._base[::2].cpu(), case.scores._base[::2])  # the other layers
-    assert torch.equal(again.run(function, scale=scale, logn_base=logn_base, **how), got)
+    assert torch.equal(again.run(function, **how), got)
     assert all(a is None or torch.equal(a, b) for a, b in zip(after.cache, again.cache, strict=True))
 
 
@@ -148,7 +162,7 @@ def triton_step(**arguments) -> torch.Tensor:
 
 FUNCTIONS = [
     pytest.param(attend_step, id="step"),
-    pytest.param(plain, id="plain"),
+    pytest.param(reference.attend_step, id="naive"),
     pytest.param(triton_step, id="triton", marks=needs_triton),
 ]
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
@@ -173,6 +187,28 @@ def test_lengths(function, lengths):
 @pytest.mark.parametrize("rotate", [True, False])
 def test_without_scores(function, rotate):
     check(function, make([5, 30], group=4, rotate=rotate, scored=False))
+
+
+@every_function
+@pytest.mark.parametrize("window", [1, 9, 47])
+@pytest.mark.parametrize(("group", "dim", "lengths"), [(1, 16, [0, 1, 46]), (3, 24, [8, 23, 9]), (4, 64, [30, 7, 24])])
+def test_windows(function, group, dim, lengths, window):
+    check(function, make(lengths, group=group, dim=dim, slots=48), window=window, logn_base=512)
+
+
+@every_function
+def test_windows_without_scores(function):
+    check(function, make([5, 30], group=4, scored=False), window=12)
+    check(function, make([5, 30], group=2, rotate=False), window=12)
+
+
+@every_function
+@pytest.mark.parametrize("group", [1, 4])
+def test_a_window_as_wide_as_all_is_none(function, group):
+    case = make([9, 30], group=group)
+    without, wide = case.copy(DEVICE), case.copy(DEVICE)
+    assert torch.equal(without.run(function, scale=0.25), wide.run(function, scale=0.25, window=33))
+    assert torch.equal(without.scores, wide.scores)
 
 
 @every_function
@@ -277,18 +313,20 @@ def test_launches(group, changes, lengths):
 
 
 @needs_triton
-def test_garbage_past_the_end_is_not_read():
+@pytest.mark.parametrize("window", [None, 1, 5])
+def test_garbage_that_is_not_seen_is_not_read(window):
     case = make([3, 11], group=2, slots=32)
     clean = case.copy(DEVICE)
-    for b, n in enumerate(case.lengths.tolist()):
+    begins = [0 if window is None else max(0, n + 1 - window) for n in case.lengths.tolist()]
+    for b, (begin, n) in enumerate(zip(begins, case.lengths.tolist(), strict=True)):
         for tensor in case.cache:
-            tensor[b, :, n:] = torch.nan
+            tensor[b, :, n:] = tensor[b, :, :begin] = torch.nan
         case.scores[b, :, n] = clean.scores[b, :, n]
-    dirty = case.copy(DEVICE)
-    assert torch.equal(dirty.run(triton_step, scale=0.25), clean.run(triton_step, scale=0.25))
-    for b, n in enumerate(case.lengths.tolist()):
+    dirty, how = case.copy(DEVICE), {"scale": 0.25, "window": window}
+    assert torch.equal(dirty.run(triton_step, **how), clean.run(triton_step, **how))
+    for b, (begin, n) in enumerate(zip(begins, case.lengths.tolist(), strict=True)):
         for got, want in zip(dirty.cache, clean.cache, strict=True):
-            assert torch.equal(got[b, :, : n + 1], want[b, :, : n + 1])
+            assert torch.equal(got[b, :, begin : n + 1], want[b, :, begin : n + 1])
 
 
 @needs_triton
@@ -311,6 +349,7 @@ def test_last_axis_must_be_contiguous():
         {"cos": None},
         {"cos": torch.zeros(7, 16), "sin": torch.zeros(7, 16)},
         {"logn_base": 1.0},
+        {"window": 0},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -323,12 +362,14 @@ def test_refusals(changes):
 
 @pytest.mark.parametrize("scored", [True, False])
 @pytest.mark.parametrize("rotate", [True, False])
-def test_operator(scored, rotate):
+@pytest.mark.parametrize("window", [(), (4,)])
+def test_operator(scored, rotate, window):
     """What torch.compile believes about the operator is true: what it changes, its output's shape and dtype."""
     case = make([3, 5], group=2, rotate=rotate, scored=scored, live=1).copy(DEVICE)
     tensors = (case.q, case.k, case.v, case.keys, case.values, case.scores, case.lengths)
     torch.library.opcheck(
-        torch.ops.buzz.attend_step.default, (*tensors, 0.25, 512.0 if scored else None, case.cos, case.sin, case.live)
+        torch.ops.buzz.attend_step.default,
+        (*tensors, 0.25, 512.0 if scored else None, case.cos, case.sin, case.live, *window),
     )
 
 
@@ -340,7 +381,7 @@ def test_compiled(scored, mode):
 
     def layers(q, keys, values, scores, case):
         for i in (0, 2):
-            how = {"cos": case.cos, "sin": case.sin, "live": case.live}
+            how = {"cos": case.cos, "sin": case.sin, "live": case.live, "window": 4 if i else None}
             own = None if scores is None else scores[i]
             q = attend_step(q, case.k, case.v, keys[i], values[i], own, case.lengths, scale=0.25, **how)
         return q
@@ -359,25 +400,27 @@ def test_compiled(scored, mode):
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 @pytest.mark.parametrize("slots", [1024, 8192, 33000])
 @pytest.mark.parametrize(("heads", "group", "dim"), [(8, 1, 128), (2, 4, 128), (2, 8, 128), (2, 3, 80), (1, 16, 64)])
-def test_long_caches(slots, heads, group, dim):
+@pytest.mark.parametrize("window", [None, 1, 1000])
+def test_long_caches(slots, heads, group, dim, window):
     case = make([slots - 1, slots // 3], group=group, heads=heads, dim=dim, slots=slots, dtype=torch.bfloat16)
-    output, received = _on_device(case)
+    how = {"scale": dim**-0.5, "window": window}
+    output, received = _on_device(case, **how)
     after, again = case.copy(DEVICE), case.copy(DEVICE)
-    got = after.run(attend_step, scale=dim**-0.5)
+    got = after.run(attend_step, **how)
     assert (got.double() - output).norm() < 1e-2 * output.norm()
     gained = after.scores.double() - case.scores.to(DEVICE)
     assert (gained - received).norm() < 1e-3 * received.norm()
-    assert torch.equal(again.run(attend_step, scale=dim**-0.5), got)
+    assert torch.equal(again.run(attend_step, **how), got)
     assert all(torch.equal(a, b) for a, b in zip(after.cache, again.cache, strict=True))
 
 
-def _on_device(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and what every slot receives in float64, by the plain version; the scores start at zero."""
+def _on_device(case: Case, **how) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and what every slot receives in float64, by the reference; the scores start at zero."""
     case = case.copy(DEVICE)
     for name in ("q", "k", "v", "keys", "values", "cos", "sin"):
         setattr(case, name, getattr(case, name).double())
     case.scores = torch.zeros_like(case.scores)
-    return case.run(plain, scale=case.q.shape[-1] ** -0.5), case.scores.double()
+    return case.run(reference.attend_step, **how), case.scores.double()
 
 
 @pytest.mark.cuda

@@ -231,7 +231,7 @@ def test_report_and_pictures(done):
 
 
 def test_a_complete_folder_loads_no_model(done, monkeypatch, capsys):
-    monkeypatch.setattr("buzz.benchmark.runner.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("buzz.benchmark.sections.load", lambda *_: pytest.fail("a model was loaded"))
     assert main(["--config", str(done / "bench.yaml"), f"output={done / 'out'}"]) == 0
     assert "**length 48**" in capsys.readouterr().out
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import buzz
-from buzz.benchmark.config import BenchModel
+from buzz.benchmark.clocks import Clock, Marks, attempt, generate, timed
+from buzz.benchmark.config import SHAPES, BenchModel
 from buzz.benchmark.decoding import ENDLESS, WARM, step_figures, steps_to_measure
 from buzz.benchmark.kernels import reference
-from buzz.benchmark.measure import Clock, Marks, attempt, generate, timed
-from buzz.benchmark.model import SHAPES, load, weight_bytes
+from buzz.benchmark.model import load, weight_bytes
 from buzz.benchmark.prompts import largest
 from buzz.benchmark.tables import section_lines
 from buzz.benchmark.waits import Watched, count_calls

@@ -1,72 +1,25 @@
-"""The kernels for a step of one row: on a GPU where there is one, else interpreted."""
+"""Steps of one row by kernels of our own: on a GPU where there is one, else interpreted."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import buzz
 from buzz.decoding import step as steps
 from buzz.decoding.arena import Off
 from buzz.decoding.capture import Captured
+from buzz.models.families import FAMILIES
+from buzz.models.positions import Rotary
 from buzz.models.row import row_stages
 from tests.conftest import recorded, tiny_llama, tiny_opt, tokens
+from tests.models.tiny import CASES, tiny
 
 pytest.importorskip("triton")
 
-from buzz.kernels.product import Cut, product
+from buzz.kernels.product import Cut
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CUTS = [None, Cut(rows=4, columns=256, warps=1, early=False)]
-
-
-def made(*shape, dtype):
-    return torch.randn(shape, device=DEVICE).mul(0.3).to(dtype)
-
-
-def close(got, expected, dtype):
-    # The interpreter truncates to bfloat16 where a GPU rounds.
-    bound = 1e-6 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
-    assert got.dtype == dtype
-    assert got.shape == expected.shape
-    assert (got.double() - expected).norm() < bound * expected.norm()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("width", [16, 1030])
-def test_products(width, cut, dtype):
-    """Any sizes: of one to three matrices, normed, gated, added to."""
-    x = made(1, 1, width, dtype=dtype)
-    matrices = [made(rows, width, dtype=dtype) for rows in (33, 8, 7)]
-    norm = made(width, dtype=dtype) + 1
-    exact, wide = x.double().flatten(), [matrix.double() for matrix in matrices]
-    normed = exact * (exact.pow(2).mean() + 1e-5).rsqrt() * norm.double()
-    for count in (1, 2, 3):
-        got = product(x, matrices[:count], cut=cut)
-        close(got, torch.cat([matrix @ exact for matrix in wide[:count]]), dtype)
-        got = product(x, matrices[:count], norm=norm, epsilon=1e-5, cut=cut)
-        close(got, torch.cat([matrix @ normed for matrix in wide[:count]]), dtype)
-    addend = made(33, dtype=dtype)
-    close(product(x, matrices[:1], addend=addend, cut=cut), wide[0] @ exact + addend.double(), dtype)
-    up = made(33, width, dtype=dtype)
-    got = product(x, [matrices[0], up], norm=norm, epsilon=1e-5, gated=True, cut=cut)
-    expected = F.silu(wide[0] @ normed) * (up.double() @ normed)
-    assert (got.double() - expected).norm() < (1e-6 if dtype == torch.float32 else 3e-2) * expected.norm()
-
-
-def test_a_wide_product():
-    x, matrix = made(1, 1, 8200, dtype=torch.float32), made(5, 8200, dtype=torch.float32)
-    assert Cut.of(1, 8200, gated=False) != Cut.of(1, 8000, gated=False)
-    close(product(x, [matrix]), matrix.double() @ x.double().flatten(), torch.float32)
-
-
-def test_products_of_other_sizes():
-    x, matrix = torch.zeros(8), torch.zeros(4, 8)
-    for matrices, gated in (([matrix, matrix[:, :7]], False), ([matrix, matrix[:3]], True), ([matrix], True)):
-        with pytest.raises(ValueError, match="do not fit 8 elements"):
-            product(x, matrices, gated=gated)
 
 
 class Rows:
@@ -109,6 +62,28 @@ def test_steps_of_one_row_give_the_tokens_of_the_models_own_forward(monkeypatch,
     torch.testing.assert_close(results[0][1], results[1][1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_a_row_of_every_family_that_has_matrices(monkeypatch, name):
+    """Biases, norms of heads, joint and partial things: logits of the model's own forward, over evictions."""
+    monkeypatch.setattr(steps, "runs_triton", lambda x: True)
+    monkeypatch.setattr(Cut, "of", lambda *what, **how: Cut(rows=32, columns=64))
+    model = tiny(name).to(DEVICE)
+    prompt, results, rows = tokens(1, 12, seed=2).to(DEVICE), [], Rows()
+    policy = buzz.make_policy("buzz", sink=1, window=3, stride=3, threshold=4)
+    if not hasattr(model.config, "rope_parameters") or "mixtral" in name or "moe" in name:
+        pytest.skip("its positions are learned, or its MLP is a mixture: such steps are compiled")
+    for run in (Off(), rows):
+        with buzz.patch_model(model) as handle:
+            handle.engine.run = run
+            cache = buzz.BeehiveCache(policy, model)
+            ids = model.generate(prompt, past_key_values=cache, max_new_tokens=6, do_sample=False, eos_token_id=None)
+            results.append((ids, model(ids[:, -1:], past_key_values=cache).logits, cache.layers[-1].keys))
+    assert rows.steps == 5
+    assert results[0][0].tolist() == results[1][0].tolist()
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-4, rtol=1e-4)
+
+
 def test_other_steps_are_left_to_the_compiler(monkeypatch):
     """Several rows, keys that keep their position, another family, and modules that are not as they were made."""
     monkeypatch.setattr(steps, "runs_triton", lambda x: True)
@@ -133,7 +108,11 @@ def test_other_steps_are_left_to_the_compiler(monkeypatch):
     ask(tiny_llama(), positions="original")
     ask(tiny_opt())
     ask(tiny_llama(attention_bias=True))
-    assert found == [True, False, False, False, False]
+    assert found == [True, False, False, False, True]
+
+
+def stages_of(model):
+    return row_stages(FAMILIES["llama"], Rotary(model.model), model.model, model.lm_head)
 
 
 def test_modules_that_others_changed_are_left_to_the_compiler():
@@ -151,11 +130,11 @@ def test_modules_that_others_changed_are_left_to_the_compiler():
     for place in range(5):
         model = tiny_llama()
         with buzz.patch_model(model):
-            assert row_stages(model.model, model.lm_head) is not None
+            assert stages_of(model) is not None
         module, name, value = list(changes(model))[place]
         setattr(module, name, value)
         with buzz.patch_model(model):
-            assert row_stages(model.model, model.lm_head) is None
+            assert stages_of(model) is None
 
 
 @pytest.mark.cuda

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.paths import short, unspeakable, user_path
-from buzz.evaluation.tasks.data import read_rows, read_text, resolve_path
+from buzz.evaluation.paths import resolve_path, short, unspeakable, user_path
+from buzz.evaluation.tasks.data import read_rows, read_text
 
 ODD = os.fsdecode(b"/tmp/\xff\xfe")  # valid for Linux, and no UTF-8
 BAD = [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from buzz.evaluation.measure.summary import summarise
-from buzz.evaluation.run.config import parse_config
+from buzz.evaluation.run.config import parse_config, to_dict
 from buzz.evaluation.show.tracking import track
 from tests.evaluation.wandb_reader import WandbFile, read_runs
 
@@ -51,9 +51,9 @@ def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     assert services() == []
 
 
-def make_config(mode: str = "offline", **changes: Any):
+def make_config(mode: str = "offline", **changes: Any) -> dict[str, Any]:
     raw = {"name": "tiny", "model": {"id": "models/tiny-llama"}, "task": {"name": "xsum"}, "methods": METHODS}
-    return parse_config({**raw, "wandb": {"mode": mode, "project": "trial"}, **changes})
+    return to_dict(parse_config({**raw, "wandb": {"mode": mode, "project": "trial"}, **changes}))
 
 
 def record(number: int, **changes: Any) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_heads_in_one_process_choose_by_themselves():
     model = tiny_llama()
     attention = model.model.layers[0].self_attn
     weight = attention.k_proj.weight
-    assert spread_heads(attention) is None
+    assert spread_heads(attention, total=2) is None
     assert local(weight) is weight
     scores = torch.rand(3, 2, 20)
     policy = buzz.make_policy("tova", capacity=5)

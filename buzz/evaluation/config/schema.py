@@ -1,6 +1,6 @@
 """Dataclasses as the schema of a config: fields are the keys, annotations the types, metadata the ranges.
 
-Knows nothing of any particular config; `buzz.evaluation.run.config` declares one. Every mistake is a ConfigError.
+Knows nothing of any particular config: each room declares a section of its own. Every mistake is a ConfigError.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from buzz.evaluation.config.dialect import INTEGER, OTHER_NUMBER
 from buzz.evaluation.errors import ConfigError
 from buzz.words import hint
 
@@ -27,6 +26,7 @@ def check(holds: Callable[[Any], bool], wanted: str) -> dict[str, Any]:
 
 
 MOST = 10**9  # of any number, unless its field says otherwise: more is a slip of the hand
+MAX_SEED = 2**63 - 1  # what both torch and numpy take
 
 
 def at_least(low: int, most: int = MOST) -> dict[str, Any]:
@@ -72,9 +72,9 @@ def convert(raw: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> Any
     value = _typed(raw, hint)
     finite = not isinstance(value, float) or math.isfinite(value)
     if value is _NO or not finite or (value is not None and not metadata.get("holds", lambda _: True)(value)):
-        odd = isinstance(raw, str) and _OTHER_NUMBER.fullmatch(raw) and not _INTEGER.fullmatch(raw)
-        plain = " (numbers are plain decimals)" if odd and {int, float} & set(_options(hint)) else ""
-        raise ConfigError(where, said(raw), (metadata.get("wanted") or _wanted(hint)) + plain)
+        odd = isinstance(raw, str) and OTHER_NUMBER.fullmatch(raw) and not INTEGER.fullmatch(raw)
+        how = " (numbers are plain decimals)" if odd and {int, float} & set(_options(hint)) else ""
+        raise ConfigError(where, said(raw), (metadata.get("wanted") or _wanted(hint)) + how)
     most = metadata.get("most", MOST)
     if isinstance(value, int | float) and value > most:
         raise ConfigError(where, said(raw), f"at most {most} is wanted")
@@ -151,66 +151,3 @@ def _dotted(hints: Mapping[str, Any]) -> list[str]:
     """The keys of all sections below: `task.limit`, ..."""
     sections = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     return [f"{name}.{key}" for name, hint in sections.items() for key in keys_of(hint)]
-
-
-# --- YAML ------------------------------------------------------------------------------------------------------------
-
-
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(
-    r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-)
-# What YAML 1.1, or a reader, may take for a number although it is none here.
-_OTHER_NUMBER = re.compile(r"[-+]?[0-9][0-9_,]*|[-+]?0[xXoObB][0-9a-fA-F_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+")
-_SCALARS = {
-    "null": (re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
-    "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
-    "int": (_INTEGER, list("-+0123456789")),
-    "float": (_FLOAT, list("-+.0123456789")),
-    "merge": (re.compile(r"<<"), ["<"]),
-}
-
-
-class StrictLoader(yaml.SafeLoader):
-    """Safe YAML that means what it says.
-
-    Plain YAML (1.1, as PyYAML reads it) takes 010 for 8, 1:30 for 90, 1_000 for 1000, `no` for false and a date for an
-    object, and lets the last of two equal keys win in silence. Here numbers are plain decimals (1000, -3, 2.5, 1e-3),
-    truth is `true` or `false`, everything else is text, and a key may stand once.
-    """
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own way
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
-
-    def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """A number, also where a tag such as !!int asks for it."""
-        text = self.construct_scalar(node)
-        if _INTEGER.fullmatch(text):
-            return float(text) if node.tag.endswith("float") else int(text)
-        if not _FLOAT.fullmatch(text) or node.tag.endswith("int"):
-            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no plain decimal number", node.start_mark)
-        return float(re.sub(r"\.(?=[a-zA-Z])", "", text))
-
-
-class StrictDumper(yaml.SafeDumper):
-    """Writes text such that plain YAML and `StrictLoader` both read text."""
-
-
-for _kind, (_pattern, _first) in _SCALARS.items():
-    _whole = re.compile(f"^(?:{_pattern.pattern})$")
-    StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, _first)
-    if _kind == "float":
-        StrictDumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _whole, _first)
-for _kind in ("int", "float"):
-    StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", StrictLoader.construct_number)
-
-
-BROKEN_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an integer of thousands of digits

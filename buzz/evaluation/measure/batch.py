@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from buzz.evaluation.run.matching import describe, prompt_calls
 from buzz.evaluation.tasks import Sample
 from buzz.policies import Policy
+from buzz.policies.sizes import prompt_calls
 
 CURVE_POINTS = 256  # of a record's cache curve, at most
+FullMeans = Callable[[Sequence[int]], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def make_record(
     new_tokens: int,
     metrics: dict[str, float],
     held: Held,
-    token_bytes: int,
+    full: FullMeans,
     seconds: float,
 ) -> dict[str, Any]:
     """What samples/METHOD.jsonl has on a line.
@@ -181,7 +183,7 @@ def make_record(
         prompt_tokens: tokens of the prompt, or those that a text begins with.
         new_tokens: tokens answered or predicted; the sample's own one-token calls are one fewer.
         held: by the cache after the prompt and after each later call.
-        token_bytes: of a token's keys and values.
+        full: what a full cache holds.
     """
     prompt, sample = job.prompt, job.prompt.sample
     return {
@@ -195,12 +197,12 @@ def make_record(
         "reference": sample.reference,
         "metrics": metrics,
         "policy": describe(job.policy),
-        "cache": cache_figures(held, prompt_tokens, new_tokens, token_bytes),
+        "cache": cache_figures(held, prompt_tokens, new_tokens, full),
         "seconds": round(seconds, 6),
     }
 
 
-def cache_figures(held: Held, prompt_tokens: int, new_tokens: int, token_bytes: int) -> dict[str, Any]:
+def cache_figures(held: Held, prompt_tokens: int, new_tokens: int, full: FullMeans) -> dict[str, Any]:
     """A sample's cache in tokens and in bytes, over its own one-token calls.
 
     The prompt gives the first new token and each later call one more, so there are `new_tokens - 1`. A sample without
@@ -208,6 +210,7 @@ def cache_figures(held: Held, prompt_tokens: int, new_tokens: int, token_bytes: 
 
     Args:
         held: after the prompt and after each later call, of which there may be more than its own.
+        full: mean tokens and bytes of a full cache, of the text's tokens after each call (`memory.full_means`).
 
     Returns:
         mean_tokens, peak_tokens, full_mean_tokens: the mean of a cache that never evicts; mean_bytes, peak_bytes: the
@@ -218,15 +221,21 @@ def cache_figures(held: Held, prompt_tokens: int, new_tokens: int, token_bytes: 
     calls = range(1, new_tokens) if new_tokens > 1 else range(1)
     own = [held.lengths[call] for call in calls]
     nbytes = [held.nbytes[call] for call in calls]
-    full = sum(prompt_tokens + call for call in calls) / len(calls)
+    full_tokens, full_bytes = full([prompt_tokens + call for call in calls])
     points = min(len(calls), CURVE_POINTS)
     shown = [round(i * (len(calls) - 1) / max(1, points - 1)) for i in range(points)]
     return {
         "mean_tokens": sum(own) / len(own),
         "peak_tokens": max(own),
-        "full_mean_tokens": full,
+        "full_mean_tokens": full_tokens,
         "mean_bytes": sum(nbytes) / len(nbytes),
         "peak_bytes": max(nbytes),
-        "full_mean_bytes": full * token_bytes,
+        "full_mean_bytes": full_bytes,
         "curve": [[calls[i], own[i]] for i in shown],
     }
+
+
+def describe(policy: Policy) -> dict[str, Any]:
+    """A policy's name and parameters, for the records; parameters that are None are left out."""
+    parameters = {name: value for name, value in dataclasses.asdict(policy).items() if value is not None}
+    return {"name": policy.name, **parameters}

@@ -7,7 +7,7 @@ from typing import Any
 
 from buzz.evaluation.measure.batch import Job, Prompt, cache_figures, prompt_hash
 from buzz.evaluation.measure.fidelity import fidelity
-from buzz.evaluation.measure.generate import encode_question, generate_batch
+from buzz.evaluation.measure.generation import encode_question, generate_batch
 from buzz.evaluation.measure.likelihood import answer_nll
 from buzz.evaluation.measure.perplexity import encode_text, read_batch
 from buzz.evaluation.tasks import Sample, Task

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from buzz.evaluation.files import write_atomically, writing
-from buzz.evaluation.measure.batch import Job, Reading, new_cache
-from buzz.evaluation.run.matching import describe
+from buzz.evaluation.measure.batch import Job, Reading, describe, new_cache
 from buzz.evaluation.tasks import Task
 
 MOST_CALLS = 4096  # one-token calls that are replayed; evicted_at is int16, and a browser has to show it

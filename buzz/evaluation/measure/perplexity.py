@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Held, Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
-from buzz.evaluation.memory import token_bytes
-from buzz.evaluation.run.matching import walk
+from buzz.evaluation.memory import full_means
 from buzz.evaluation.tasks import Sample, Task
+from buzz.policies.sizes import walk
 
 BLOCK = 256  # predictions that a record sums up in one number
 _TABLES = ("opt",)  # model families whose positions are a table, with nothing past its end
@@ -102,7 +103,7 @@ def _record(model: Any, job: Job, first: int, losses: Any, held: Held, seconds: 
         new_tokens=len(losses),
         metrics={"perplexity": float(losses.mean())},
         held=held,
-        token_bytes=token_bytes(model),
+        full=partial(full_means, model),
         seconds=seconds,
     )
     blocks = [[len(block), float(block.sum())] for block in losses.split(BLOCK)]

@@ -8,11 +8,15 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging
+
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.memory import is_out_of_memory, release_memory
 from buzz.evaluation.models.gguf import end_ids, parsed_once, read_metadata, repair_tokenizer
+from buzz.evaluation.models.section import ModelConfig
 from buzz.evaluation.models.source import ModelSource, check_model, one_line, resolve_device
-from buzz.evaluation.run.distributed import ALONE, Group
 
 
 class ModelLoader:
@@ -22,19 +26,23 @@ class ModelLoader:
         self._key: Any = None
         self._loaded: Any = None
 
-    def load(self, config: Any, source: ModelSource, group: Group = ALONE) -> tuple[Any, Any, dict[str, Any]]:
+    def load(
+        self, config: ModelConfig, source: ModelSource, local: int | None = None
+    ) -> tuple[Any, Any, dict[str, Any]]:
         """As `load_model`; the model of before is given up first if another is wanted."""
-        key = (config, source, group)
+        key = (config, source, local)
         if key != self._key:
             if self._loaded is not None:
                 self._key = self._loaded = None
                 release_memory()
-            self._loaded = load_model(config, source, group)
+            self._loaded = load_model(config, source, local)
             self._key = key
         return self._loaded
 
 
-def load_model(config: Any, source: ModelSource | None = None, group: Group = ALONE) -> tuple[Any, Any, dict[str, Any]]:
+def load_model(
+    config: ModelConfig, source: ModelSource | None = None, local: int | None = None
+) -> tuple[Any, Any, dict[str, Any]]:
     """Load a run's model and tokenizer.
 
     `dtype: auto` is float32 on a CPU; elsewhere the checkpoint's own, and bfloat16 for a GGUF file (its weights are
@@ -42,9 +50,10 @@ def load_model(config: Any, source: ModelSource | None = None, group: Group = AL
     so that no sampling setting of the checkpoint plays a part; its `eos_token_id` is a list.
 
     Args:
-        config: the `model` part of a run's config.
+        config: the `model` section of a run's config.
         source: what `check_model` returned; looked up if not given.
-        group: the processes of the run; the GPUs of a host are dealt to them in turn (see `resolve_device`).
+        local: of several processes this one's number among those of its host, to which GPUs are dealt in turn (see
+            `resolve_device`); None: there is one.
 
     Returns:
         model (in eval mode, on its device), tokenizer, and what environment.json says about the model.
@@ -58,7 +67,7 @@ def load_model(config: Any, source: ModelSource | None = None, group: Group = AL
     try:
         with quiet_transformers(), _gguf_help(source):
             tokenizer = _load_tokenizer(config, source)
-            model = _load_weights(config, source, group)
+            model = _load_weights(config, source, local)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -68,9 +77,7 @@ def load_model(config: Any, source: ModelSource | None = None, group: Group = AL
     return model, tokenizer, _describe(model, source)
 
 
-def _load_tokenizer(config: Any, source: ModelSource) -> Any:
-    from transformers import AutoTokenizer
-
+def _load_tokenizer(config: ModelConfig, source: ModelSource) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(source.root, gguf_file=source.gguf, local_files_only=source.offline)
     if source.gguf:
         repair_tokenizer(tokenizer, read_metadata(source.path))
@@ -84,12 +91,9 @@ def _load_tokenizer(config: Any, source: ModelSource) -> Any:
     return tokenizer
 
 
-def _load_weights(config: Any, source: ModelSource, group: Group) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    device = resolve_device(config.device, group)
-    if group.size > 1 and device.type == "cuda":
+def _load_weights(config: ModelConfig, source: ModelSource, local: int | None) -> Any:
+    device = resolve_device(config.device, local)
+    if local is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # for kernels, which run on the current one
     dtype: Any = "auto"
     if config.dtype != "auto":
@@ -118,8 +122,6 @@ def _load_weights(config: Any, source: ModelSource, group: Group) -> Any:
 
 def _set_generation(model: Any, tokenizer: Any, source: ModelSource) -> None:
     """Replace the checkpoint's generation settings by its special tokens alone."""
-    from transformers import GenerationConfig
-
     ends = end_ids(read_metadata(source.path)) if source.gguf else []
     if not ends:
         found = model.generation_config.eos_token_id
@@ -150,8 +152,6 @@ def _describe(model: Any, source: ModelSource) -> dict[str, Any]:
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Inside the block transformers shows errors alone, and no progress bars."""
-    from transformers.utils import logging
-
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

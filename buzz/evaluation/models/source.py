@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from buzz.evaluation.config.schema import said
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.models.gguf import read_metadata
-from buzz.evaluation.paths import short, user_path
-from buzz.evaluation.run.distributed import ALONE, Group
-from buzz.evaluation.tasks.data import PACKAGE_PREFIX, fingerprint, resolve_path
+from buzz.evaluation.models.section import ModelConfig
+from buzz.evaluation.paths import PACKAGE_PREFIX, fingerprint, resolve_path, short, user_path
+from buzz.patching import supported_families
 
 _LOCAL = "give a local folder as model.id or a GGUF file as model.gguf"
 _UNTYPED = "names no model_type"
@@ -48,11 +50,11 @@ class ModelSource:
         return Path(self.root) / str(self.gguf)
 
 
-def check_model(config: Any) -> ModelSource:
+def check_model(config: ModelConfig) -> ModelSource:
     """Find the model that a run names, without reading a weight.
 
     Args:
-        config: the `model` part of a run's config (id, gguf, dtype, device, chat_template).
+        config: the `model` section of a run's config.
 
     Raises:
         ConfigError: nothing named; no such file, folder or hub repository; a hub that cannot be reached and nothing in
@@ -67,8 +69,6 @@ def check_model(config: Any) -> ModelSource:
 
 
 def _check_family(model_type: str, where: str) -> None:
-    from buzz.patching import supported_families
-
     families = supported_families()
     if model_type not in families:
         raise ConfigError(
@@ -98,7 +98,7 @@ def _find_checkpoint(name: str) -> ModelSource:
     return ModelSource(root, None, model_type, known, fingerprint, offline)
 
 
-def _find_gguf(config: Any) -> ModelSource:
+def _find_gguf(config: ModelConfig) -> ModelSource:
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(
             "model.gguf", "needs the package gguf", "install it with `pip install gguf`, or give model.id alone"
@@ -195,20 +195,21 @@ def _fingerprint_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def resolve_device(name: str, group: Group = ALONE) -> Any:
+def resolve_device(name: str, local: int | None = None) -> torch.device:
     """The `torch.device` behind a device name; `auto` is cuda where there is one.
 
     Of several processes each gets a GPU of its host in turn, unless the name says which; there may be fewer GPUs.
 
+    Args:
+        local: of several processes this one's number among those of its host; None: there is one.
+
     Raises:
         ConfigError: no such device on this machine.
     """
-    import torch
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and group.size > 1 and torch.cuda.is_available():
-        name = f"cuda:{group.local % torch.cuda.device_count()}"
+    if name == "cuda" and local is not None and torch.cuda.is_available():
+        name = f"cuda:{local % torch.cuda.device_count()}"
     counts = {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count(), "mps": torch.mps.device_count()}
     there = ["cpu", *(f"{kind}:{i}" for kind in ("cuda", "xpu") for i in range(counts[kind]))]
     there += ["mps"] * (counts["mps"] > 0)

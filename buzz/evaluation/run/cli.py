@@ -84,10 +84,11 @@ def _run(config: RunConfig) -> int:
 
 
 def _sweep(sweep: Sweep) -> int:
-    from buzz.evaluation.run.sweep import run_sweep, sweep_table
+    from buzz.evaluation.run.sweep import run_sweep
+    from buzz.evaluation.show.overview import text_overview
 
     summary = run_sweep(sweep)
-    _print(sweep_table(summary), f"{sweep.output}: summary.json, report.md, frontier.png, and a folder a run")
+    _print(text_overview(summary), f"{sweep.output}: report.html, report.md, summary.json, and a folder a run")
     return _status(summary["runs"].values())
 
 

@@ -30,12 +30,13 @@ class PeerLostError(RuntimeError):
 class Group:
     """The processes of a run.
 
-    rank: this process, from 0. size: how many there are. local: this process among those of its host.
+    rank: this process, from 0. size: how many there are. local: this process among those of its host; None: it is the
+    only one of the run.
     """
 
     rank: int = 0
     size: int = 1
-    local: int = 0
+    local: int | None = None
 
     @property
     def main(self) -> bool:

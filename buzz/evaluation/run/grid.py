@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from buzz.evaluation.config.methods import NAME, default_name, own_keys, parse_method, policy_keys
-from buzz.evaluation.config.schema import build, convert, refuse_unknown, said
+from buzz.evaluation.config.reading import read_config
+from buzz.evaluation.config.schema import build, convert, keys_of, refuse_unknown, said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.config import ModelConfig, RunConfig, parse_config, parse_task, read_config
-from buzz.evaluation.tasks import make_task
+from buzz.evaluation.models.section import ModelConfig
+from buzz.evaluation.run.config import RunConfig, parse_config
+from buzz.evaluation.tasks import make_task, parse_task
 from buzz.policies import POLICIES
 
 _MOST_METHODS = 1000  # of a sweep, in one run
@@ -43,7 +45,7 @@ def is_sweep(path: str | Path, overrides: Sequence[str] = ()) -> bool:
     Raises:
         ConfigError: the file cannot be read, or an override is none.
     """
-    return "sweep" in read_config(path, overrides)
+    return "sweep" in read_config(path, overrides, keys_of(RunConfig))
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -52,7 +54,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         ConfigError: whatever is wrong, in one line. Methods of the grid are named with their values.
     """
-    raw = read_config(path, overrides)
+    raw = read_config(path, overrides, keys_of(RunConfig))
     if "sweep" not in raw:
         raise ConfigError("sweep", "is missing", "a mapping is wanted")
     return expand(raw)

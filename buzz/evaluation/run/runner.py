@@ -24,12 +24,12 @@ from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
 from buzz.evaluation.measure.perplexity import check_length
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.load import ModelLoader, ModelSource, check_model, quiet_transformers
-from buzz.evaluation.run.config import RunConfig
+from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target
+from buzz.evaluation.run.config import RunConfig, to_dict
 from buzz.evaluation.run.distributed import Group, PeerLostError, join
-from buzz.evaluation.run.loop import Loop, Records, has_fidelity, reference_method
-from buzz.evaluation.run.matching import TOLERANCE, in_bytes, off_target
 from buzz.evaluation.run.signals import Interrupted, held_back
 from buzz.evaluation.run.store import RunFolder
+from buzz.evaluation.run.work import Loop, Records, has_fidelity, reference_method
 from buzz.evaluation.show.report import write_report
 from buzz.evaluation.show.tracking import Tracker, track
 from buzz.evaluation.tasks import Sample, Task, make_task
@@ -69,7 +69,7 @@ def run(config: RunConfig, loader: ModelLoader | None = None) -> dict[str, Any]:
         with one.ending_together(), quiet_transformers():
             one.take_up()
             loaded = one.load(loader or ModelLoader()) if one.pending() else None
-            with track(config, folder.path, folder.environment(), one.records) as tracker:
+            with track(to_dict(config), folder.path, folder.environment(), one.records, group.main) as tracker:
                 if loaded:
                     one.work(*loaded, longest, tracker)
                 summary = group.by_main(one.finish)
@@ -169,7 +169,7 @@ class _Run:
 
         if self.group.main and sys.stderr.isatty():
             print(f"loading {self.source.path if self.source.gguf else self.source.root}", file=sys.stderr)
-        loaded = loader.load(self.config.model, self.source, self.group)
+        loaded = loader.load(self.config.model, self.source, self.group.local)
         if self.group.main:
             self.folder.write_environment(loaded[2])
         torch.manual_seed(self.config.seed)

@@ -18,13 +18,13 @@ from typing import Any
 
 import yaml
 
+from buzz.evaluation.environment import environment
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.files import append, write_atomically, writing
 from buzz.evaluation.measure.records import DamageError, check_environment, check_record, parse_object
 from buzz.evaluation.paths import read_regular, short, user_path
 from buzz.evaluation.run.config import ADDED_KEYS, ADDED_METHOD_KEYS, RunConfig, to_yaml
 from buzz.evaluation.run.distributed import ALONE, Group
-from buzz.evaluation.run.environment import environment
 
 # Keys in which a continued run may differ from the one that made the folder, since they change no result: what the run
 # is called, the spelling of the folder's own path, and tracking. Everything else must be equal.

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from buzz.evaluation.files import write_atomically, writing
-from buzz.evaluation.run.config import RunConfig, to_dict
-from buzz.evaluation.run.distributed import launched
 from buzz.evaluation.show.wandb_log import Record, WandbLog
 
 # Seconds for the server to answer at the start and to take what is left at the end. Environment variables of the same
@@ -92,23 +90,24 @@ class Tracker:
 
 @contextlib.contextmanager
 def track(
-    config: RunConfig,
+    config: Mapping[str, Any],
     folder: str | Path,
     facts: Mapping[str, Any] | None = None,
     known: Mapping[str, Mapping[str, Record]] | None = None,
+    main: bool = True,
 ) -> Iterator[Tracker]:
-    """Track a run as `config.wandb` says; of several processes only the main one does.
+    """Track a run as the section `wandb` of its config says; of several processes only the main one does.
 
     W&B's files go to `<folder>/wandb`. A run that goes on in its folder goes on in W&B, under the same run id.
 
     Args:
-        config: logged whole, as the W&B run's config.
+        config: of the run, as plain data; logged whole, as the W&B run's config.
         folder: the run folder; exists.
         facts: about the environment, as in environment.json; logged as `environment` beside the config.
         known: by method and sample id, the records that an earlier start left.
+        main: this is the main process.
     """
-    wanted = config.wandb.mode != "disabled" and not (launched() and os.environ.get("RANK", "0") != "0")
-    if not wanted:
+    if config["wandb"]["mode"] == "disabled" or not main:
         yield Tracker(None)
         return
     folder = Path(folder).absolute()
@@ -138,7 +137,11 @@ def _staged_in(folder: Path) -> Iterator[None]:
 
 
 def _start(
-    config: RunConfig, folder: Path, state: Path, facts: Mapping[str, Any], known: Mapping[str, Mapping[str, Record]]
+    config: Mapping[str, Any],
+    folder: Path,
+    state: Path,
+    facts: Mapping[str, Any],
+    known: Mapping[str, Mapping[str, Record]],
 ) -> WandbLog | None:
     try:
         before = _read_state(state)
@@ -153,13 +156,13 @@ def _start(
         return None
 
 
-def _open(config: RunConfig, folder: Path, facts: Mapping[str, Any], run_id: str | None) -> Any:
+def _open(config: Mapping[str, Any], folder: Path, facts: Mapping[str, Any], run_id: str | None) -> Any:
     """The W&B run, online if that is wanted and can be had."""
     import wandb
 
     # A process that has a W&B run of its own has its own settings and login, too.
     alone = wandb.run is None
-    if config.wandb.mode == "online":
+    if config["wandb"]["mode"] == "online":
         try:
             if alone:
                 wandb.setup(wandb.Settings(silent=True, mode="online"))
@@ -175,22 +178,23 @@ def _open(config: RunConfig, folder: Path, facts: Mapping[str, Any], run_id: str
     return _init(config, folder, facts, run_id, "offline")
 
 
-def _init(config: RunConfig, folder: Path, facts: Mapping[str, Any], run_id: str | None, mode: Any) -> Any:
+def _init(config: Mapping[str, Any], folder: Path, facts: Mapping[str, Any], run_id: str | None, mode: Any) -> Any:
     import wandb
 
-    model = Path(config.model.gguf).stem if config.model.gguf else Path(config.model.id or "").name
+    task, gguf = config["task"]["name"], config["model"]["gguf"]
+    model = Path(gguf).stem if gguf else Path(config["model"]["id"] or "").name
     in_sweep = "WANDB_SWEEP_ID" in os.environ  # of W&B's own, which names its runs and gives them their ids
     limits: Any = {name: limit for name, limit in _LIMITS.items() if f"WANDB_{name.upper()}" not in os.environ}
     return wandb.init(
         dir=folder,
         mode=mode,
-        project=config.wandb.project,
+        project=config["wandb"]["project"],
         id=None if in_sweep else run_id,
-        name=None if in_sweep else config.name,
-        group=config.wandb.group or config.name,
-        job_type=config.task.name,
-        tags=[tag[:_LONGEST_TAG] for tag in (model, config.task.name) if tag],
-        config={**to_dict(config), "environment": dict(facts)},
+        name=None if in_sweep else config["name"],
+        group=config["wandb"]["group"] or config["name"],
+        job_type=task,
+        tags=[tag[:_LONGEST_TAG] for tag in (model, task) if tag],
+        config={**config, "environment": dict(facts)},
         resume="allow",
         reinit="create_new",  # a run of the caller's own is not touched
         settings=wandb.Settings(

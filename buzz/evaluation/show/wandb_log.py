@@ -11,7 +11,6 @@ import numpy as np
 from buzz.evaluation.measure.metric_info import metric_info
 from buzz.evaluation.measure.resampling import Resampler
 from buzz.evaluation.measure.summary import MIB, Scores
-from buzz.evaluation.run.config import RunConfig
 
 Record = Mapping[str, Any]
 
@@ -29,17 +28,18 @@ class WandbLog:
 
     Args:
         run: as `wandb.init` returned it.
+        config: of the run, as plain data.
         known: by method and sample id, the records that an earlier start left.
         tables: by method, the rows of the tables that earlier starts logged.
     """
 
     def __init__(
-        self, run: Any, config: RunConfig, known: Mapping[str, Mapping[str, Record]], tables: Mapping[str, int]
+        self, run: Any, config: Mapping[str, Any], known: Mapping[str, Mapping[str, Record]], tables: Mapping[str, int]
     ) -> None:
         self.run = run
         self.tables = dict(tables)
-        self._keys = _unique_keys([method.name for method in config.methods])
-        self._task = _key(config.task.name)
+        self._keys = _unique_keys([method["name"] for method in config["methods"]])
+        self._task = _key(config["task"]["name"])
         self._records = {name: dict(known.get(name, {})) for name in self._keys}
         run.define_metric("samples", hidden=True, summary="none")
         run.define_metric("running/*", step_metric="samples", summary="none")

@@ -1,31 +1,30 @@
-"""Tasks: where samples come from, how a model is asked, and how its answer is scored."""
+"""Tasks: where samples come from, how a model is asked, and how its answer is scored.
+
+Read `base`, what every task is, then any task: `summarization` is the simplest. Below them: `data` reads rows from
+files and, through `hub`, from the network; `fields` says what is wrong with a row; `section` has the config's keys.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import Any
 
+from buzz.evaluation.config.schema import build, keys_of, refuse_unknown, said
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.tasks.base import Sample, Task
 from buzz.evaluation.tasks.language_modeling import Stream, Wikitext
 from buzz.evaluation.tasks.longbench import LongBench
 from buzz.evaluation.tasks.passkey import Passkey
 from buzz.evaluation.tasks.question_answering import TenDocumentQA
+from buzz.evaluation.tasks.section import TaskConfig
 from buzz.evaluation.tasks.summarization import CnnDailyMail, CnnDailyMailSelfBleu, Xsum
 from buzz.words import hint
-
-if TYPE_CHECKING:  # config imports this package to check task names
-    from buzz.evaluation.run.config import TaskConfig
 
 # A new task is one class and one entry here.
 TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (Xsum, CnnDailyMail, CnnDailyMailSelfBleu, TenDocumentQA, Passkey, LongBench, Wikitext, Stream)
 }
-
-
-def options_of(name: str) -> Any:
-    """The dataclass of a task's own config keys; None for an unknown task."""
-    return TASKS[name].Options if name in TASKS else None
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -43,4 +42,22 @@ def make_task(config: TaskConfig) -> Task:
     return TASKS[config.name](config)
 
 
-__all__ = ["TASKS", "Sample", "Task", "make_task", "options_of"]
+def parse_task(raw: Any, where: str) -> TaskConfig:
+    """The `task` section: the keys that all tasks have, and those of this task's `Options`.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value that is impossible.
+    """
+    own = [key for key in keys_of(TaskConfig) if key != "options"]
+    if not isinstance(raw, dict):
+        raise ConfigError(where, said(raw), f"a mapping with the keys {', '.join(own)} is wanted")
+    if not isinstance(raw.get("name"), str) or raw["name"] not in TASKS:
+        return build(TaskConfig, raw, where)
+    options = TASKS[raw["name"]].Options
+    refuse_unknown(raw, [*own, *keys_of(options)], where)
+    given = {key: value for key, value in raw.items() if key not in own}
+    common = build(TaskConfig, {key: value for key, value in raw.items() if key in own}, where)
+    return dataclasses.replace(common, options=dataclasses.asdict(build(options, given, where)))
+
+
+__all__ = ["TASKS", "Sample", "Task", "make_task", "parse_task"]

@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.tasks.data import FileSource, HubSource, Row, fingerprint, read_hub_rows, read_rows, resolve_path
-
-if TYPE_CHECKING:
-    from buzz.evaluation.run.config import TaskConfig
-
+from buzz.evaluation.paths import fingerprint, resolve_path
+from buzz.evaluation.tasks.data import read_hub_rows, read_rows
+from buzz.evaluation.tasks.fields import Row
+from buzz.evaluation.tasks.hub import FileSource, HubSource
+from buzz.evaluation.tasks.section import TaskConfig
 
 # A template: literal text and the placeholder that follows it, if any.
 Parts = list[tuple[str, "str | None"]]
@@ -60,7 +60,7 @@ class Task(ABC):
     kind: ClassVar[Literal["generation", "perplexity"]] = "generation"
 
     name: ClassVar[str]
-    fields: ClassVar[dict[str, Any]]  # what every row must have, see buzz.evaluation.tasks.rows
+    fields: ClassVar[dict[str, Any]]  # what every row must have, see buzz.evaluation.tasks.fields
     template: ClassVar[str]  # the default of task.prompt
     placeholders: ClassVar[Sequence[str]] = ()  # what a template may name beside {id}; empty: the fields
     hub: ClassVar[HubSource | FileSource]  # where rows come from when task.data is null

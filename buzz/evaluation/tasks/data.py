@@ -1,4 +1,4 @@
-"""Reading data: local .jsonl and .txt files (plain or gzip), files inside packages, and data from the hub.
+"""Reading data: local .jsonl and .txt files, gzip or not, and data from the hub.
 
 Whatever is wrong with a file or a row is a ConfigError of one line that names the file and the row.
 """
@@ -6,8 +6,6 @@ Whatever is wrong with a file or a row is a ConfigError of one line that names t
 from __future__ import annotations
 
 import gzip
-import hashlib
-import importlib.util
 import json
 import zipfile
 import zlib
@@ -17,65 +15,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.paths import short, user_path
+from buzz.evaluation.tasks.fields import Fields, Problem, Row, checked_rows
 from buzz.evaluation.tasks.hub import FileSource, HubSource, fetch, guarded, hub_errors, stream
-from buzz.evaluation.tasks.rows import Fields, Maybe, Problem, Row, checked_rows
-
-PACKAGE_PREFIX = "package:"
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def resolve_path(spec: str | Path, where: str) -> Path:
-    """The existing file that a config value names.
-
-    Args:
-        spec: a path (`~` is expanded, relative to the working directory), or `package:PKG/path/inside` for a file
-            inside an installed package, which is found without importing the package.
-        where: the config key the value came from, for the error.
-
-    Raises:
-        ConfigError: no such package or file, or a folder.
-    """
-    text = str(spec)
-    wanted = f"a file or {PACKAGE_PREFIX}PKG/path/inside is wanted"
-    path = user_path(_package_file(text, where) if text.startswith(PACKAGE_PREFIX) else text, where, wanted)
-    if path.is_dir():
-        raise ConfigError(where, f"{short(path)} is a folder", wanted)
-    if not path.exists():
-        seen_from = "" if path.is_absolute() else f" (seen from {short(Path.cwd())})"
-        raise ConfigError(where, f"{short(path)} does not exist{seen_from}", wanted)
-    if not path.is_file():  # a pipe or a device is read once or never ends
-        raise ConfigError(where, f"{short(path)} is no regular file", wanted)
-    return path
-
-
-def _package_file(spec: str, where: str) -> Path:
-    package, _, inside = spec.removeprefix(PACKAGE_PREFIX).partition("/")
-    # A dotted name would make find_spec import the parent package, so only top-level packages are taken.
-    if not package.isidentifier() or not inside:
-        raise ConfigError(
-            where, f"{short(spec)} names no file in a package", f"{PACKAGE_PREFIX}PKG/path/inside is wanted"
-        )
-    try:
-        found = importlib.util.find_spec(package)
-    except ValueError:  # __main__
-        found = None
-    folders = list(found.submodule_search_locations or []) if found else []
-    if not folders:
-        raise ConfigError(where, f"package {package!r} is not installed", "install it or give the path of a file")
-    files = [user_path(Path(folder) / inside, where) for folder in folders]
-    return next((file for file in files if file.exists()), files[0])
-
-
-def fingerprint(path: str | Path) -> dict[str, Any]:
-    """What identifies a file's content: `{"path": str, "bytes": int, "sha256": hex str}`."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return {"path": str(path), "bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
 def read_text(path: str | Path, where: str = "task.data") -> str:
@@ -104,7 +45,7 @@ def read_rows(
 
     Args:
         path: the file, one JSON object a line, UTF-8.
-        fields: what every row must have, name -> kind (see `buzz.evaluation.tasks.rows`).
+        fields: what every row must have, name -> kind (see `buzz.evaluation.tasks.fields`).
         limit: rows to stop after; None: all.
         where: the config key that named the file, for errors.
         problem: a check beyond `fields`.
@@ -206,17 +147,3 @@ def _parse(raw: bytes, place: str, where: str) -> Any:
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, absurd nesting
         what = f"{place}: is not JSON that can be read ({error})"
         raise ConfigError(where, what, "one JSON object a line is wanted") from error
-
-
-__all__ = [
-    "PACKAGE_PREFIX",
-    "FileSource",
-    "HubSource",
-    "Maybe",
-    "Row",
-    "fingerprint",
-    "read_hub_rows",
-    "read_rows",
-    "read_text",
-    "resolve_path",
-]

@@ -6,15 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from buzz.evaluation.config.schema import at_least
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.paths import resolve_path
 from buzz.evaluation.tasks.base import Sample, Task
-from buzz.evaluation.tasks.data import HubSource, read_hub_rows, read_text, resolve_path
-
-if TYPE_CHECKING:
-    from buzz.evaluation.run.config import TaskConfig
+from buzz.evaluation.tasks.data import read_hub_rows, read_text
+from buzz.evaluation.tasks.hub import HubSource
+from buzz.evaluation.tasks.section import TaskConfig
 
 TEXT_FILE = "a .txt or .txt.gz file is wanted"
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")  # other line separators belong to the text

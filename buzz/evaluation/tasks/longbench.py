@@ -6,16 +6,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, zip_longest
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from buzz.evaluation.config.schema import parsed_by, said
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.metrics import class_named, numbers_right, qa_f1, rouge_scores
+from buzz.evaluation.paths import resolve_path
 from buzz.evaluation.tasks.base import Parts, Sample, Task, parse_template
-from buzz.evaluation.tasks.data import FileSource, Maybe, Row, read_hub_rows, read_rows, resolve_path
-
-if TYPE_CHECKING:
-    from buzz.evaluation.run.config import TaskConfig
+from buzz.evaluation.tasks.data import read_hub_rows, read_rows
+from buzz.evaluation.tasks.fields import Maybe, Row
+from buzz.evaluation.tasks.hub import FileSource
+from buzz.evaluation.tasks.section import TaskConfig
 
 # One answer and one row in, a score from 0 to 1 out.
 Score = Callable[[str, Row], float]

@@ -7,17 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from buzz.evaluation.config.schema import at_least, parsed_by, said
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.metrics import recall
+from buzz.evaluation.paths import fingerprint, resolve_path
 from buzz.evaluation.tasks.base import Sample, Task, continuation
-from buzz.evaluation.tasks.data import Row, fingerprint, resolve_path
+from buzz.evaluation.tasks.fields import Row
 from buzz.evaluation.tasks.filler import fill, invented, passage, sentences_of
-
-if TYPE_CHECKING:
-    from buzz.evaluation.run.config import TaskConfig
+from buzz.evaluation.tasks.section import TaskConfig
 
 # Of the texts alone, so that every run, whatever its own seed, asks the same.
 _SEED = "passkey 1"

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from buzz.evaluation.metrics import best_subspan_em, exact_match
 from buzz.evaluation.tasks.base import Sample, Task, continuation
-from buzz.evaluation.tasks.data import FileSource, Row
+from buzz.evaluation.tasks.fields import Row
+from buzz.evaluation.tasks.hub import FileSource
 
 
 class TenDocumentQA(Task):

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from buzz.evaluation.metrics import ROUGE_METRICS, rouge_scores, self_bleu
 from buzz.evaluation.tasks.base import Sample, Task
-from buzz.evaluation.tasks.data import HubSource, Row
+from buzz.evaluation.tasks.fields import Row
+from buzz.evaluation.tasks.hub import HubSource
 
 
 def authors_prompt(field: str) -> str:

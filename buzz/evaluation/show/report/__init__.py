@@ -12,7 +12,7 @@ from pathlib import Path
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.summary import compared_with
 from buzz.evaluation.paths import short, user_path
-from buzz.evaluation.show.report.load import Run, find_runs, load_run
+from buzz.evaluation.show.report.folders import Run, find_runs, load_run
 
 NO_PICTURES = "matplotlib is not installed, so the report has no pictures"
 
@@ -37,9 +37,9 @@ def write_report(folders: Sequence[str | Path], output: str | Path, against: Seq
     """
     # Here, so that a mistake is told before matplotlib is looked for.
     from buzz.evaluation.files import write_atomically
-    from buzz.evaluation.show.report.figures import Figure, drawable, frontier_figure, run_figures
     from buzz.evaluation.show.report.markdown import render_markdown
     from buzz.evaluation.show.report.page import render_page
+    from buzz.evaluation.show.report.pictures import Figure, drawable, frontier_figure, run_figures
 
     runs = [_compared(run, against) for run in _load(find_runs(folders))]
     target = user_path(output, "output", "a folder is wanted")

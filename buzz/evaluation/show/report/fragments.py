@@ -9,9 +9,9 @@ from html import escape
 import numpy as np
 import yaml
 
-from buzz.evaluation.show.report.figures import PALETTE, Figure, colors
-from buzz.evaluation.show.report.load import Run
-from buzz.evaluation.show.report.passkey import Grid, grid_rows, passkey_grids
+from buzz.evaluation.show.report.folders import Run
+from buzz.evaluation.show.report.needles import Grid, grid_rows, passkey_grids
+from buzz.evaluation.show.report.pictures import PALETTE, Figure, colors
 from buzz.evaluation.show.report.svg import inline_svg
 from buzz.evaluation.show.table import (
     PAIRED,

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from buzz.evaluation.run.sweep import sweep_report
-from buzz.evaluation.show.report.figures import Figure
-from buzz.evaluation.show.report.load import Run
-from buzz.evaluation.show.report.passkey import grid_rows, passkey_grids
+from buzz.evaluation.show.overview import markdown_overview
+from buzz.evaluation.show.report.folders import Run
+from buzz.evaluation.show.report.needles import grid_rows, passkey_grids
+from buzz.evaluation.show.report.pictures import Figure
 from buzz.evaluation.show.table import markdown_report, markdown_rows
 
 PAGE = "The page [report.html](report.html) has the same, answers side by side{hive}."
@@ -34,7 +34,7 @@ def render_markdown(
         lines = [*_pictures(others), *_passkey(runs[0], "##")]
     else:
         summaries = {_relative(run.path, folder): run.summary for run in runs}
-        text = sweep_report({"name": title, "runs": summaries}, shared.paths[0].name if shared else None)
+        text = markdown_overview({"name": title, "runs": summaries}, shared.paths[0].name if shared else None)
         lines = []
         for run, drawn in zip(runs, figures, strict=True):
             others = [figure for figure in drawn if shared is None or figure.title != shared.title]

@@ -10,9 +10,9 @@ from importlib.resources import files
 from urllib.parse import quote
 
 from buzz.evaluation.show.report import fragments
-from buzz.evaluation.show.report.data import page_data
-from buzz.evaluation.show.report.figures import PALETTE, Figure
-from buzz.evaluation.show.report.load import Run
+from buzz.evaluation.show.report.folders import Run
+from buzz.evaluation.show.report.page_data import page_data
+from buzz.evaluation.show.report.pictures import PALETTE, Figure
 
 _SCRIPTS = ("hive.js", "samples.js")
 _HEXAGON = "M12 1.6 21 6.8v10.4l-9 5.2-9-5.2V6.8z"

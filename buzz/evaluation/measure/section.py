@@ -1,0 +1,23 @@
+"""The section `generation` of a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from buzz.evaluation.config.schema import at_least
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Greedy decoding, as in the authors' protocol.
+
+    Args:
+        max_new_tokens: at most this many tokens per answer.
+        fidelity: also measure, if the run has a method with the policy `full`, how near each method stays to it.
+        prefill_chunk_size: prompts are read in calls of so many tokens, and may be evicted from after each; None: in
+            one call (see docs/long_prompts.md).
+    """
+
+    max_new_tokens: int = field(default=100, metadata=at_least(1, 10**6))
+    fidelity: bool = True
+    prefill_chunk_size: int | None = field(default=None, metadata=at_least(1))

@@ -1,0 +1,35 @@
+"""Masks that a wrapper around the language model has made already, such as one with a vision tower, read back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def tokens_of(mask: Any, rows: int, columns: int, seen: int) -> Any:
+    """The mask of a call as a BeehiveCache takes it: [B, columns], nonzero where there is a token; None: everywhere.
+
+    Args:
+        mask: as a backbone is given it. For each kind of layer, masks [B, 1, columns, at least seen + columns] may
+            stand in a dictionary: bool, or numbers that are added to logits. Anything else is given back.
+        seen: columns before this call.
+
+    Raises:
+        ValueError: some tokens see later ones, or not all earlier ones.
+    """
+    if not isinstance(mask, dict):
+        return mask
+    full = mask.get("full_attention")
+    if full is None or not isinstance(full, torch.Tensor) or full.dim() != 4:
+        return full
+    visible = full[:, 0, :, seen : seen + columns]  # what the call's columns see of each other: [B, columns, columns]
+    visible = (visible if visible.dtype == torch.bool else visible == 0).expand(rows, -1, -1)
+    tokens = visible.diagonal(dim1=1, dim2=2)  # [B, columns]: a token sees itself
+    causal = torch.ones(columns, columns, dtype=torch.bool, device=visible.device).tril()
+    if not bool((((causal & tokens[:, None]) == visible) | ~tokens[..., None]).all()):
+        raise ValueError(
+            "some tokens of the prompt see later ones, as those of an image do in this model: a BeehiveCache reads a "
+            "prompt from left to right (docs/limits.md)"
+        )
+    return tokens
