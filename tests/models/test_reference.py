@@ -52,6 +52,7 @@ def test_positions_are_felt_after_evictions(name):
         ("gemma3_text-mixed", {"layer_types": ["full_attention"] * LAYERS}),
         ("gemma3_text-mixed", {"sliding_window": 8}),
         ("gemma3_text-mixed", {"rope_local_base_freq": 1_000_000.0}),
+        ("gemma3_text-capped", {"final_logit_softcapping": None}),
         ("smollm3", {"no_rope_layers": [1] * LAYERS}),
         ("smollm3-windows", {"sliding_window": 8}),
         ("granite-multipliers", {"embedding_multiplier": 1.0}),
