@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tokenizers import pre_tokenizers
+
 # Value types of the format, as struct codes; 8 is a string, 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -122,7 +124,6 @@ def repair_tokenizer(tokenizer: Any, metadata: dict[str, Any]) -> None:
 
 
 def _split_digits(backend: Any) -> None:
-    from tokenizers import pre_tokenizers
 
     if "Digits" in str(backend.pre_tokenizer):
         return  # a transformers version that knows
