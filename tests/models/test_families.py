@@ -10,7 +10,7 @@ import buzz
 from tests.conftest import left_pad, tokens
 from tests.decoding.test_loop import RAGGED, both, generate
 from tests.models.reference import NaiveModel
-from tests.models.tiny import NAMES, tiny, tiny_config
+from tests.models.tiny import CASES, tiny, tiny_config
 from tests.patching.test_targets import assert_whole, snapshot
 
 pytestmark = pytest.mark.filterwarnings("ignore:every layer of this model has a sliding window")
@@ -58,7 +58,7 @@ def greedy(model, ids, past=None, steps=20):
     return torch.stack(logits)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_with_room_logits_are_the_unpatched_models(name):
     model, ids = tiny(name), tokens(1, 23)
     expected = greedy(model, ids)
@@ -69,7 +69,7 @@ def test_with_room_logits_are_the_unpatched_models(name):
             assert cache.get_seq_length() == 43
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_with_room_generate_gives_the_same_ids(name):
     model, (ids, mask) = tiny(name), RAGGED
     expected = model.generate(ids, attention_mask=mask, **GREEDY)
@@ -90,7 +90,7 @@ def fed(model, cache, rows, steps):
     return torch.stack(logits, dim=1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_ragged_rows_that_evict_equal_their_rows_alone(name):
     model, layers = tiny(name).double(), len(windows(name))
     rows, steps = [tokens(1, n, seed=n)[0] for n in (37, 18)], tokens(2, 3, seed=3)
@@ -109,7 +109,7 @@ def test_ragged_rows_that_evict_equal_their_rows_alone(name):
             assert None not in windows(name) or together.stats()["evictions"][0] > 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_remove_leaves_the_model_as_it_was(name):
     model, ids = tiny(name), tokens(2, 15)
@@ -126,7 +126,7 @@ def test_remove_leaves_the_model_as_it_was(name):
 
 
 @pytest.mark.parametrize(("policy", "positions"), [("buzz", "cache"), ("tova", "original")])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_after_evictions_every_token_equals_the_naive_model(name, policy, positions):
     """A prompt, steps, a chunk and more steps; all of its tokens, not the last alone."""
@@ -146,7 +146,7 @@ def test_after_evictions_every_token_equals_the_naive_model(name, policy, positi
 
 
 @pytest.mark.parametrize(("policy", "positions"), [("buzz", "cache"), ("h2o", "original")])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_static_decoding_equals_the_models_own_forward(name, policy, positions):
     heard = []
 
@@ -163,7 +163,7 @@ def test_static_decoding_equals_the_models_own_forward(name, policy, positions):
     torch.testing.assert_close(statically, logits, atol=2e-4, rtol=0)  # greedy ids do not feel their scale
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if len(set(windows(name))) > 1])
+@pytest.mark.parametrize("name", [name for name in CASES if len(set(windows(name))) > 1])
 @torch.no_grad()
 def test_reports_speak_of_the_layers_that_evict(name):
     """... and of all bytes."""

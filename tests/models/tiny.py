@@ -73,7 +73,7 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     "opt-projected": ("opt", {"word_embed_proj_dim": 40, "do_layer_norm_before": False}),
 }
 # Every family of the table as its configuration makes it by default, and the variants.
-NAMES = [*FAMILIES, *VARIANTS]
+CASES = [*FAMILIES, *VARIANTS]
 
 
 def tiny_config(name: str, **changes) -> PreTrainedConfig:
