@@ -71,7 +71,7 @@ class BenchModel:
 
     shape: str | None = None
     id: str | None = field(default=None, metadata=_TEXT)
-    gguf: str | None = field(default=None, metadata=_TEXT)
+    gguf: str | list[str] | None = field(default=None, metadata=ModelConfig.__dataclass_fields__["gguf"].metadata)
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: str = field(default="auto", metadata=ModelConfig.__dataclass_fields__["device"].metadata)
 

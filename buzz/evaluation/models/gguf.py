@@ -7,13 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import pre_tokenizers
+
+MAGIC = b"GGUF"
+
+# What transformers calls the architectures of GGUF files that it reads and buzz knows.
+MODEL_TYPES = {
+    "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "phi3": "phi3",
+    "gemma3": "gemma3_text",
+}
 
 # Value types of the format, as struct codes; 8 is a string, 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -36,17 +50,67 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         ValueError: not a GGUF file, or one that is cut off within its header.
         OSError: the file cannot be read.
     """
+    with _mapped(path) as data:
+        return _read_pairs(data)[0]
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies in its file: bytes `start` to `end`, in numbers of a `kind` such as F32 or Q4_K."""
+
+    name: str
+    kind: str
+    start: int
+    end: int
+
+
+def read_tensors(path: str | Path) -> list[Tensor]:
+    """The tensors that a GGUF file's header speaks of, whether or not the file is long enough for them.
+
+    Raises:
+        ValueError, OSError: as `read_metadata`; a tensor of a kind that gguf does not know is damage as well.
+    """
+    from gguf.constants import GGML_QUANT_SIZES
+
+    kinds = {int(kind): (kind.name, *size) for kind, size in GGML_QUANT_SIZES.items()}
+    with _mapped(path) as data:
+        pairs, offset = _read_pairs(data)
+        (count,) = struct.unpack_from("<Q", data, 8)
+        found: list[Tensor] = []  # from where tensors begin
+        for _ in range(count):
+            name, offset = _read_value(data, offset, _STRING)
+            (dimensions,) = struct.unpack_from("<I", data, offset)
+            *shape, number, place = struct.unpack_from(f"<{dimensions}QIQ", data, offset + 4)
+            offset += 16 + 8 * dimensions
+            kind, block, nbytes = kinds[number]
+            found.append(Tensor(name, kind, place, place + math.prod(shape) // block * nbytes))
+    begin = offset + -offset % _alignment(pairs)
+    return [Tensor(name, kind, begin + start, begin + end) for name, kind, start, end in found]
+
+
+def read_alignment(path: str | Path) -> int:
+    """The number of bytes that each tensor's place in a GGUF file is a multiple of; raises as `read_metadata`."""
+    return _alignment(read_metadata(path))
+
+
+def _alignment(metadata: dict[str, Any]) -> int:
+    return max(1, int(metadata.get("general.alignment", 32)))
+
+
+@contextlib.contextmanager
+def _mapped(path: str | Path) -> Iterator[mmap.mmap]:
+    """A GGUF file's bytes; what cannot be read of them inside the block is a ValueError."""
     with open(path, "rb") as file:
-        if file.read(4) != b"GGUF":
+        if file.read(4) != MAGIC:
             raise ValueError("not a GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                return _read_pairs(data)
-            except (struct.error, UnicodeDecodeError, KeyError) as error:
+                yield data
+            except (struct.error, UnicodeDecodeError, KeyError, OverflowError) as error:
                 raise ValueError("a GGUF file that is damaged or cut off") from error
 
 
-def _read_pairs(data: mmap.mmap) -> dict[str, Any]:
+def _read_pairs(data: mmap.mmap) -> tuple[dict[str, Any], int]:
+    """The key-value pairs, and where what follows them begins."""
     version, _, count = struct.unpack_from("<IQQ", data, 4)
     if not 2 <= version <= 0xFFFF:  # a big-endian file shows its version in the high bytes
         raise ValueError("a GGUF file of an unknown version")
@@ -55,7 +119,7 @@ def _read_pairs(data: mmap.mmap) -> dict[str, Any]:
         key, offset = _read_value(data, offset, _STRING)
         (kind,) = struct.unpack_from("<I", data, offset)
         pairs[key], offset = _read_value(data, offset + 4, kind)
-    return pairs
+    return pairs, offset
 
 
 def _read_value(data: mmap.mmap, offset: int, kind: int) -> tuple[Any, int]:
@@ -109,6 +173,7 @@ def repair_tokenizer(tokenizer: Any, metadata: dict[str, Any]) -> None:
 
     - single-digit splitting before the byte-level step, for vocabularies that have it (SmolLM2 among them);
     - the special tokens: some transformers 5.x read a wrong eos and no pad. Without a pad in the file, eos pads.
+    - whether a text begins with bos and ends with eos: Gemma answers nonsense without its bos.
     - the chat template.
     """
     for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")):
@@ -121,6 +186,16 @@ def repair_tokenizer(tokenizer: Any, metadata: dict[str, Any]) -> None:
         tokenizer.chat_template = metadata.get("tokenizer.chat_template")
     if metadata.get("tokenizer.ggml.pre") in SINGLE_DIGITS:
         _split_digits(tokenizer.backend_tokenizer)
+    _mark_ends(tokenizer, metadata)
+
+
+def _mark_ends(tokenizer: Any, metadata: dict[str, Any]) -> None:
+    by_default = {"bos": True} if metadata.get("tokenizer.ggml.model") == "llama" else {}  # as llama.cpp has it
+    for name, place in (("bos", 0), ("eos", -1)):
+        token_id = getattr(tokenizer, f"{name}_token_id")
+        wanted = metadata.get(f"tokenizer.ggml.add_{name}_token", by_default.get(name))
+        if wanted is not None and token_id is not None and wanted != (tokenizer("a")["input_ids"][place] == token_id):
+            setattr(tokenizer, f"add_{name}_token", wanted)
 
 
 def _split_digits(backend: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from buzz.evaluation.errors import ConfigError
@@ -17,7 +17,14 @@ from buzz.evaluation.memory import is_out_of_memory, release_memory
 from buzz.evaluation.models.gguf import end_ids, parsed_once, read_metadata, repair_tokenizer
 from buzz.evaluation.models.section import ModelConfig
 from buzz.evaluation.models.source import ModelSource, check_model, resolve_device
+from buzz.patching import UnsupportedModelError, patch_model
 from buzz.words import told
+
+# Names of the text model's weights in a multimodal checkpoint, and what the text model alone calls them.
+_TEXT_WEIGHTS = {
+    r"^(model\.language_model|language_model\.model)\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
 
 
 class ModelLoader:
@@ -47,8 +54,9 @@ def load_model(
     """Load a run's model and tokenizer.
 
     `dtype: auto` is float32 on a CPU; elsewhere the checkpoint's own, and bfloat16 for a GGUF file (its weights are
-    unpacked). The tokenizer pads on the left. The model's generation config holds its special tokens and nothing else,
-    so that no sampling setting of the checkpoint plays a part; its `eos_token_id` is a list.
+    unpacked). Of a multimodal checkpoint the text model alone is loaded. The tokenizer pads on the left. The model's
+    generation config holds its special tokens and nothing else, so that no sampling setting of the checkpoint plays a
+    part; its `eos_token_id` is a list.
 
     Args:
         config: the `model` section of a run's config.
@@ -61,7 +69,7 @@ def load_model(
 
     Raises:
         ConfigError: as `check_model`; or weights or tokenizer are missing or damaged, or too large for the memory;
-            or there is no chat template where one is asked for.
+            or the model cannot be patched; or there is no chat template where one is asked for.
     """
     source = source or check_model(config)
     where = "model.gguf" if source.gguf else "model.id"
@@ -74,6 +82,10 @@ def load_model(
             raise
         what = f"the model in {source.path if source.gguf else source.root} cannot be loaded: {told(error)}"
         raise ConfigError(where, what, "a complete causal language model with its tokenizer is wanted") from error
+    try:
+        patch_model(model).remove()
+    except UnsupportedModelError as error:
+        raise ConfigError(where, told(error), "a model as its library made it is wanted") from error
     _set_generation(model, tokenizer, source)
     return model, tokenizer, _describe(model, source)
 
@@ -104,13 +116,20 @@ def _load_weights(config: ModelConfig, source: ModelSource, local: int | None) -
     elif source.gguf:
         dtype = torch.bfloat16
     options: dict[str, Any] = {"gguf_file": source.gguf, "local_files_only": source.offline}
+    if source.whole:
+        whole = AutoConfig.from_pretrained(source.root, local_files_only=source.offline)
+        options.update(config=whole.get_text_config(decoder=True), key_mapping=_TEXT_WEIGHTS)
     with contextlib.suppress(ImportError):  # newer transformers may otherwise keep a GGUF's weights packed on a GPU
         from transformers import GgufConfig
 
         if source.gguf:
             options["quantization_config"] = GgufConfig(dequantize=True)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.root, dtype=dtype, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source.root, dtype=dtype, output_loading_info=True, **options
+        )
+        if missing := sorted(found["missing_keys"]):  # transformers makes them up
+            raise ValueError(f"{len(missing)} of its weights are missing, such as {missing[0]}")
         return model.to(device).eval()
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
@@ -147,7 +166,16 @@ def _describe(model: Any, source: ModelSource) -> dict[str, Any]:
         "layers": config.num_hidden_layers,
         "heads": heads,
         "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        **_reach(config),
     }
+
+
+def _reach(config: Any) -> dict[str, Any]:
+    """How far the layers of a model look back: how many of them at everything, the others at so many tokens."""
+    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
+    full = kinds.count("full_attention")
+    return {"full_attention_layers": full, "sliding_window": window if full < layers else None}
 
 
 @contextlib.contextmanager

@@ -17,8 +17,9 @@ from huggingface_hub import constants, errors, hf_hub_download
 
 from buzz.evaluation.config.schema import said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.models.gguf import read_metadata
-from buzz.evaluation.models.section import ModelConfig
+from buzz.evaluation.models.gguf import MODEL_TYPES, read_metadata
+from buzz.evaluation.models.pieces import join_pieces
+from buzz.evaluation.models.section import ModelConfig, model_name
 from buzz.evaluation.paths import PACKAGE_PREFIX, fingerprint, resolve_path, short, user_path
 from buzz.patching import supported_families
 from buzz.words import told
@@ -34,6 +35,7 @@ class ModelSource:
     """A model that was found and whose family buzz patches, before any of its weights are read.
 
     root: what `from_pretrained` takes: a folder or a hub id. gguf: file name inside `root`, or None.
+    model_type: of the language model. whole: of the multimodal checkpoint that it is the text model of, or None.
     max_positions: length in tokens of the longest text the model was made for, None if it does not say.
     fingerprint: changes whenever the weights or the config do (cheaply: a large checkpoint is not hashed as a whole).
     offline: the hub cannot be reached, use the local hub cache alone.
@@ -45,6 +47,7 @@ class ModelSource:
     max_positions: int | None
     fingerprint: str
     offline: bool = False
+    whole: str | None = None
 
     @property
     def path(self) -> Path:
@@ -65,17 +68,15 @@ def check_model(config: ModelConfig) -> ModelSource:
     if not config.id and not config.gguf:
         raise ConfigError("model", "neither model.id nor model.gguf is given", _LOCAL)
     source = _find_gguf(config) if config.gguf else _find_checkpoint(str(config.id))
-    _check_family(source.model_type, "model.gguf" if config.gguf else "model.id")
     resolve_device(config.device)
     return source
 
 
-def _check_family(model_type: str, where: str) -> None:
+def _check_family(model_type: str, where: str, inside: str = "") -> None:
     families = supported_families()
     if model_type not in families:
-        raise ConfigError(
-            where, f"the model family {model_type!r} is not supported", f"one of {', '.join(families)} is wanted"
-        )
+        what = f"the model family {model_type!r}{inside} is not supported"
+        raise ConfigError(where, what, f"one of {', '.join(families)} is wanted")
 
 
 def _find_checkpoint(name: str) -> ModelSource:
@@ -96,8 +97,13 @@ def _find_checkpoint(name: str) -> ModelSource:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{path} " + (f"cannot be read ({error.strerror})" if isinstance(error, OSError) else _UNTYPED)
         raise ConfigError("model.id", what, "the config.json of a transformers model is wanted") from error
+    text, whole, inside = config.get("text_config"), None, ""
+    if model_type not in supported_families() and isinstance(text, dict) and isinstance(text.get("model_type"), str):
+        config, whole, model_type = text, model_type, text["model_type"]
+        inside = f", the text model of {whole!r},"
+    _check_family(model_type, "model.id", inside)
     known = _positions(config, "max_position_embeddings", "model.id", path)
-    return ModelSource(root, None, model_type, known, fingerprint, offline)
+    return ModelSource(root, None, model_type, known, fingerprint, offline, whole)
 
 
 def _find_gguf(config: ModelConfig) -> ModelSource:
@@ -105,17 +111,27 @@ def _find_gguf(config: ModelConfig) -> ModelSource:
         raise ConfigError(
             "model.gguf", "needs the package gguf", "install it with `pip install gguf`, or give model.id alone"
         )
-    path = _gguf_path(config.id, str(config.gguf)).absolute()
+    if isinstance(config.gguf, list):
+        pieces = [_gguf_path(config.id, name, f"model.gguf[{i}]").absolute() for i, name in enumerate(config.gguf)]
+        path, digest = join_pieces(pieces, model_name(None, config.gguf))
+    else:
+        path = _gguf_path(config.id, str(config.gguf), "model.gguf").absolute()
+        digest = None
     try:
         metadata = read_metadata(path)
-        family = metadata["general.architecture"]
+        architecture = metadata["general.architecture"]
     except (OSError, ValueError, KeyError) as error:
         reason = "names no architecture" if isinstance(error, KeyError) else f"is {told(error)}"
         if isinstance(error, OSError):
             reason = f"cannot be read ({error.strerror})"
         raise ConfigError("model.gguf", f"{path} {reason}", "a GGUF file of a language model is wanted") from error
-    known = _positions(metadata, f"{family}.context_length", "model.gguf", path)
-    return ModelSource(str(path.parent), path.name, family, known, _fingerprint_file(path))
+    model_type = MODEL_TYPES.get(architecture, architecture)
+    _check_family(model_type, "model.gguf")
+    if architecture not in MODEL_TYPES:
+        what = f"transformers reads no GGUF files of the family {architecture!r}"
+        raise ConfigError("model.gguf", what, "the checkpoint that the file was made of is wanted as model.id")
+    known = _positions(metadata, f"{architecture}.context_length", "model.gguf", path)
+    return ModelSource(str(path.parent), path.name, model_type, known, digest or _fingerprint_file(path))
 
 
 def _positions(metadata: dict[str, Any], key: str, where: str, path: Path) -> int | None:
@@ -126,15 +142,15 @@ def _positions(metadata: dict[str, Any], key: str, where: str, path: Path) -> in
     raise ConfigError(where, f"{path}: {key} {said(known)}", "an integer of at least 1 is wanted")
 
 
-def _gguf_path(model_id: str | None, gguf: str) -> Path:
-    """A GGUF file by its path, inside an installed package, or inside the folder or hub repository `model_id`."""
-    path = user_path(gguf, "model.gguf", "a GGUF file is wanted")
+def _gguf_path(model_id: str | None, gguf: str, where: str) -> Path:
+    """A file by its path, inside an installed package, or inside the folder or hub repository `model_id`."""
+    path = user_path(gguf, where, "a GGUF file is wanted")
     if not model_id or gguf.startswith(PACKAGE_PREFIX) or path.is_file():
-        return resolve_path(gguf, "model.gguf")
+        return resolve_path(gguf, where)
     folder = user_path(model_id, "model.id", _FOLDER)
     if folder.is_dir():
-        return resolve_path(folder / path, "model.gguf")
-    return _hub_file(model_id, gguf, "model.gguf", _check_hub_id(model_id))
+        return resolve_path(folder / path, where)
+    return _hub_file(model_id, gguf, where, _check_hub_id(model_id))
 
 
 def _check_hub_id(name: str) -> bool:

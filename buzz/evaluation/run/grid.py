@@ -15,7 +15,7 @@ from buzz.evaluation.config.methods import NAME, default_name, own_keys, parse_m
 from buzz.evaluation.config.reading import read_config
 from buzz.evaluation.config.schema import build, convert, keys_of, refuse_unknown, said
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.models.section import ModelConfig
+from buzz.evaluation.models.section import ModelConfig, model_name
 from buzz.evaluation.run.config import RunConfig, parse_config
 from buzz.evaluation.tasks import make_task, parse_task
 from buzz.policies import POLICIES
@@ -215,11 +215,9 @@ def _placed(key: str, place: str) -> Iterator[None]:
 def _check_model(raw: Any) -> str:
     """A model's name: its GGUF file's, or the last part of its id."""
     model: ModelConfig = build(ModelConfig, raw, "model")
-    if model.gguf is not None:
-        return Path(model.gguf).stem
-    if model.id is None:
+    if model.id is None and model.gguf is None:
         raise ConfigError("model", "neither id nor gguf is given", "a hub id, a folder or a GGUF file is wanted")
-    return Path(model.id).name or "model"
+    return model_name(model.id, model.gguf) or "model"
 
 
 def _check_task(raw: Any) -> str:

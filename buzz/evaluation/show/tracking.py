@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from buzz.evaluation.files import write_atomically, writing
+from buzz.evaluation.models.section import model_name
 from buzz.evaluation.show.wandb_log import Record, WandbLog
 from buzz.words import one_line
 
@@ -181,8 +182,7 @@ def _open(config: Mapping[str, Any], folder: Path, facts: Mapping[str, Any], run
 def _init(config: Mapping[str, Any], folder: Path, facts: Mapping[str, Any], run_id: str | None, mode: Any) -> Any:
     import wandb
 
-    task, gguf = config["task"]["name"], config["model"]["gguf"]
-    model = Path(gguf).stem if gguf else Path(config["model"]["id"] or "").name
+    task, model = config["task"]["name"], model_name(config["model"]["id"], config["model"]["gguf"])
     in_sweep = "WANDB_SWEEP_ID" in os.environ  # of W&B's own, which names its runs and gives them their ids
     limits: Any = {name: limit for name, limit in _LIMITS.items() if f"WANDB_{name.upper()}" not in os.environ}
     return wandb.init(

