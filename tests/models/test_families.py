@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import LogitsProcessor
 
 import buzz
 from tests.conftest import left_pad, tokens
 from tests.decoding.test_loop import RAGGED, both, generate
 from tests.models.reference import NaiveModel
 from tests.models.tiny import CASES, tiny, tiny_config
+from tests.patching.test_targets import assert_whole, snapshot
 
-POSITIONS = ["cache", "original"]
+pytestmark = pytest.mark.filterwarnings("ignore:every layer of this model has a sliding window")
+
 HARD = {
     "buzz": {"sink": 2, "window": 6, "stride": 5, "threshold": 9},
     "h2o": {"heavy": 7, "window": 6},
@@ -20,6 +23,17 @@ HARD = {
     "snapkv": {"capacity": 14, "window": 4, "kernel": 3},
 }
 GREEDY = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+
+
+class Heard(LogitsProcessor):
+    """Remembers the logits of every step."""
+
+    def __init__(self):
+        self.logits = []
+
+    def __call__(self, input_ids, scores):
+        self.logits.append(scores.clone())
+        return scores
 
 
 def windows(name: str) -> list[int | None]:
@@ -32,10 +46,10 @@ def windows(name: str) -> list[int | None]:
 
 
 @torch.no_grad()
-def greedy(model, ids, past=None):
-    """Logits [V] of a prompt's tokens and of 20 greedy steps each; `past` None: a cache of the model's own choice."""
+def greedy(model, ids, past=None, steps=20):
+    """Logits [V] of a prompt's tokens and of greedy steps each; `past` None: a cache of the model's own choice."""
     kept, logits = {"past_key_values": past} if past is not None else {"use_cache": True}, []
-    for step in range(21):
+    for step in range(steps + 1):
         output = model(ids, **kept)
         logits += output.logits[0]
         kept = {"past_key_values": output.past_key_values}
@@ -49,7 +63,7 @@ def test_with_room_logits_are_the_unpatched_models(name):
     model, ids = tiny(name), tokens(1, 23)
     expected = greedy(model, ids)
     with buzz.patch_model(model):
-        for policy, positions in [("full", "cache"), ("full", "original"), ("buzz", "cache"), ("h2o", "original")]:
+        for policy, positions in [("full", "original"), ("buzz", "cache"), ("h2o", "original")]:
             cache = buzz.BeehiveCache(policy, model, positions)
             torch.testing.assert_close(greedy(model, ids, cache), expected, atol=2e-4, rtol=0)
             assert cache.get_seq_length() == 43
@@ -60,10 +74,9 @@ def test_with_room_generate_gives_the_same_ids(name):
     model, (ids, mask) = tiny(name), RAGGED
     expected = model.generate(ids, attention_mask=mask, **GREEDY)
     with buzz.patch_model(model):
-        for policy in ("full", "tova"):
-            cache = buzz.BeehiveCache(policy, model)
-            got = model.generate(ids, attention_mask=mask, past_key_values=cache, **GREEDY)
-            assert got.tolist() == expected.tolist()
+        cache = buzz.BeehiveCache("tova", model)
+        got = model.generate(ids, attention_mask=mask, past_key_values=cache, **GREEDY)
+    assert got.tolist() == expected.tolist()
 
 
 @torch.no_grad()
@@ -80,7 +93,7 @@ def fed(model, cache, rows, steps):
 @pytest.mark.parametrize("name", CASES)
 def test_ragged_rows_that_evict_equal_their_rows_alone(name):
     model, layers = tiny(name).double(), len(windows(name))
-    rows, steps = [tokens(1, n, seed=n)[0] for n in (37, 11)], tokens(2, 5, seed=3)
+    rows, steps = [tokens(1, n, seed=n)[0] for n in (37, 18)], tokens(2, 3, seed=3)
     with buzz.patch_model(model):
         for policy, params in HARD.items():
             together = buzz.BeehiveCache(buzz.make_policy(policy, **params), model)
@@ -93,23 +106,23 @@ def test_ragged_rows_that_evict_equal_their_rows_alone(name):
                     assert together.layer_lengths(layer)[row] == alone.layer_lengths(layer)[0]
                 for figure in ("mean_tokens", "peak_tokens", "evictions"):
                     assert together.stats()[figure][row] == alone.stats()[figure][0]
-            assert together.stats()["evictions"][0] > 0
+            assert None not in windows(name) or together.stats()["evictions"][0] > 0
 
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_remove_leaves_the_model_as_it_was(name):
     model, ids = tiny(name), tokens(2, 15)
-    own = {module: dict(vars(module)) for module in model.modules()}
-    expected = greedy(model, ids[:1])
+    expected, before = greedy(model, ids[:1], steps=2), snapshot(model)
     handle = buzz.patch_model(model)
     assert any("forward" in vars(module) for module in model.modules())
-    assert torch.equal(greedy(model, ids[:1]), expected)  # with another cache, patched or not
-    fed(model, buzz.BeehiveCache("buzz", model), list(ids), ids)
-    handle.remove()
-    assert all(module.forward.__func__ is type(module).forward for module in model.modules())
-    assert {module: set(vars(module)) for module in model.modules()} == {m: set(names) for m, names in own.items()}
-    assert torch.equal(greedy(model, ids[:1]), expected)
+    assert torch.equal(greedy(model, ids[:1], steps=2), expected)  # with another cache, patched or not
+    fed(model, buzz.BeehiveCache("buzz", model), list(ids), ids[:, :2])
+    for _ in range(2):  # the second time it changes nothing
+        handle.remove()
+        assert_whole(model, before)
+        assert all(module.forward.__func__ is type(module).forward for module in model.modules())
+    assert torch.equal(greedy(model, ids[:1], steps=2), expected)
 
 
 @pytest.mark.parametrize(("policy", "positions"), [("buzz", "cache"), ("tova", "original")])
@@ -135,15 +148,23 @@ def test_after_evictions_every_token_equals_the_naive_model(name, policy, positi
 @pytest.mark.parametrize(("policy", "positions"), [("buzz", "cache"), ("h2o", "original")])
 @pytest.mark.parametrize("name", CASES)
 def test_static_decoding_equals_the_models_own_forward(name, policy, positions):
-    call = generate(*RAGGED, max_new_tokens=12)
+    heard = []
+
+    def call(model, cache):
+        heard.append(Heard())
+        return generate(*RAGGED, max_new_tokens=12, logits_processor=[heard[-1]])(model, cache)
+
     (expected, before), (got, after) = both(tiny(name), [call], buzz.make_policy(policy, **HARD[policy]), positions)
     assert got[0].tolist() == expected[0].tolist()
     assert all(layer.home is not None for layer in after.layers)  # it did run in static memory
     for layer in range(len(windows(name))):
         assert after.layer_lengths(layer) == before.layer_lengths(layer)
+    logits, statically = (torch.stack(one.logits) for one in heard)
+    torch.testing.assert_close(statically, logits, atol=2e-4, rtol=0)  # greedy ids do not feel their scale
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if len(set(windows(name))) > 1])
+@torch.no_grad()
 def test_reports_speak_of_the_layers_that_evict(name):
     """... and of all bytes."""
     model = tiny(name)

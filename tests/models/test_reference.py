@@ -7,14 +7,14 @@ import torch
 
 from tests.conftest import tokens
 from tests.models.reference import NaiveModel
-from tests.models.tiny import LAYERS, NAMES, tiny
+from tests.models.tiny import CASES, LAYERS, tiny
 
 POSITIONS = ["cache", "original"]
 CALLS = [25, 1, 1, 6, 1]
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_without_an_eviction_it_is_the_model(name, positions):
     model, ids = tiny(name).double(), tokens(1, sum(CALLS))
@@ -24,7 +24,7 @@ def test_without_an_eviction_it_is_the_model(name, positions):
     assert naive.lengths == [sum(CALLS)] * LAYERS
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_positions_are_felt_after_evictions(name):
     ids, last, lengths = tokens(1, sum(CALLS)), [], []
     for positions in POSITIONS:
@@ -52,6 +52,7 @@ def test_positions_are_felt_after_evictions(name):
         ("gemma3_text-mixed", {"layer_types": ["full_attention"] * LAYERS}),
         ("gemma3_text-mixed", {"sliding_window": 8}),
         ("gemma3_text-mixed", {"rope_local_base_freq": 1_000_000.0}),
+        ("gemma3_text-capped", {"final_logit_softcapping": None}),
         ("smollm3", {"no_rope_layers": [1] * LAYERS}),
         ("smollm3-windows", {"sliding_window": 8}),
         ("granite-multipliers", {"embedding_multiplier": 1.0}),

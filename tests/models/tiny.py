@@ -8,7 +8,7 @@ from dataclasses import fields
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from buzz.patching import supported_families
+from buzz.models.families import FAMILIES
 from tests.conftest import VOCAB
 
 LAYERS, WINDOW = 4, 7
@@ -52,6 +52,10 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     "phi3-unbounded": ("phi3", {"sliding_window": None}),
     "phi3-partial": ("phi3", {"sliding_window": None, "partial_rotary_factor": 0.5}),
     "gemma3_text-mixed": ("gemma3_text", {"layer_types": TYPES}),
+    "gemma3_text-capped": (
+        "gemma3_text",
+        {"layer_types": TYPES, "final_logit_softcapping": 1.5, "attention_bias": True},
+    ),
     "smollm3-windows": ("smollm3", {"use_sliding_window": True, "no_rope_layers": [1, 0, 1, 0]}),
     "smollm3-rotated": ("smollm3", {"no_rope_layers": [1] * LAYERS}),
     "granite-multipliers": (
@@ -68,9 +72,8 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     "qwen3_moe-windows": ("qwen3_moe", {"mlp_only_layers": [1], "use_sliding_window": True}),
     "opt-projected": ("opt", {"word_embed_proj_dim": 40, "do_layer_norm_before": False}),
 }
-NAMES = list(dict.fromkeys([*supported_families(), *(family for family, _ in VARIANTS.values()), *VARIANTS]))
-# What is patched: every family of the table as its configuration makes it by default, and the variants of these.
-CASES = [name for name in NAMES if VARIANTS.get(name, (name,))[0] in supported_families()]
+# Every family of the table as its configuration makes it by default, and the variants.
+CASES = [*FAMILIES, *VARIANTS]
 
 
 def tiny_config(name: str, **changes) -> PreTrainedConfig:

@@ -15,7 +15,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OPTConfig,
 import buzz
 from buzz.decoding.arena import Plain
 from tests.conftest import VOCAB, left_pad, tiny_llama, tiny_opt, tokens
-from tests.patching.test_after_eviction import SETTINGS, naive_model
+from tests.models.reference import NaiveModel
+from tests.patching.test_after_eviction import SETTINGS
 from tests.patching.test_exact import roomy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
@@ -130,19 +131,13 @@ def test_evicting_calls_equal_the_naive_model(drawn, kind, positions, setting, s
         cache = buzz.BeehiveCache(buzz.make_policy(name, **params), model, positions=positions)
         got = play(model, cache, found, rows, True, seed)
     for row in range(rows):
-        twin, attentions = naive_model(model, name, params, positions)
-        seen = 0
+        naive = NaiveModel(model, name, params, positions)
         for i, (mask, _) in enumerate(found):
             ids = tokens(rows, mask.shape[1], seed=seed + i)[row : row + 1, mask[row]]
-            if not ids.numel():
-                continue
-            start = len(attentions[0].heads[0].slots) if positions == "cache" else seen
-            at = torch.arange(start, start + ids.shape[1])[None]
-            wanted = twin(ids, position_ids=at, use_cache=False).logits[0]
-            torch.testing.assert_close(got[i][row, mask[row]].double(), wanted, atol=1e-4, rtol=0)
-            seen += ids.shape[1]
-        for layer, attention in enumerate(attentions):
-            assert cache.layer_lengths(layer)[row] == len(attention.heads[0].slots)
+            if ids.numel():
+                torch.testing.assert_close(got[i][row, mask[row]].double(), naive(ids), atol=1e-4, rtol=0)
+        for layer, length in enumerate(naive.lengths):
+            assert cache.layer_lengths(layer)[row] == length
 
 
 @pytest.mark.parametrize("name", list(buzz.POLICIES))
