@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 # Where each name lives. It is imported when it is first asked for: torch and transformers take seconds, and the
-# command line checks a config without them.
+# command lines tell how they are used without them.
 _HOME = {
     "BeehiveCache": "buzz.cache",
     "PerRow": "buzz.cache",

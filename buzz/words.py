@@ -7,15 +7,27 @@ from collections.abc import Iterable
 from typing import Any
 
 _SHOWN = 60  # characters of a value that a message shows
+_TOLD = 200  # of another error's message
 
 
 def shown(value: Any) -> str:
     """`repr(value)` on one line and not too long, whatever the value is."""
     try:
-        text = " ".join(repr(value).split())
+        text = repr(value)
     except Exception:  # what is shown is wrong anyway, and its own trouble must not hide that
         text = f"<{type(value).__name__}>"  # among others an integer of thousands of digits
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return one_line(text, _SHOWN)
+
+
+def one_line(text: object, most: int | None = None) -> str:
+    """Text, or an error's message, with every run of blanks and line breaks as one blank; cut to `most` characters."""
+    line = " ".join(str(text).split())
+    return line if most is None or len(line) <= most else line[: most - 3] + "..."
+
+
+def told(error: BaseException) -> str:
+    """What an error says, in short, for the message of another one."""
+    return one_line(error, _TOLD)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

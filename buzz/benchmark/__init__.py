@@ -1,1 +1,6 @@
-"""Speed: prefill, decoding, throughput and kernels of BUZZ and what it is measured against, in one run."""
+"""Speed: prefill, decoding, throughput and kernels of BUZZ and what it is measured against, in one run.
+
+Read `config`, which has a class for each section, then `sections`, which runs them, and `bench`, what they share. The
+sections: `ceilings`, `kernels`, `prompts`, `decoding`, `agreement`, `steps`. `contenders` are compared; `clocks` and
+`waits` measure; `book` keeps, `tables` and `plots` show the results.
+"""

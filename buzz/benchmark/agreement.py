@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from buzz.benchmark.bench import Bench
+from buzz.benchmark.bench import Bench, new_cache
 from buzz.benchmark.config import Agreement
 from buzz.benchmark.contenders import Contender
 from buzz.decoding.arena import Off, Plain
@@ -62,7 +62,7 @@ def _compare(
     mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True, padding_side="left")
 
     def answer(run: Any) -> Any:
-        cache = contender.cache(model.config, ids.shape[1] + tokens)
+        cache = new_cache(contender, model.config, ids.shape[1] + tokens)
         settings.output_logits = isinstance(run, Off)  # which the static loop does not record
         with _decoding(model, run), torch.inference_mode():
             return model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=settings)

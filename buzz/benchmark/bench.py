@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from transformers import DynamicCache, StaticCache
 
 import buzz
 from buzz.benchmark.book import Book
@@ -57,6 +58,19 @@ class Stage:
         """Drop what generate() compiled: graphs for another length are slower, and they hold memory."""
         if vars(self._model).pop("_compiled_call", None) is not None:
             torch._dynamo.reset()
+
+
+def new_cache(contender: Contender, config: Any, room: int) -> Any:
+    """An empty cache of a contender for a model of this config.
+
+    Args:
+        room: tokens that a static cache must hold; the others find their size themselves.
+    """
+    if contender.method is not None:
+        return buzz.BeehiveCache(contender.policy(), config, positions=contender.method.positions)
+    if contender.kind == "static":
+        return StaticCache(config=config, max_cache_len=room)
+    return DynamicCache(config=config)
 
 
 class Bench:

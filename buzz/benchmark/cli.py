@@ -50,6 +50,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     add_config(parser, "benchmark")
     path, overrides = config_of(parser.parse_intermixed_args(arguments))
 
+    # Here, so that --help needs no torch, and the sections only once a config is right: they need transformers.
     from buzz.benchmark.config import load_bench
 
     config = load_bench(path, overrides)

@@ -11,6 +11,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from buzz.evaluation.memory import is_out_of_memory, release_memory
+from buzz.words import one_line
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -120,8 +121,7 @@ def attempt(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return call()
     except Exception as error:
         out = isinstance(error, RuntimeError) and is_out_of_memory(error)
-        said = " ".join(str(error).split())
-        reason = OUT_OF_MEMORY if out else f"{type(error).__name__}: {said[:160]}"
+        reason = OUT_OF_MEMORY if out else f"{type(error).__name__}: {one_line(error)[:160]}"
     # Here, where the error no longer holds the frames that hold the memory.
     release_memory()
     if torch.cuda.is_available():

@@ -309,15 +309,15 @@ def _known(given: Sequence[str] | None, names: Sequence[str], where: str) -> Non
             raise ConfigError(where, f"{name!r} is not there", f"one of {', '.join(names) or '(nothing)'} is wanted")
 
 
-def plain(value: Any) -> Any:
-    """A config or a part of it as data for JSON."""
+def as_data(value: Any) -> Any:
+    """A part of a config as plain data, for JSON."""
     return dataclasses.asdict(value)
 
 
 def section_facts(config: BenchConfig, name: str) -> dict[str, Any]:
     """What the results of a section depend on, beside the machine: its settings, its contenders, the model."""
     section = getattr(config, name)
-    facts = {"settings": plain(section), "model": plain(config.model), "seed": config.seed}
+    facts = {"settings": as_data(section), "model": as_data(config.model), "seed": config.seed}
     if hasattr(section, "methods"):
-        facts["methods"] = [plain(contender) for contender in config.contenders(section)]
+        facts["methods"] = [as_data(contender) for contender in config.contenders(section)]
     return facts

@@ -61,20 +61,6 @@ class Contender:
         kind = POLICIES[self.method.policy]
         return kind.from_budget(self.method.budget, **self.method.params, logn_base=self.method.logn_base)
 
-    def cache(self, config: Any, room: int) -> Any:
-        """A new cache for a model of this config.
-
-        Args:
-            room: tokens that a static cache must hold; the others find their size themselves.
-        """
-        from transformers import DynamicCache, StaticCache
-
-        import buzz
-
-        if self.method is not None:
-            return buzz.BeehiveCache(self.policy(), config, positions=self.method.positions)
-        return StaticCache(config=config, max_cache_len=room) if self.kind == "static" else DynamicCache(config=config)
-
 
 @dataclass(frozen=True)
 class _Baseline:

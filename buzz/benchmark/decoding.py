@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import buzz
-from buzz.benchmark.bench import Bench
+from buzz.benchmark.bench import Bench, new_cache
 from buzz.benchmark.clocks import Marks, Memory, cache_mib, generate
 from buzz.benchmark.config import Decode, Evictions, Stream
 from buzz.benchmark.contenders import Contender
@@ -35,7 +35,7 @@ def decode(bench: Bench, config: Decode, contenders: Sequence[Contender]) -> Non
 
                     def measure(contender=contender, context=context, batch=batch) -> dict[str, Any]:
                         steps = steps_to_measure(contender.policy(), [context], config.steps)
-                        cache = contender.cache(bench.model.config, context + WARM + steps + 1)
+                        cache = new_cache(contender, bench.model.config, context + WARM + steps + 1)
                         ids = bench.ids(batch, context)
                         return _decoded(bench, ids, cache, steps, config.seconds, config.prefill_chunk_size)
 
@@ -53,7 +53,7 @@ def stream(bench: Bench, config: Stream, contenders: Sequence[Contender]) -> Non
                     calls = [config.chunk] * ((tokens - 1) // config.chunk)
                     calls += [tokens - 1 - sum(calls), 1]
                     steps = steps_to_measure(contender.policy(), calls, config.steps)
-                    cache = contender.cache(bench.model.config, tokens + WARM + steps + 1)
+                    cache = new_cache(contender, bench.model.config, tokens + WARM + steps + 1)
                     ids = bench.ids(1, tokens)
                     with torch.no_grad():
                         for chunk in ids[:, :-1].split(config.chunk, dim=1):  # generate() reads the last token itself
@@ -75,11 +75,11 @@ def evictions(bench: Bench, config: Evictions, contenders: Sequence[Contender]) 
             def measure(contender=contender) -> dict[str, Any]:
                 ids = bench.ids(config.batch, config.context)
                 room = config.context + WARM + max(config.steps, config.profiled) + 5
-                cache = contender.cache(bench.model.config, room)
+                cache = new_cache(contender, bench.model.config, room)
                 row = _decoded(bench, ids, cache, config.steps, config.seconds)
                 for kind, end in (("", {}), ("fixed_", ENDLESS)):
                     watched = Watched(bench.clock, WARM, config.profiled)
-                    cache = contender.cache(bench.model.config, room)
+                    cache = new_cache(contender, bench.model.config, room)
                     generate(bench.model, ids, cache, watched.tokens, watched, **end)
                     row |= {kind + name: count for name, count in watched.calls().items()}
                 return row

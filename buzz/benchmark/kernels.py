@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from buzz.attention import attend
+from buzz.attention.step import attend_step
 from buzz.benchmark.bench import Bench
 from buzz.benchmark.clocks import captured, timed
 from buzz.benchmark.config import Kernels
@@ -201,8 +202,6 @@ def _step(
         exact = F.scaled_dot_product_attention(group[:1].float(), keys[0, :1].float(), values[0, :1].float())
         error = relative_error(layer(0)[:1], exact.flatten(1, 2))
     else:
-        from buzz.attention.step import attend_step
-
         scores = torch.zeros(sets, batch, heads.keys, slots + 1, device=device) if scored else None
         lengths = torch.full((batch,), slots, dtype=torch.int32, device=device)
         cos, sin = _angles(slots + 1, heads.dim, device)

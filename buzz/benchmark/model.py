@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
 from buzz.benchmark.config import SHAPES, BenchModel
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.memory import is_out_of_memory
+from buzz.evaluation.models.load import load_model, quiet_transformers
+from buzz.evaluation.models.source import resolve_device
 
 
 def load(config: BenchModel, seed: int) -> tuple[Any, Any, dict[str, Any]]:
@@ -17,10 +23,6 @@ def load(config: BenchModel, seed: int) -> tuple[Any, Any, dict[str, Any]]:
     Raises:
         ConfigError: no such model, damaged, of a family that is not supported, or too large for the memory.
     """
-    from transformers import GenerationConfig
-
-    from buzz.evaluation.models.load import load_model, quiet_transformers
-
     with quiet_transformers():
         if config.shape is None:
             model, tokenizer, info = load_model(config.loadable())
@@ -34,12 +36,6 @@ def load(config: BenchModel, seed: int) -> tuple[Any, Any, dict[str, Any]]:
 
 def _random(config: BenchModel, seed: int) -> Any:
     """Made on the device itself: initialising 13 GB on a CPU would take minutes."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from buzz.evaluation.memory import is_out_of_memory
-    from buzz.evaluation.models.source import resolve_device
-
     device = resolve_device(config.device)
     auto = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from buzz.benchmark.bench import Bench
+from buzz.benchmark.bench import Bench, new_cache
 from buzz.benchmark.clocks import Marks, Memory, attempt, cache_mib, generate, timed
 from buzz.benchmark.config import Prefill, Throughput
 from buzz.benchmark.contenders import Contender
@@ -32,7 +32,7 @@ def prefill(bench: Bench, config: Prefill, contenders: Sequence[Contender]) -> N
 
                     def once() -> None:
                         caches.clear()  # before the next one is made: one cache at a time
-                        caches.append(contender.cache(bench.model.config, length + 1))
+                        caches.append(new_cache(contender, bench.model.config, length + 1))
                         _read(bench, ids, caches[0], config.prefill_chunk_size)
 
                     taken = timed(once, bench.clock, config.repeats, config.seconds)
@@ -87,9 +87,9 @@ def _answered(bench: Bench, config: Throughput, contender: Contender, batch: int
     warm = min(WARM, config.new_tokens - 2)
     memory = Memory(bench.device)
     first = Marks(bench.clock, warm, 1)
-    generate(bench.model, ids, contender.cache(bench.model.config, room), first.tokens, first)
+    generate(bench.model, ids, new_cache(contender, bench.model.config, room), first.tokens, first)
     release_memory()
-    cache = contender.cache(bench.model.config, room)
+    cache = new_cache(contender, bench.model.config, room)
     marks = Marks(bench.clock, warm, config.new_tokens - 1 - warm, config.seconds)
     start = bench.clock.mark()
     generate(bench.model, ids, cache, marks.tokens, marks)
@@ -114,7 +114,7 @@ def _largest_answered(bench: Bench, config: Throughput, contender: Contender) ->
 
         def read() -> dict[str, Any]:
             bench.stage.set(contender)
-            cache = contender.cache(bench.model.config, config.prompt + config.new_tokens)
+            cache = new_cache(contender, bench.model.config, config.prompt + config.new_tokens)
             ids = bench.ids(batch, config.prompt)
             memory = Memory(bench.device)
             _read(bench, ids, cache, None)

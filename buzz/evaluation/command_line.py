@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.paths import short
+from buzz.words import one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,7 +92,7 @@ def short_warnings(tell: Callable[[str], None] = tell) -> Iterator[None]:
     """Inside the block a warning is one line, and what libraries say about their own future is left out."""
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-        tell(f"warning: {' '.join(str(message).split())}")
+        tell(f"warning: {one_line(message)}")
 
     with warnings.catch_warnings():
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):

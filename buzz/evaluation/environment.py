@@ -10,15 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import buzz
+
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "gguf", "rouge")
 
 
 def environment() -> dict[str, Any]:
     """Versions, machine, git commit, command line and time."""
-    import torch
-
-    import buzz
-
     cuda = torch.cuda.is_available()
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

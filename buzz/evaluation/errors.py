@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from buzz.words import one_line
+
 
 class ConfigError(Exception):
     """A config, a file or a value that cannot be used, told in one line.
@@ -22,7 +24,7 @@ class ConfigError(Exception):
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.what}" + (f", {self.allowed}" if self.allowed else "")
-        return " ".join(line.split())  # user text and parser messages may hold newlines; the promise is one line
+        return one_line(line)  # user text and parser messages may hold newlines
 
 
 class WriteError(Exception):
@@ -41,4 +43,4 @@ class WriteError(Exception):
 
     def __str__(self) -> str:
         line = f"{self.path} cannot be written ({self.reason}); what is finished is kept, and the same command goes on"
-        return " ".join(line.split())
+        return one_line(line)

@@ -6,11 +6,13 @@ import gc
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from buzz.cache.call import Shape
+
 
 def token_bytes(model: Any) -> int:
     """Bytes of a cached token's keys and values in all layers, in the model's dtype."""
-    from buzz.cache.call import Shape
-
     shape = Shape.of(model.config)
     return int(2 * shape.layers * shape.heads * shape.head_dim * model.dtype.itemsize)
 
@@ -20,8 +22,6 @@ def slot_bytes(model: Any, policy: Any) -> int:
 
     Layers with a sliding window have no scores.
     """
-    from buzz.cache.call import Shape
-
     spec, shape = policy.score_spec, Shape.of(model.config)
     scores = 4 * shape.heads if spec is not None and spec.accumulate else 0
     return token_bytes(model) + shape.windows.count(None) * scores
@@ -36,8 +36,6 @@ def full_means(model: Any, lengths: Sequence[int]) -> tuple[float, float]:
     Args:
         lengths: tokens of the text so far, after each call.
     """
-    from buzz.cache.call import Shape
-
     windows = Shape.of(model.config).windows
     totals = {w: sum(length if w is None else min(length, w - 1) for length in lengths) for w in set(windows)}
     held = [totals[window] for window in windows]
@@ -49,16 +47,12 @@ def full_means(model: Any, lengths: Sequence[int]) -> tuple[float, float]:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error means that a smaller batch could work. Other RuntimeErrors are bugs and are not swallowed."""
-    import torch
-
     said = ("out of memory", "can't allocate memory", "status_alloc_failed")  # CUDA, the CPU, cuBLAS and cuDNN
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in said)
 
 
 def release_memory() -> None:
     """Give back what a failed batch, or a model that is no longer used, left behind."""
-    import torch
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

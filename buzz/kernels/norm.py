@@ -1,10 +1,14 @@
-"""RMS norms in one Triton kernel each: of many tokens, of a sum that is kept as well, of what is added to one."""
+"""RMS norms in one Triton kernel each: of many tokens, of a sum that is kept as well, of what is added to one, and of
+the queries and keys of one token.
+"""
 
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
+
+from buzz.kernels.early import early_launch, let_next_start, wait_for_last
 
 _ELEMENTS = 2048  # of a program that norms several narrow rows
 
@@ -107,3 +111,62 @@ def _launch(
             num_warps=min(16, max(4, padded // 512)),
         )  # fmt: skip
     return total, out
+
+
+@triton.jit
+def _norm_heads(
+    X, Q_WEIGHT, K_WEIGHT, q_pieces, q_width, k_width, epsilon,
+    WIDTH_PADDED: tl.constexpr, OFFSET: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """One program has one piece."""
+    if EARLY:
+        let_next_start()
+    piece, WEIGHT, width = tl.program_id(0), Q_WEIGHT, q_width
+    if piece >= q_pieces:
+        piece, WEIGHT, width, X = piece - q_pieces, K_WEIGHT, k_width, X + q_pieces * q_width
+    n = tl.arange(0, WIDTH_PADDED)
+    weight = tl.load(WEIGHT + n, mask=n < width, other=0.0).to(tl.float32)
+    if OFFSET != 0.0:
+        weight += OFFSET
+    if EARLY:
+        wait_for_last()
+    places = X + piece * width + n
+    x = tl.load(places, mask=n < width, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, axis=0) / width + epsilon)
+    tl.store(places, (x * scale * weight).to(X.dtype.element_ty), mask=n < width)
+
+
+def norm_heads_(
+    x: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    q_size: int,
+    k_size: int,
+    epsilon: float,
+    offset: float = 0.0,
+) -> torch.Tensor:
+    """`rms_norm` of the queries and keys of one token, in place; x is returned.
+
+    It may start before the kernel before it has ended (`buzz.kernels.early`), as those of a decode step do.
+
+    Args:
+        x: [q_size + k_size + any], contiguous. The first q_size elements are normed in pieces as long as `q_weight`,
+            the next k_size in pieces as long as `k_weight`; the rest stays.
+        q_weight, k_weight: in x's dtype, contiguous.
+
+    Raises:
+        ValueError: x is not contiguous, or pieces do not fill what they are of.
+    """
+    q_width, k_width = len(q_weight), len(k_weight)
+    if q_size % q_width or k_size % k_width or q_size + k_size > x.numel() or not x.is_contiguous():
+        sizes = f"pieces of {q_width} in {q_size} and of {k_width} in {k_size}"
+        raise ValueError(f"x {tuple(x.shape)} must be contiguous and hold whole {sizes}")
+    early = early_launch(x.device)
+    padded = triton.next_power_of_2(max(q_width, k_width))
+    with torch.cuda.device_of(x):
+        _norm_heads[(q_size // q_width + k_size // k_width,)](
+            x, q_weight, k_weight, q_size // q_width, q_width, k_width, epsilon,
+            WIDTH_PADDED=padded, OFFSET=float(offset), EARLY=bool(early),
+            num_warps=min(16, max(1, padded // 256)), **early,
+        )  # fmt: skip
+    return x

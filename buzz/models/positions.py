@@ -103,7 +103,8 @@ class Rotary:
 
     def given(self, attention: Any, kwargs: dict[str, Any]) -> Table:
         """cos and sin [1 or B, L, D] of a call's own positions, as the backbone hands them to a layer."""
-        return _whole(*kwargs["position_embeddings"], attention.head_dim)
+        cos, sin = kwargs["position_embeddings"]
+        return _whole(cos, sin, attention.head_dim)
 
     def step_inputs(self, hidden: torch.Tensor, positions: torch.Tensor, slots: bool) -> tuple[torch.Tensor, list[Any]]:
         """What goes into the first layer of a decode step, and the keyword arguments of each layer.

@@ -58,12 +58,11 @@ def _projected(family: Family, attention: Any, hidden: torch.Tensor, norm: Any) 
         **_normed(family, norm),
     )  # fmt: skip
     config, width = attention.config, attention.head_dim
-    kv = config.num_key_value_heads * width
-    sizes = [config.num_attention_heads * width, kv, kv]
+    q_size, kv_size = config.num_attention_heads * width, config.num_key_value_heads * width
     if hasattr(attention, "q_norm"):
         q_norm, k_norm = attention.q_norm, attention.k_norm
-        norm_heads_(joint, q_norm.weight, k_norm.weight, *sizes[:2], epsilon_of(q_norm), family.offset)
-    return [part.view(1, -1, width) for part in joint.split(sizes)]
+        norm_heads_(joint, q_norm.weight, k_norm.weight, q_size, kv_size, epsilon_of(q_norm), family.offset)
+    return [part.view(1, -1, width) for part in joint.split([q_size, kv_size, kv_size])]
 
 
 def _added(

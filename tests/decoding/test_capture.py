@@ -10,6 +10,7 @@ import buzz
 from buzz.decoding.arena import Off
 from buzz.decoding.capture import Captured, compiled_stages, free_capacity
 from tests.conftest import tiny_llama, tiny_opt, tokens
+from tests.models.tiny import CASES, tiny
 
 POLICIES = [
     buzz.make_policy("buzz", sink=2, window=6, stride=5, threshold=9),
@@ -52,6 +53,41 @@ def test_all_capacities_share_what_is_compiled(make):
         assert ids[0].tolist() == ids[1].tolist()
     assert len(set(compiled.capacities)) == len(POLICIES)
     assert compiled.counter.frame_count == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("qwen3", 1), ("phi3-partial", 1), ("smollm3", 2), ("gemma3_text-mixed", 2)]
+)
+def test_layers_of_a_kind_share_what_is_compiled(name, kinds):
+    """Layers that differ in their window, or in whether they rotate, are of two kinds."""
+    torch._dynamo.reset()
+    model, prompt, compiled, ids = tiny(name), tokens(2, 20, seed=1), Compiled(), []
+    for run in (Off(), compiled):
+        with buzz.patch_model(model) as handle, torch.no_grad():
+            handle.engine.run = run
+            cache = buzz.BeehiveCache(POLICIES[0], model)
+            ids.append(model.generate(prompt, past_key_values=cache, max_new_tokens=8, do_sample=False))
+    assert ids[0].tolist() == ids[1].tolist()
+    assert compiled.counter.frame_count == kinds + 1  # and the head
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_captured_steps_of_every_family(name, rows, recwarn):
+    """One row by kernels of our own, several compiled: the tokens of the model's own forward, over evictions."""
+    torch._dynamo.reset()
+    model, prompt, ids = tiny(name).cuda(), tokens(rows, 40, seed=1).cuda(), []
+    for run in (Off(), Captured()):
+        with buzz.patch_model(model) as handle, torch.no_grad():
+            handle.engine.run = run
+            cache = buzz.BeehiveCache(POLICIES[0], model)
+            ids.append(model.generate(prompt, past_key_values=cache, max_new_tokens=30, do_sample=False))
+    assert ids[0].tolist() == ids[1].tolist()
+    told = [str(w.message) for w in recwarn if "decoding is not" in str(w.message)]
+    mixture = type(model.model.layers[0].mlp).__name__ if hasattr(model.model, "layers") else ""
+    assert not told or "Moe" in mixture, told  # experts that are picked on the host cannot be captured
 
 
 @pytest.mark.cuda

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from tests.evaluation.mistakes import BASE
 from tests.evaluation.tiny import articles, save_model
 
 
@@ -62,3 +63,10 @@ def write_config(raw_config: dict[str, Any], tmp_path: Path) -> Callable[..., Pa
         return path
 
     return write
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base.yaml"
+    path.write_text(BASE)
+    return path

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from buzz.evaluation.measure.hive import hive_path
+from buzz.evaluation.measure.records import hive_path
 from tests.evaluation.synthetic import record, summary_of
 
 # Texts as a page may meet them.

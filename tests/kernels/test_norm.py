@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from buzz.kernels.norm import add_normed, add_rms_norm, rms_norm
+from buzz.kernels.norm import add_normed, add_rms_norm, norm_heads_, rms_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -90,3 +90,65 @@ def test_what_is_normed_is_rounded_before_the_sum():
     exact = addend * (1 + weight.float())
     twice, once = x + exact.half(), (x.float() + exact).half()
     assert (total == twice).double().mean() > 0.95 > (once == twice).double().mean()
+
+
+@HALVES
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("q_width", "k_width", "q_pieces", "k_pieces"),
+    [(128, 128, 8, 2), (80, 80, 3, 3), (64, 128, 2, 1), (640, 160, 1, 1), (96, 96, 5, 0)],
+)
+def test_heads_of_a_token(dtype, offset, q_width, k_width, q_pieces, k_pieces):
+    q_size, k_size = q_width * q_pieces, k_width * k_pieces
+    whole = made(q_size + k_size + 37, dtype=dtype)
+    whole *= torch.arange(len(whole), device=DEVICE) // min(q_width, k_width) + 1  # no piece's scale is another's
+    q_weight, k_weight = made(q_width, dtype=dtype), made(k_width, dtype=dtype)
+    q, k, rest = whole.split([q_size, k_size, 37])
+    expected = torch.cat(
+        [
+            normed(q.view(-1, q_width), q_weight, offset).flatten(),
+            normed(k.view(-1, k_width), k_weight, offset).flatten(),
+        ]
+    )
+    x = whole.clone()
+    assert norm_heads_(x, q_weight, k_weight, q_size, k_size, 1e-5, *([offset] if offset else [])) is x
+    close(x[: q_size + k_size], expected)
+    assert torch.equal(x[q_size + k_size :], rest)
+
+
+def test_heads_that_do_not_fit():
+    x, weight = torch.zeros(64), torch.ones(16)
+    for vector, q_size, k_size in ((x, 32, 24), (x, 40, 16), (x, 48, 32), (torch.zeros(128)[::2], 32, 16)):
+        with pytest.raises(ValueError, match="contiguous and hold whole pieces"):
+            norm_heads_(vector, weight, weight, q_size, k_size, 1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_heads_between_products_of_a_captured_graph():
+    """All three may start early, and each waits for the one before: a replay gives what single calls give."""
+    from buzz.kernels.product import product
+
+    x, weight = made(2048, dtype=torch.bfloat16) / 3, torch.rand(128, device="cuda").bfloat16()
+    ones = torch.ones(3072, device="cuda").bfloat16()
+    matrix, back = (made(*shape, dtype=torch.bfloat16) / 50 for shape in ((3072, 2048), (2048, 3072)))
+
+    def steps(x):
+        for _ in range(20):
+            heads = norm_heads_(product(x, [matrix]), weight, weight, 2048, 512, 1e-5)
+            x = product(heads, [back], norm=ones, epsilon=1e-5)
+        return x
+
+    expected = steps(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = steps(x)
+    for _ in range(5):
+        got.zero_()
+        graph.replay()
+        assert torch.equal(got, expected)
+    exact = product(x, [matrix])
+    parts = exact.split([2048, 512, 512])
+    wanted = torch.cat([*(normed(p.view(-1, 128), weight).flatten() for p in parts[:2]), parts[2].float()])
+    close(norm_heads_(exact, weight, weight, 2048, 512, 1e-5), wanted)

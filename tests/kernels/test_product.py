@@ -72,11 +72,9 @@ def test_biases(cut, dtype):
 
 
 def test_a_bias_is_added_before_rounding():
-    matrix, x = torch.full((1, 4), 0.5, dtype=torch.float16, device=DEVICE), torch.ones(4, dtype=torch.float16)
-    bias = torch.tensor([2048.0], dtype=torch.float16, device=DEVICE)
-    x[0] = 3.0  # 3 + 2048: one ulp is 2
-    x[1] = 1.125  # 3.0625 + 2048: above the tie
-    assert product(x.to(DEVICE), [matrix], biases=[bias]).item() == 2052.0
+    """1 + 2^-12 would be 1, and 2049 lies between the even 2048 and 2050."""
+    x, bias = torch.tensor([1.0, 2.0**-12]).half().to(DEVICE), torch.tensor([2048.0]).half().to(DEVICE)
+    assert product(x, [torch.ones_like(x)[None]], biases=[bias]).item() == 2050.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

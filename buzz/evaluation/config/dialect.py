@@ -26,7 +26,7 @@ _SCALARS = {
 class StrictLoader(yaml.SafeLoader):
     """Safe YAML that means what it says.
 
-    Plain YAML (1.1, as PyYAML reads it) takes 010 for 8, 1:30 for 90, 1_000 for 1000, `no` for false and a date for an
+    YAML 1.1 (as PyYAML reads it) takes 010 for 8, 1:30 for 90, 1_000 for 1000, `no` for false and a date for an
     object, and lets the last of two equal keys win in silence. Here numbers are plain decimals (1000, -3, 2.5, 1e-3),
     truth is `true` or `false`, everything else is text, and a key may stand once.
     """
@@ -52,7 +52,7 @@ class StrictLoader(yaml.SafeLoader):
 
 
 class StrictDumper(yaml.SafeDumper):
-    """Writes text such that plain YAML and `StrictLoader` both read text."""
+    """Writes text such that YAML 1.1 and `StrictLoader` both read text."""
 
 
 for _kind, (_pattern, _first) in _SCALARS.items():

@@ -78,8 +78,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raw = raw.setdefault(part, {})
         if not isinstance(raw, dict):
             path = ".".join(parts[:depth])
-            hint = f"replace it whole: {path}=[...]" if isinstance(raw, list) else "a key has no keys below it then"
-            raise ConfigError(key, f"{path} {said(raw)}", hint)
+            allowed = f"replace it whole: {path}=[...]" if isinstance(raw, list) else "a key has no keys below it then"
+            raise ConfigError(key, f"{path} {said(raw)}", allowed)
     raw[parts[-1]] = _override_value(text)
 
 

@@ -52,29 +52,29 @@ def build(cls: Any, raw: Any, where: str) -> Any:
     names = keys_of(cls)
     if not isinstance(raw, dict):
         raise ConfigError(where, said(raw), f"a mapping with the keys {', '.join(names)} is wanted")
-    hints, values = get_type_hints(cls), {}
-    refuse_unknown(raw, names, where, _dotted(hints))
+    kinds, values = get_type_hints(cls), {}
+    refuse_unknown(raw, names, where, _dotted(kinds))
     for item in dataclasses.fields(cls):
         place = f"{where}.{item.name}" if where else item.name
         if item.name in raw:
-            values[item.name] = convert(raw[item.name], hints[item.name], item.metadata, place)
+            values[item.name] = convert(raw[item.name], kinds[item.name], item.metadata, place)
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise ConfigError(place, "is missing", item.metadata.get("wanted") or _wanted(hints[item.name]))
+            raise ConfigError(place, "is missing", item.metadata.get("wanted") or _wanted(kinds[item.name]))
     return cls(**values)
 
 
-def convert(raw: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> Any:
+def convert(raw: Any, kind: Any, metadata: Mapping[str, Any], where: str) -> Any:
     """A raw value as the annotated type, inside the range of the field's metadata."""
     if "parse" in metadata:
         return metadata["parse"](raw, where)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, raw, where)
-    value = _typed(raw, hint)
+    if dataclasses.is_dataclass(kind):
+        return build(kind, raw, where)
+    value = _typed(raw, kind)
     finite = not isinstance(value, float) or math.isfinite(value)
     if value is _NO or not finite or (value is not None and not metadata.get("holds", lambda _: True)(value)):
         odd = isinstance(raw, str) and OTHER_NUMBER.fullmatch(raw) and not INTEGER.fullmatch(raw)
-        how = " (numbers are plain decimals)" if odd and {int, float} & set(_options(hint)) else ""
-        raise ConfigError(where, said(raw), (metadata.get("wanted") or _wanted(hint)) + how)
+        how = " (numbers are plain decimals)" if odd and {int, float} & set(_options(kind)) else ""
+        raise ConfigError(where, said(raw), (metadata.get("wanted") or _wanted(kind)) + how)
     most = metadata.get("most", MOST)
     if isinstance(value, int | float) and value > most:
         raise ConfigError(where, said(raw), f"at most {most} is wanted")
@@ -84,9 +84,9 @@ def convert(raw: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> Any
 _NO = object()  # what no raw value can be: the type does not fit
 
 
-def _typed(raw: Any, hint: Any) -> Any:
+def _typed(raw: Any, kind: Any) -> Any:
     """The value if it is of the type, an integer made a float where only floats are taken; else _NO."""
-    options = _options(hint)
+    options = _options(kind)
     if type(raw) in options or any(get_origin(o) is Literal and _in_literal(raw, o) for o in options):
         return raw  # exact types: a bool is no integer
     if type(raw) is int and float in options:
@@ -97,13 +97,13 @@ def _typed(raw: Any, hint: Any) -> Any:
     return raw if Any in options else _NO
 
 
-def _in_literal(raw: Any, hint: Any) -> bool:
-    return any(raw == choice and type(raw) is type(choice) for choice in get_args(hint))
+def _in_literal(raw: Any, kind: Any) -> bool:
+    return any(raw == choice and type(raw) is type(choice) for choice in get_args(kind))
 
 
-def _options(hint: Any) -> list[Any]:
+def _options(kind: Any) -> list[Any]:
     """`int | None` -> [int, NoneType]."""
-    return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    return list(get_args(kind)) if get_origin(kind) in (Union, types.UnionType) else [kind]
 
 
 _SAID = {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -112,11 +112,11 @@ _SHORT.maxlist = _SHORT.maxdict = 6
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
 
 
-def _wanted(hint: Any) -> str:
-    if dataclasses.is_dataclass(hint):
-        return f"a mapping with the keys {', '.join(keys_of(hint))} is wanted"
+def _wanted(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return f"a mapping with the keys {', '.join(keys_of(kind))} is wanted"
     words: list[str] = []
-    for option in _options(hint):
+    for option in _options(kind):
         choices = get_args(option) if get_origin(option) is Literal else [_SAID.get(option, str(option))]
         words += map(str, choices)
     return f"one of {', '.join(words)} is wanted" if len(words) > 2 else f"{' or '.join(words)} is wanted"
@@ -142,12 +142,12 @@ def refuse_unknown(raw: Mapping[Any, Any], names: Sequence[str], where: str, sec
     for key in raw:
         if key not in names:
             below = [path for path in sections if path.endswith(f".{key}")]
-            near = f" (did you mean {below[0]!r}?)" if below else hint(str(key), names)
+            near = hint(below[0], below) if below else hint(str(key), names)
             place = f"{where}.{key}" if where else str(key)
             raise ConfigError(place, f"unknown key{near}", f"allowed: {', '.join(names)}")
 
 
-def _dotted(hints: Mapping[str, Any]) -> list[str]:
+def _dotted(kinds: Mapping[str, Any]) -> list[str]:
     """The keys of all sections below: `task.limit`, ..."""
-    sections = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    return [f"{name}.{key}" for name, hint in sections.items() for key in keys_of(hint)]
+    sections = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+    return [f"{name}.{key}" for name, kind in sections.items() for key in keys_of(kind)]

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
+import torch
+
+from buzz.cache import BeehiveCache, Curve, PerRow
 from buzz.evaluation.tasks import Sample
 from buzz.policies import Policy
 from buzz.policies.sizes import prompt_calls
@@ -59,9 +62,6 @@ def prompt_hash(text: str) -> str:
 
 def new_cache(model: Any, jobs: Sequence[Job], positions: str | None) -> Any:
     """An empty BeehiveCache with a row, and its policy, for each job; its curve is recorded."""
-    from buzz import BeehiveCache, PerRow
-    from buzz.cache import Curve
-
     cache = BeehiveCache(PerRow([job.policy for job in jobs]), model.config, positions=positions)
     cache.curve = Curve()
     return cache
@@ -74,8 +74,6 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: Any, chunk: int
     each row's own chunks are padded one by one, such that every row has its last one in the last call. So a row is
     cut where it would be alone; a shorter one has nothing but pads in the first calls.
     """
-    import torch
-
     sizes = [prompt_calls(len(row), chunk) for row in rows]
     calls = max(map(len, sizes))
     widths = [*[chunk or 0] * (calls - 1), max(row[-1] for row in sizes)]
@@ -93,8 +91,6 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: Any, chunk: int
 
 def right_padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> Any:
     """Token ids, int64 [B, L], of rows of unequal lengths."""
-    import torch
-
     width = max(map(len, rows))
     ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows], dtype=torch.int64)
     return ids.view(len(rows), width).to(device)
@@ -125,7 +121,6 @@ class Reading:
     held: dict[int, Held] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        import torch
 
         device, pad = self.model.device, self.model.generation_config.pad_token_id or 0
         rows = list(range(len(self.first)))

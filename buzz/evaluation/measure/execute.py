@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from buzz.evaluation.measure.batch import Job, Prompt, cache_figures, prompt_hash
+from buzz.evaluation.measure.batch import Job, Prompt
 from buzz.evaluation.measure.fidelity import fidelity
 from buzz.evaluation.measure.generation import encode_question, generate_batch
 from buzz.evaluation.measure.likelihood import answer_nll
@@ -43,7 +43,7 @@ def run_batch(
 
     Args:
         model: patched, in eval mode; its generation config holds its special tokens alone (see `load_model`).
-        jobs: policies may differ by row, but not in their family.
+        jobs: their policies may differ in parameters, but not in kind.
         positions: of the BeehiveCache.
         chunk: prompts are read in calls of so many tokens; None: in one call.
 
@@ -65,13 +65,13 @@ def compare_batch(
     jobs: Sequence[Job],
     positions: str | None,
     records: Sequence[Record],
-    reference: Mapping[str, Record] | str | None,
+    full: Mapping[str, Record] | str | None,
     chunk: int | None = None,
 ) -> None:
     """Add to the records of jobs the metrics that are not read off their answers: likelihood, and fidelity at the end.
 
     Args:
-        reference: what fidelity is measured against: the full cache's records of these samples, by sample id; "self"
+        full: what fidelity is measured against: the full cache's records of these samples, by sample id; "self"
             if these jobs are the full cache's own; None: it is not measured.
         chunk: as for `run_batch`.
 
@@ -86,11 +86,8 @@ def compare_batch(
             record["metrics"]["answer_nll"] = nll
     for record in records:
         record["metrics"] = {name: record["metrics"][name] for name in task.metrics}
-    if reference is None:
+    if full is None:
         return
-    wanted = records if isinstance(reference, str) else [reference[job.prompt.sample.id] for job in jobs]
+    wanted = records if isinstance(full, str) else [full[job.prompt.sample.id] for job in jobs]
     for record, near in zip(records, fidelity(model, jobs, positions, records, wanted, chunk), strict=True):
         record["metrics"].update(near)
-
-
-__all__ = ["Job", "Prompt", "cache_figures", "compare_batch", "encode", "prompt_hash", "run_batch"]

@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from buzz.cache import BeehiveCache
 from buzz.evaluation.measure.batch import Job, Reading, left_padded, new_cache, right_padded
+from buzz.evaluation.metrics import rouge_scores
+from buzz.policies import make_policy
 
 _FULL_TOKENS = 1 << 16  # tokens of one forward through the full cache: rows take turns, since its memory is all theirs
 
@@ -20,7 +25,7 @@ def fidelity(
     jobs: Sequence[Job],
     positions: str | None,
     records: Sequence[Mapping[str, Any]],
-    references: Sequence[Mapping[str, Any]],
+    full: Sequence[Mapping[str, Any]],
     chunk: int | None = None,
 ) -> list[dict[str, float]]:
     """Fidelity metrics of a batch.
@@ -29,7 +34,7 @@ def fidelity(
         model: patched.
         positions: of the BeehiveCache.
         records: of the jobs; their `output`.
-        references: of the full cache on the same samples; their `output_ids` are teacher-forced, end token included.
+        full: records of the full cache on the same samples; their `output_ids` are teacher-forced, end token included.
         chunk: the method reads prompts in calls of so many tokens, None: in one call; the full cache always in one.
 
     Returns:
@@ -37,11 +42,11 @@ def fidelity(
         fidelity_top1, the share of these tokens for which both name the same most likely one; fidelity_rougeL of the
         two answers' texts.
     """
-    answers = [reference["output_ids"] for reference in references]
+    answers = [record["output_ids"] for record in full]
     distances = _distances(model, jobs, positions, answers, chunk)
     return [
-        {"fidelity_kl": kl, "fidelity_top1": top1, "fidelity_rougeL": _rouge(record["output"], reference["output"])}
-        for (kl, top1), record, reference in zip(distances, records, references, strict=True)
+        {"fidelity_kl": kl, "fidelity_top1": top1, "fidelity_rougeL": _rouge(record["output"], other["output"])}
+        for (kl, top1), record, other in zip(distances, records, full, strict=True)
     ]
 
 
@@ -49,8 +54,6 @@ def _distances(
     model: Any, jobs: Sequence[Job], positions: str | None, answers: Sequence[Sequence[int]], chunk: int | None
 ) -> list[tuple[float, float]]:
     """KL divergence and agreement of each job, mean over its answer's tokens."""
-    import torch
-
     prompts = [job.prompt.ids for job in jobs]
     with torch.inference_mode():
         full = full_logits(model, prompts, answers)  # [B, T, V]
@@ -59,13 +62,13 @@ def _distances(
         # As in a generation: the last token of an answer is predicted, but nothing comes after it.
         fed = [answer[:-1] for answer in answers]
         reading = Reading(model, new_cache(model, jobs, positions), prompts, fed, chunk)
-        for step, (rows, logits) in enumerate(reading):
-            # float32, one step at a time: a whole block of float32 may be too large.
-            p = full[rows, step].float().log_softmax(-1)  # [R, V]
+        for call, (rows, logits) in enumerate(reading):
+            # float32, one call at a time: a whole block of float32 may be too large.
+            p = full[rows, call].float().log_softmax(-1)  # [R, V]
             q = logits.float().log_softmax(-1)
             # No divergence is negative, but one near zero may be rounded to below it.
-            kl[rows, step] = (p.exp() * (p - q)).sum(-1).clamp(min=0)
-            same[rows, step] = (p.argmax(-1) == q.argmax(-1)).float()
+            kl[rows, call] = (p.exp() * (p - q)).sum(-1).clamp(min=0)
+            same[rows, call] = (p.argmax(-1) == q.argmax(-1)).float()
         sums = torch.stack([kl.sum(1), same.sum(1)], dim=1).tolist()
     return [(kl / len(answer), same / len(answer)) for (kl, same), answer in zip(sums, answers, strict=True)]
 
@@ -76,8 +79,6 @@ def full_logits(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[
     In the model's dtype; meaningless past the end of a row's answer. The forward goes through a cache that never
     evicts: the model's own attention may build a matrix of all queries and keys, for which a wide batch has no memory.
     """
-    import torch
-
     size = max(1, _FULL_TOKENS // max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)))
     parts = [
         _forward(model, prompts[i : i + size], answers[i : i + size], max(map(len, answers)))
@@ -88,10 +89,6 @@ def full_logits(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[
 
 def _forward(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], width: int) -> Any:
     """`full_logits` of some rows, for answers of at most `width` tokens."""
-    import torch
-
-    from buzz import BeehiveCache, make_policy
-
     pad = model.generation_config.pad_token_id or 0
     ids, mask = left_padded(prompts, pad, model.device)  # [B, L]
     fed = [[*answer[:-1], *[pad] * (width - len(answer))] for answer in answers]
@@ -108,10 +105,8 @@ def _forward(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Seq
     return output.logits
 
 
-def _rouge(output: str, reference: str) -> float:
+def _rouge(output: str, full: str) -> float:
     """ROUGE-L F of two answers; 1.0 if they are equal or both empty, where the metric itself has nothing to count."""
-    from buzz.evaluation.metrics import rouge_scores
-
-    if output.strip() == reference.strip():
+    if output.strip() == full.strip():
         return 1.0
-    return rouge_scores(output, reference)["rougeL"]
+    return rouge_scores(output, full)["rougeL"]

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
+from transformers import GenerationConfig
+
 from buzz.evaluation.measure.batch import Held, Job, Prompt, held_by, left_padded, make_record, new_cache, prompt_hash
 from buzz.evaluation.memory import full_means
 from buzz.evaluation.tasks import Sample, Task
@@ -41,7 +44,7 @@ def generate_batch(
     max_new_tokens: int,
     chunk: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Answer prompts in one batch, greedily. Policies may differ by row, but not in their family.
+    """Answer prompts in one batch, greedily. Policies may differ in parameters, but not in kind.
 
     Args:
         model: patched, in eval mode; its generation config holds its special tokens alone (see `load_model`).
@@ -51,9 +54,6 @@ def generate_batch(
     Returns:
         One record per job, in order, with the metrics of `task.score`.
     """
-    import torch
-    from transformers import GenerationConfig
-
     special = model.generation_config
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from buzz.evaluation.files import write_atomically, writing
 from buzz.evaluation.measure.batch import Job, Reading, describe, new_cache
@@ -18,22 +18,6 @@ from buzz.evaluation.tasks import Task
 MOST_CALLS = 4096  # one-token calls that are replayed; evicted_at is int16, and a browser has to show it
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _MOST_BYTES = 4  # of a character in UTF-8, so it has at most so many tokens
-
-
-def hive_path(folder: Path, method: str, number: int) -> Path:
-    """Where a run folder keeps a method's recording of the sample of this number, from 0."""
-    return folder / "hive" / (f"{method}.sample-{number + 1:03d}.json" if number else f"{method}.json")
-
-
-def find_hives(folder: Path, methods: Sequence[str]) -> list[tuple[str, Path]]:
-    """The recordings in a run folder as pairs of a method and a path: sample by sample, methods in their order."""
-    found = []
-    for place, method in enumerate(methods):
-        name = re.compile(re.escape(method) + r"(?:\.sample-(\d{3,}))?\.json")
-        for path in (folder / "hive").glob("*.json"):
-            if match := name.fullmatch(path.name):
-                found.append((int(match.group(1) or 0), place, path))
-    return [(methods[place], path) for _, place, path in sorted(found)]
 
 
 def recordable(record: Mapping[str, Any], chunk: int | None) -> bool:
@@ -119,8 +103,6 @@ def _replay(
     model: Any, job: Job, positions: str | None, ids: Sequence[int], first: int, evicted_at: np.ndarray
 ) -> None:
     """Read a text through the job's cache and note its evictions."""
-    import torch
-
     cache = new_cache(model, [job], positions)
     Evictions(cache, first, evicted_at)
     with torch.inference_mode():

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Job, Reading, new_cache, right_padded
 from buzz.evaluation.tasks import Task
@@ -37,9 +40,6 @@ def answer_nll(
     Raises:
         ConfigError: a sample has no answer, or one without tokens.
     """
-    import torch
-    import torch.nn.functional as F
-
     answers = [_answer_ids(model, tokenizer, task, job) for job in jobs]
     # A prompt of a single token is a call of its own.
     firsts = [job.prompt.ids[:-1] or job.prompt.ids for job in jobs]
@@ -50,9 +50,9 @@ def answer_nll(
     nll = torch.zeros(targets.shape, device=model.device)  # float32
     with torch.inference_mode():
         reading = Reading(model, new_cache(model, jobs, positions), firsts, rest, chunk)
-        for step, (rows, logits) in enumerate(reading):
-            losses = F.cross_entropy(logits.float(), targets[rows, step], ignore_index=_SKIP, reduction="none")
-            nll[rows, step] = losses
+        for call, (rows, logits) in enumerate(reading):
+            losses = F.cross_entropy(logits.float(), targets[rows, call], ignore_index=_SKIP, reduction="none")
+            nll[rows, call] = losses
         sums = nll.sum(1).tolist()
     return [total / len(answer) for total, answer in zip(sums, answers, strict=True)]
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Held, Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
 from buzz.evaluation.memory import full_means
@@ -66,9 +69,6 @@ def read_batch(
     Raises:
         ConfigError: a text needs more positions than the model has.
     """
-    import torch
-    import torch.nn.functional as F
-
     _check_positions(model, task, jobs, positions, chunk)
     started = time.perf_counter()
     ids = [job.prompt.ids for job in jobs]
@@ -84,8 +84,8 @@ def read_batch(
     targets = right_padded(wanted, 0, model.device)  # [B, calls]
     nll = torch.zeros(targets.shape, device=model.device)  # float32; stays on the device to the end
     with torch.inference_mode():
-        for step, (rows, logits) in enumerate(reading):
-            nll[rows, step] = F.cross_entropy(logits.float(), targets[rows, step], reduction="none")
+        for call, (rows, logits) in enumerate(reading):
+            nll[rows, call] = F.cross_entropy(logits.float(), targets[rows, call], reduction="none")
         losses = nll.cpu().double()
     seconds = (time.perf_counter() - started) / len(jobs)
     return [

@@ -1,10 +1,12 @@
-"""What a run folder's files must hold, so that a run can go on from them and a report can read them."""
+"""What the files of a run folder must hold, so that a run can go on from them and a report can read them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from buzz.evaluation.measure.metric_info import metric_info
@@ -123,11 +125,27 @@ def _number(value: float) -> str:
 
 def _check_pairs(data: Mapping[str, Any], key: str, prefix: str = "") -> None:
     """Of a list that may be missing, every item must be two finite numbers, and those of blocks count something."""
-    rows = data.get(key)
-    if rows is None:
+    pairs = data.get(key)
+    if pairs is None:
         return
-    pairs = isinstance(rows, list) and all(
-        isinstance(row, list) and len(row) == 2 and all(_is(number, float) for number in row) for row in rows
+    good = isinstance(pairs, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(_is(number, float) for number in pair) for pair in pairs
     )
-    if not pairs or (key == "blocks" and not all(0 < tokens < math.inf for tokens, _ in rows)):
+    if not good or (key == "blocks" and not all(0 < tokens < math.inf for tokens, _ in pairs)):
         raise DamageError(f"{prefix}{key} is no list of pairs of numbers")
+
+
+def hive_path(folder: Path, method: str, number: int) -> Path:
+    """Where a run folder keeps a method's recording of the sample of this number, from 0."""
+    return folder / "hive" / (f"{method}.sample-{number + 1:03d}.json" if number else f"{method}.json")
+
+
+def find_hives(folder: Path, methods: Sequence[str]) -> list[tuple[str, Path]]:
+    """The recordings in a run folder as pairs of a method and a path: sample by sample, methods in their order."""
+    found = []
+    for place, method in enumerate(methods):
+        name = re.compile(re.escape(method) + r"(?:\.sample-(\d{3,}))?\.json")
+        for path in (folder / "hive").glob("*.json"):
+            if match := name.fullmatch(path.name):
+                found.append((int(match.group(1) or 0), place, path))
+    return [(methods[place], path) for _, place, path in sorted(found)]

@@ -22,33 +22,33 @@ class Scores:
     the token-weighted mean over documents; where there is one document alone, over its blocks.
 
     Args:
-        rows: the method's records.
+        records: the method's records.
         resampler: the same for all methods of a run, so that their draws are paired.
     """
 
-    def __init__(self, rows: Sequence[Record], resampler: Resampler) -> None:
-        self.rows = {row["id"]: row for row in rows}
+    def __init__(self, records: Sequence[Record], resampler: Resampler) -> None:
+        self.records = {record["id"]: record for record in records}
         self._resampler = resampler
         self._resampled: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
 
     @property
     def policy(self) -> str | None:
         """The policy's name; None without a record."""
-        return next((row["policy"]["name"] for row in self.rows.values()), None)
+        return next((record["policy"]["name"] for record in self.records.values()), None)
 
     @property
-    def family(self) -> str | None:
-        """The first word of the policy's name, which its variants share."""
+    def variant_of(self) -> str | None:
+        """The policy that this one is, or is a variant of: the first word of the name."""
         return None if self.policy is None else self.policy.split("_")[0]
 
     @property
     def mean_tokens(self) -> float:
         """Mean cached tokens over the samples."""
-        return float(np.mean([row["cache"]["mean_tokens"] for row in self.rows.values()]))
+        return float(np.mean([record["cache"]["mean_tokens"] for record in self.records.values()]))
 
     def ids(self, metric: str) -> tuple[str, ...]:
         """The samples that have the metric."""
-        return tuple(name for name, row in self.rows.items() if row["metrics"].get(metric) is not None)
+        return tuple(name for name, record in self.records.items() if record["metrics"].get(metric) is not None)
 
     def shared(self, other: Scores, metric: str) -> tuple[str, ...]:
         """The samples that have the metric here and in the other method."""
@@ -57,12 +57,12 @@ class Scores:
 
     def units(self, metric: str, ids: Sequence[str]) -> np.ndarray:
         """Parts and weights of the metric, float64 [units, 2]."""
-        rows = [self.rows[name] for name in ids]
+        records = [self.records[name] for name in ids]
         if not metric_info(metric).pooled:
-            return np.array([[row["metrics"][metric], 1.0] for row in rows])
-        if len(rows) == 1 and rows[0].get("blocks"):
-            return np.array([[nll, tokens] for tokens, nll in rows[0]["blocks"]], dtype=np.float64)
-        return np.array([[row["metrics"][metric] * row["weight"], row["weight"]] for row in rows])
+            return np.array([[record["metrics"][metric], 1.0] for record in records])
+        if len(records) == 1 and records[0].get("blocks"):
+            return np.array([[nll, tokens] for tokens, nll in records[0]["blocks"]], dtype=np.float64)
+        return np.array([[record["metrics"][metric] * record["weight"], record["weight"]] for record in records])
 
     def figure(self, metric: str, ids: Sequence[str]) -> float:
         """The metric over these samples."""
@@ -92,7 +92,7 @@ class Scores:
     def _alike(self, metric: str, ids: Sequence[str]) -> list[str]:
         """The metrics that these samples have, with units as those of the given one."""
         pooled = metric_info(metric).pooled
-        first = self.rows[ids[0]]["metrics"]
+        first = self.records[ids[0]]["metrics"]
         names = [name for name in first if metric_info(name).pooled == pooled]
         return [name for name in names if set(ids) <= set(self.ids(name))]
 
@@ -114,8 +114,8 @@ def summarise(
 
     Every method but the full cache is compared with the full cache (`full`) and with its best rival (`rival`), on the
     samples that both have. The rival of a method is the best, by the headline metric, of the other methods whose
-    policy is not `full`: of those with a policy of another family, if there are any (buzz, buzz_fast and buzz_no_max
-    are one family, and so is a policy with other parameters); among these, of those that hold about as much (mean cache
+    policy is not `full`: of those with another policy, if there are any (buzz, buzz_fast and buzz_no_max are variants
+    of one policy, and so is a policy with other parameters); among these, of those that hold about as much (mean cache
     lengths within 10% of the method's), if there are any. p-values are not corrected for the number of comparisons.
 
     Args:
@@ -127,11 +127,11 @@ def summarise(
         seed: of the resampling.
     """
     resampler = Resampler(seed)
-    scores = {name: Scores(rows, resampler) for name, rows in records.items()}
+    scores = {name: Scores(known, resampler) for name, known in records.items()}
     headline, full = run.get("headline") or metrics[0], run.get("full")
     methods = {name: _entry(own, metrics) for name, own in scores.items()}
     for name, own in scores.items():
-        if not own.rows or name == full:
+        if not own.records or name == full:
             continue
         others = {"full": full, "rival": _rival(name, scores, headline)}
         methods[name]["paired"] = {
@@ -157,8 +157,8 @@ def compared_with(
     resampler = Resampler(seed)
     theirs = Scores(records[other], resampler)
     methods = dict(summary["methods"])
-    for name, rows in records.items():
-        found = _differences(Scores(rows, resampler), theirs, summary["run"]["metrics"]) if name != other else {}
+    for name, known in records.items():
+        found = _differences(Scores(known, resampler), theirs, summary["run"]["metrics"]) if name != other else {}
         if found:
             pairs = {**methods[name].get("paired", {}), f"against {other}": {"method": other, "metrics": found}}
             methods[name] = {**methods[name], "paired": pairs}
@@ -172,13 +172,13 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
     over the measured one, over the decode calls of the same samples. `mean_mib`, `peak_mib` and `reduction_bytes` are
     the same for bytes; they are left out if a sample of an older run does not have them.
     """
-    rows = list(own.rows.values())
-    if not rows:
+    records = list(own.records.values())
+    if not records:
         return {"n": 0}
-    full = float(np.mean([row["cache"]["full_mean_tokens"] for row in rows]))
-    seconds = sum(row["seconds"] for row in rows)
+    full = float(np.mean([record["cache"]["full_mean_tokens"] for record in records]))
+    seconds = sum(record["seconds"] for record in records)
     return {
-        "n": len(rows),
+        "n": len(records),
         "policy": own.policy,
         "metrics": {
             metric: {"mean": own.figure(metric, ids), "ci95": _interval(own.resampled(metric, ids))}
@@ -187,14 +187,14 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
         },
         "cache": {
             "mean_tokens": own.mean_tokens,
-            "peak_tokens": max(row["cache"]["peak_tokens"] for row in rows),
+            "peak_tokens": max(record["cache"]["peak_tokens"] for record in records),
             "reduction": full / own.mean_tokens,
-            **_bytes([row["cache"] for row in rows]),
+            **_bytes([record["cache"] for record in records]),
         },
         "seconds": {
             "total": seconds,
-            "per_sample": seconds / len(rows),
-            "tokens_per_second": sum(row["new_tokens"] for row in rows) / seconds if seconds else None,
+            "per_sample": seconds / len(records),
+            "tokens_per_second": sum(record["new_tokens"] for record in records) / seconds if seconds else None,
         },
     }
 
@@ -222,7 +222,7 @@ def _rival(name: str, scores: Mapping[str, Scores], headline: str) -> str | None
         for other, theirs in scores.items()
         if other != name and theirs.policy not in (None, "full") and own.shared(theirs, headline)
     ]
-    others = [other for other in others if scores[other].family != own.family] or others
+    others = [other for other in others if scores[other].variant_of != own.variant_of] or others
     # More memory is no better method.
     near = [other for other in others if 1 / _ALIKE <= scores[other].mean_tokens / own.mean_tokens <= _ALIKE]
     sign = 1 if metric_info(headline).higher_is_better else -1

@@ -1,6 +1,7 @@
 """Quality metrics of generated text: one answer and its reference in, floats from 0 to 1 out.
 
-`evaluate_modules` offers the same functions as modules of the library `evaluate`, averaged over samples.
+`answers` has those of questions, `summaries` ROUGE and Self-BLEU. `evaluate_modules` offers the same functions as
+modules of the library `evaluate`, averaged over samples.
 """
 
 from __future__ import annotations

@@ -1,1 +1,5 @@
-"""The model of a run: where it is, and how it is loaded."""
+"""The model of a run: where it is, and how it is loaded.
+
+Read `source`, which finds and checks a model without reading a weight, then `load`. `gguf` repairs what transformers
+makes of a GGUF file.
+"""

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokenizers import pre_tokenizers
+
 MAGIC = b"GGUF"
 
 # What transformers calls the architectures of GGUF files that it reads and buzz knows.
@@ -197,7 +199,6 @@ def _mark_ends(tokenizer: Any, metadata: dict[str, Any]) -> None:
 
 
 def _split_digits(backend: Any) -> None:
-    from tokenizers import pre_tokenizers
 
     if "Digits" in str(backend.pre_tokenizer):
         return  # a transformers version that knows

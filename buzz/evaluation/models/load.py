@@ -16,8 +16,9 @@ from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.memory import is_out_of_memory, release_memory
 from buzz.evaluation.models.gguf import end_ids, parsed_once, read_metadata, repair_tokenizer
 from buzz.evaluation.models.section import ModelConfig
-from buzz.evaluation.models.source import ModelSource, check_model, one_line, resolve_device
+from buzz.evaluation.models.source import ModelSource, check_model, resolve_device
 from buzz.patching import UnsupportedModelError, patch_model
+from buzz.words import told
 
 # Names of the text model's weights in a multimodal checkpoint, and what the text model alone calls them.
 _TEXT_WEIGHTS = {
@@ -79,12 +80,12 @@ def load_model(
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        what = f"the model in {source.path if source.gguf else source.root} cannot be loaded: {one_line(error)}"
+        what = f"the model in {source.path if source.gguf else source.root} cannot be loaded: {told(error)}"
         raise ConfigError(where, what, "a complete causal language model with its tokenizer is wanted") from error
     try:
         patch_model(model).remove()
     except UnsupportedModelError as error:
-        raise ConfigError(where, one_line(error), "a model as its library made it is wanted") from error
+        raise ConfigError(where, told(error), "a model as its library made it is wanted") from error
     _set_generation(model, tokenizer, source)
     return model, tokenizer, _describe(model, source)
 
@@ -199,6 +200,3 @@ def _gguf_help(source: ModelSource) -> Iterator[None]:
         return
     with parsed_once(), contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-__all__ = ["ModelLoader", "ModelSource", "check_model", "load_model", "quiet_transformers"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants, errors, hf_hub_download
 
 from buzz.evaluation.config.schema import said
 from buzz.evaluation.errors import ConfigError
@@ -21,6 +22,7 @@ from buzz.evaluation.models.pieces import join_pieces
 from buzz.evaluation.models.section import ModelConfig, model_name
 from buzz.evaluation.paths import PACKAGE_PREFIX, fingerprint, resolve_path, short, user_path
 from buzz.patching import supported_families
+from buzz.words import told
 
 _LOCAL = "give a local folder as model.id or a GGUF file as model.gguf"
 _UNTYPED = "names no model_type"
@@ -119,7 +121,7 @@ def _find_gguf(config: ModelConfig) -> ModelSource:
         metadata = read_metadata(path)
         architecture = metadata["general.architecture"]
     except (OSError, ValueError, KeyError) as error:
-        reason = "names no architecture" if isinstance(error, KeyError) else f"is {one_line(error)}"
+        reason = "names no architecture" if isinstance(error, KeyError) else f"is {told(error)}"
         if isinstance(error, OSError):
             reason = f"cannot be read ({error.strerror})"
         raise ConfigError("model.gguf", f"{path} {reason}", "a GGUF file of a language model is wanted") from error
@@ -160,8 +162,6 @@ def _check_hub_id(name: str) -> bool:
 
 def _hub_reachable() -> bool:
     """One quick look: huggingface_hub itself retries for half a minute before it gives up."""
-    from huggingface_hub import constants
-
     if constants.HF_HUB_OFFLINE:
         return False
     try:
@@ -175,7 +175,6 @@ def _hub_reachable() -> bool:
 
 
 def _hub_file(repo: str, name: str, where: str, offline: bool) -> Path:
-    from huggingface_hub import errors, hf_hub_download
 
     try:
         return Path(hf_hub_download(repo, name, local_files_only=offline))
@@ -186,7 +185,7 @@ def _hub_file(repo: str, name: str, where: str, offline: bool) -> Path:
     except errors.EntryNotFoundError:
         what = f"the hub repository {repo} has no {name}"
     except (OSError, ValueError) as error:
-        what = f"{name} of the hub repository {repo} cannot be had: {one_line(error)}"
+        what = f"{name} of the hub repository {repo} cannot be had: {told(error)}"
     raise ConfigError(where, what, _LOCAL)
 
 
@@ -236,9 +235,3 @@ def resolve_device(name: str, local: int | None = None) -> torch.device:
             what = f"is {name}, but PyTorch finds no device on this machine beside the CPU"
         raise ConfigError("model.device", what, f"{' or '.join(['auto', *there])} is wanted")
     return torch.device(name)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line, cut to 200 characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -143,7 +143,7 @@ def _fitted(
 
 def _near(base: Policy, held: Mapping[str, Any], target: float) -> Iterator[Policy]:
     """The policies for budgets from a quarter of a target to four times it, the nearest first."""
-    factors = [1 + _FINE * step for step in range(int(3 / _FINE) + 1)]
+    factors = [1 + _FINE * i for i in range(int(3 / _FINE) + 1)]
     budgets = [max(1, round(budget)) for factor in factors for budget in (target * factor, target / factor)]
     for budget in dict.fromkeys(budgets):
         with contextlib.suppress(ValueError):  # below what this policy can do

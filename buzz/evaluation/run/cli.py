@@ -60,7 +60,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     add_config(parser, "run")
     path, overrides = config_of(parser.parse_intermixed_args(arguments))
 
-    # Here, so that --help and usage errors need none of it; the runner, which needs torch, only once a config is right.
+    # Here, so that --help and usage errors need no torch, which policies do; and below, so that a wrong config needs no
+    # transformers.
     from buzz.evaluation.run.config import load_config
     from buzz.evaluation.run.grid import is_sweep, load_sweep
     from buzz.evaluation.run.signals import Interrupted

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 
 class Figures(NamedTuple):
     """What a process did for a method: samples, new tokens, summed mean cache lengths, seconds."""
@@ -26,7 +28,6 @@ class Progress:
     """
 
     def __init__(self, name: str, total: int, done: int, shown: bool = True) -> None:
-        from tqdm import tqdm
 
         self._name, self._tokens, self._cached, self._samples = name, 0, 0.0, 0
         self._started = time.perf_counter()

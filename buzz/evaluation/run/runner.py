@@ -16,21 +16,26 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import buzz
 from buzz.evaluation.errors import ConfigError, WriteError
-from buzz.evaluation.measure.execute import encode, prompt_hash
-from buzz.evaluation.measure.hive import hive_path, recordable
+from buzz.evaluation.measure.batch import prompt_hash
+from buzz.evaluation.measure.execute import encode
+from buzz.evaluation.measure.hive import recordable
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
 from buzz.evaluation.measure.perplexity import check_length
+from buzz.evaluation.measure.records import hive_path
 from buzz.evaluation.measure.summary import summarise
-from buzz.evaluation.models.load import ModelLoader, ModelSource, check_model, quiet_transformers
+from buzz.evaluation.models.load import ModelLoader, quiet_transformers
+from buzz.evaluation.models.source import ModelSource, check_model
 from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target
 from buzz.evaluation.run.config import RunConfig, to_dict
 from buzz.evaluation.run.distributed import Group, PeerLostError, join
 from buzz.evaluation.run.signals import Interrupted, held_back
 from buzz.evaluation.run.store import RunFolder
-from buzz.evaluation.run.work import Loop, Records, has_fidelity, reference_method
-from buzz.evaluation.show.report import write_report
+from buzz.evaluation.run.work import Records, Work, full_method, has_fidelity
+from buzz.evaluation.show.report.write import write_report
 from buzz.evaluation.show.tracking import Tracker, track
 from buzz.evaluation.tasks import Sample, Task, make_task
 
@@ -165,8 +170,6 @@ class _Run:
 
     def load(self, loader: ModelLoader) -> tuple[Any, Any, dict[str, Any]]:
         """Model, tokenizer and what environment.json says about them."""
-        import torch
-
         if self.group.main and sys.stderr.isatty():
             print(f"loading {self.source.path if self.source.gguf else self.source.root}", file=sys.stderr)
         loaded = loader.load(self.config.model, self.source, self.group.local)
@@ -180,7 +183,7 @@ class _Run:
         chat = self.config.model.chat_template
         prompts = [encode(tokenizer, self.task, sample, chat, longest) for sample in self.samples]
         self.check()
-        loop = Loop(
+        work = Work(
             config=self.config,
             task=self.task,
             model=model,
@@ -195,11 +198,11 @@ class _Run:
         )
         try:
             with buzz.patch_model(model):
-                loop.run()
+                work.run()
         finally:
-            self.failures = loop.failures
-            if self.group.main and loop.halvings:
-                self.folder.extend_environment("batch_halvings", loop.halvings)
+            self.failures = work.failures
+            if self.group.main and work.halvings:
+                self.folder.extend_environment("batch_halvings", work.halvings)
 
     def finish(self) -> dict[str, Any]:
         """summary.json and the report; the others wait."""
@@ -235,7 +238,7 @@ class _Run:
         return {key: value for key, value in facts.items() if value or key not in optional}
 
     def _compared(self) -> list[str]:
-        """The methods whose samples were compared with the reference."""
+        """The methods whose samples were compared with the full cache."""
         first = {name: next(iter(known.values()), None) for name, known in self.records.items()}
         return [name for name, record in first.items() if record is not None and has_fidelity(record)]
 
@@ -246,11 +249,11 @@ class _Run:
     def _idle(self) -> list[str]:
         """The methods with room for more than any sample needed."""
         limited = [method.name for method in self.config.methods if method.policy != "full"]
-        rows = {name: [record["cache"] for record in self.records[name].values()] for name in limited}
+        caches = {name: [record["cache"] for record in self.records[name].values()] for name in limited}
         idle = [
             name
-            for name, caches in rows.items()
-            if caches and all(math.isclose(cache["mean_tokens"], cache["full_mean_tokens"]) for cache in caches)
+            for name, held in caches.items()
+            if held and all(math.isclose(cache["mean_tokens"], cache["full_mean_tokens"]) for cache in held)
         ]
         return [
             f"{name} never evicted: it may hold more than any sample needed, so it is a full cache" for name in idle
@@ -275,9 +278,9 @@ class _Run:
 
     def _uncompared(self) -> list[str]:
         """The methods that fidelity says nothing of."""
-        reference = reference_method(self.config, self.task)
-        if reference is None:
+        full = full_method(self.config, self.task)
+        if full is None:
             return []
         left_out = [name for name, known in self.records.items() if known and name not in self._compared()]
-        why = f"{reference} had run out of memory when this method ran"
-        return [f"{name} is not compared with {reference} token by token: {why}" for name in left_out]
+        why = f"{full} had run out of memory when this method ran"
+        return [f"{name} is not compared with {full} token by token: {why}" for name in left_out]

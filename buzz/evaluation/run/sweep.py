@@ -20,7 +20,7 @@ from buzz.evaluation.paths import user_path
 from buzz.evaluation.run.distributed import join
 from buzz.evaluation.run.grid import Sweep
 from buzz.evaluation.run.runner import run
-from buzz.evaluation.show.report import write_report
+from buzz.evaluation.show.report.write import write_report
 from buzz.evaluation.tasks import make_task
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from buzz.evaluation.config.methods import MethodConfig
 from buzz.evaluation.errors import WriteError
-from buzz.evaluation.measure.execute import Job, Prompt, compare_batch, run_batch
-from buzz.evaluation.measure.hive import hive_path, record_hive, recordable
+from buzz.evaluation.measure.batch import Job, Prompt
+from buzz.evaluation.measure.execute import compare_batch, run_batch
+from buzz.evaluation.measure.hive import record_hive, recordable
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
+from buzz.evaluation.measure.records import hive_path
 from buzz.evaluation.memory import is_out_of_memory, release_memory, slot_bytes
-from buzz.evaluation.models.source import one_line
 from buzz.evaluation.run.budgets import in_bytes, off_target, policy_for
 from buzz.evaluation.run.config import RunConfig
 from buzz.evaluation.run.distributed import Group
@@ -23,6 +24,7 @@ from buzz.evaluation.run.store import RunFolder
 from buzz.evaluation.show.tracking import Tracker
 from buzz.evaluation.tasks import Task
 from buzz.policies import Policy, make_policy
+from buzz.words import told
 
 Record = dict[str, Any]
 Records = dict[str, Record]  # by sample id
@@ -30,17 +32,17 @@ REFITS = 2  # further tries to give a sample the memory that `match` or `reducti
 OUT_OF_MEMORY = "out of memory"
 
 
-def reference_method(config: RunConfig, task: Task) -> str | None:
-    """The method that the others are compared with token by token; None: fidelity is not measured."""
+def full_method(config: RunConfig, task: Task) -> str | None:
+    """The full cache, which the other methods are compared with token by token; None: fidelity is not measured."""
     if not config.generation.fidelity or task.kind != "generation":
         return None
     return next((method.name for method in config.methods if method.policy == "full"), None)
 
 
-def in_order(methods: Sequence[MethodConfig], reference: str | None) -> list[MethodConfig]:
-    """The order of work: the reference, then methods that others are matched with, then the rest."""
+def in_order(methods: Sequence[MethodConfig], full: str | None) -> list[MethodConfig]:
+    """The order of work: the full cache, then methods that others are matched with, then the rest."""
     matched = {method.match for method in methods}
-    return sorted(methods, key=lambda method: (method.name != reference, method.name not in matched))
+    return sorted(methods, key=lambda method: (method.name != full, method.name not in matched))
 
 
 def cut(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
@@ -53,8 +55,10 @@ def cut(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
 
 
 @dataclass
-class Loop:
-    """Runs the methods that are not done. What it finds out is in the folder, `records`, `failures` and `halvings`.
+class Work:
+    """What is left of a run: the methods that are not done.
+
+    What it finds out is in the folder, `records`, `failures` and `halvings`.
 
     Args:
         model: patched. tokenizer: its own. layers: of the model.
@@ -93,8 +97,8 @@ class Loop:
             if method.match is None:
                 for prompt in self.prompts:
                     self._job(method, prompt)
-        self._reference = reference_method(self.config, self.task)
-        for method in in_order(self.config.methods, self._reference):
+        self._full = full_method(self.config, self.task)
+        for method in in_order(self.config.methods, self._full):
             self._run_method(method)
 
     def _run_method(self, method: MethodConfig) -> None:
@@ -104,7 +108,7 @@ class Loop:
             self._record_hives(method)  # killed in between, a run may lack them
             return
         try:
-            reference = self._reference_for(method)
+            full = self._full_for(method)
         except LookupError as error:
             self.failures[method.name] = str(error)
             return
@@ -115,7 +119,7 @@ class Loop:
         failure = None
         with Progress(method.name, mine, mine - left, self.group.main) as progress:
             try:
-                self._work_off(method, deque(filter(None, rest)), reference, progress, mine)
+                self._work_off(method, deque(filter(None, rest)), full, progress, mine)
             except MemoryError:
                 failure = OUT_OF_MEMORY
                 self.folder.raise_flag(method.name)
@@ -132,7 +136,7 @@ class Loop:
         self.tracker.method_done(method.name, list(done.values()))
         self._record_hives(method)
 
-    def _reference_for(self, method: MethodConfig) -> Mapping[str, Record] | str | None:
+    def _full_for(self, method: MethodConfig) -> Mapping[str, Record] | str | None:
         """What fidelity is measured against, so that all records of a method have the same metrics.
 
         Raises:
@@ -140,23 +144,23 @@ class Loop:
         """
         if method.match in self.failures:
             raise LookupError(f"{method.match}, which it is matched with, did not finish")
-        if self._reference is None:
+        if self._full is None:
             return None
-        if method.name == self._reference:
+        if method.name == self._full:
             return "self"
         known = next(iter(self.records[method.name].values()), None)
         measured = known is not None and has_fidelity(known)
-        if self._reference in self.failures:
+        if self._full in self.failures:
             if measured:  # and of the rest it cannot be
-                raise LookupError(f"{self._reference}, which it is compared with, did not finish")
+                raise LookupError(f"{self._full}, which it is compared with, did not finish")
             return None
-        return self.records[self._reference] if known is None or measured else None
+        return self.records[self._full] if known is None or measured else None
 
     def _work_off(
         self,
         method: MethodConfig,
         queue: deque[list[Prompt]],
-        reference: Mapping[str, Record] | str | None,
+        full: Mapping[str, Record] | str | None,
         progress: Progress,
         total: int,
     ) -> None:
@@ -175,7 +179,7 @@ class Loop:
             if len(prompts) > most:
                 queue.extendleft([prompts[most:], prompts[:most]])
                 continue
-            records = self._try(method, prompts, reference)
+            records = self._try(method, prompts, full)
             if records is None:
                 release_memory()
                 if len(prompts) == 1:
@@ -191,13 +195,13 @@ class Loop:
             self.tracker.samples(method.name, records, done, total)
 
     def _try(
-        self, method: MethodConfig, prompts: Sequence[Prompt], reference: Mapping[str, Record] | str | None
+        self, method: MethodConfig, prompts: Sequence[Prompt], full: Mapping[str, Record] | str | None
     ) -> list[Record] | None:
         """The records of a batch, or None if memory ran out. (The error dies here, and its tensors with it.)"""
         model, tokenizer, task, positions = self.model, self.tokenizer, self.task, method.positions
         try:
             jobs, records = self._fitted(method, [self._job(method, prompt) for prompt in prompts])
-            compare_batch(model, tokenizer, task, jobs, positions, records, reference, self._chunk)
+            compare_batch(model, tokenizer, task, jobs, positions, records, full, self._chunk)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or is_out_of_memory(error):
                 return None
@@ -279,10 +283,10 @@ class Loop:
             except WriteError:
                 raise
             except Exception as error:
-                warnings.warn(f"{method.name}: no hive of {prompt.sample.id}: {one_line(error)}", stacklevel=1)
+                warnings.warn(f"{method.name}: no hive of {prompt.sample.id}: {told(error)}", stacklevel=1)
                 release_memory()
 
 
 def has_fidelity(record: Mapping[str, Any]) -> bool:
-    """Whether a record was compared with the reference."""
+    """Whether a record was compared with the full cache."""
     return FIDELITY_METRICS[0] in record["metrics"]

@@ -25,7 +25,7 @@ _SIZE = re.compile(r"-(budget|reduction)[0-9.]+(e-?[0-9]+)?")
 @dataclass(frozen=True)
 class _Point:
     name: str
-    family: str
+    series: str
     x: float  # mean cached tokens
     y: float  # as shown, so percent for shares; its interval too
     low: float
@@ -34,8 +34,8 @@ class _Point:
     marker: str
 
 
-def family(name: str, policy: str | None = None) -> str:
-    """A method's name without its budget or reduction: methods of one family differ in size alone."""
+def series(name: str, policy: str | None = None) -> str:
+    """A method's name without its budget or reduction: methods of one series differ in size alone."""
     return _SIZE.sub("", name) or policy or name
 
 
@@ -106,15 +106,15 @@ def plot_frontier(summaries: Sequence[Mapping[str, Any]], path: str | Path, head
 
 
 def _points(methods: Mapping[str, Any], metric: str) -> list[_Point]:
-    """The methods that have the metric; a color and marker a family."""
+    """The methods that have the metric; a color and marker a series."""
     scale = 100 if metric_info(metric).percent else 1
     points: list[_Point] = []
-    families: dict[str, int] = {}
+    known: dict[str, int] = {}
     for name, entry in methods.items():
         if entry["n"] and metric in entry["metrics"]:
             mean, (low, high) = entry["metrics"][metric]["mean"], entry["metrics"][metric]["ci95"]
-            group = family(name, entry.get("policy"))
-            number = families.setdefault(group, len(families))
+            group = series(name, entry.get("policy"))
+            number = known.setdefault(group, len(known))
             color, marker = f"C{number % 10}", _MARKERS[number // 10 % len(_MARKERS)]
             x = entry["cache"]["mean_tokens"]
             points.append(_Point(name, group, x, scale * mean, scale * low, scale * high, color, marker))
@@ -149,10 +149,10 @@ def _side_by_side(points: list[_Point]) -> list[float]:
     widest = max(point.x for point in points)
     groups = [[other for other in points if abs(other.x - point.x) <= _NEAR * widest] for point in points]
     # In a dense crowd they stand closer, or they would end up among the next one's.
-    steps = [widest * min(_BESIDE, 4 * _BESIDE / len(group)) for group in groups]
+    gaps = [widest * min(_BESIDE, 4 * _BESIDE / len(group)) for group in groups]
     return [
-        point.x + step * (group.index(point) - (len(group) - 1) / 2)
-        for point, group, step in zip(points, groups, steps, strict=True)
+        point.x + gap * (group.index(point) - (len(group) - 1) / 2)
+        for point, group, gap in zip(points, groups, gaps, strict=True)
     ]
 
 
@@ -166,13 +166,13 @@ def _draw(axes: Any, point: _Point, place: float) -> None:
 
 
 def _join(axes: Any, points: list[_Point]) -> bool:
-    """Join the points of each family in the order of their memory; False if no family has two."""
-    families: dict[str, list[_Point]] = {}
+    """Join the points of each series in the order of their memory; False if no series has two."""
+    lines: dict[str, list[_Point]] = {}
     for point in points:
-        families.setdefault(point.family, []).append(point)
-    if all(len(members) == 1 for members in families.values()):
+        lines.setdefault(point.series, []).append(point)
+    if all(len(members) == 1 for members in lines.values()):
         return False
-    for name, members in families.items():
+    for name, members in lines.items():
         ordered = sorted(members, key=lambda point: point.x)
         at, scores = [point.x for point in ordered], [point.y for point in ordered]
         style = {"color": ordered[0].color, "marker": ordered[0].marker, "linewidth": 1.2, "markersize": 4}

@@ -8,7 +8,7 @@ from typing import Any
 
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, metric_info
 
-Rows = tuple[list[str], list[list[str]]]  # header and cells
+Table = tuple[list[str], list[list[str]]]  # header and cells
 WIDTH = 120  # columns of a terminal
 NONE = "-"
 _CACHE = ["mean cache", "peak cache", "reduction", "MiB", "in bytes"]
@@ -91,7 +91,7 @@ def pair_cell(metric: str, pair: Mapping[str, Any] | None) -> str:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def results_rows(summary: Mapping[str, Any], intervals: bool = False) -> Rows:
+def results_rows(summary: Mapping[str, Any], intervals: bool = False) -> Table:
     """Header and cells of the results table, a row a method: metrics, the cache in tokens and MiB, time in seconds.
 
     The metrics are the columns from the third on.
@@ -107,7 +107,7 @@ def results_rows(summary: Mapping[str, Any], intervals: bool = False) -> Rows:
     return header, rows
 
 
-def paired_rows(summary: Mapping[str, Any], against: str) -> Rows:
+def paired_rows(summary: Mapping[str, Any], against: str) -> Table:
     """Header and cells of the paired differences, a row a method; no rows if there are none.
 
     Args:
@@ -124,7 +124,7 @@ def paired_rows(summary: Mapping[str, Any], against: str) -> Rows:
     return header, rows
 
 
-def retention_rows(summary: Mapping[str, Any]) -> Rows:
+def retention_rows(summary: Mapping[str, Any]) -> Table:
     """Header and cells of the shares of the full cache's scores that the methods keep, in percent; may have no rows."""
     entries = {name: entry["retention"] for name, entry in summary["methods"].items() if entry.get("retention")}
     metrics = [m for m in summary["run"]["metrics"] if any(m in shares for shares in entries.values())]
@@ -140,7 +140,7 @@ def retention_rows(summary: Mapping[str, Any]) -> Rows:
     return ["method", *map(metric_label, metrics), *_CACHE], rows
 
 
-def comparison_tables(summary: Mapping[str, Any]) -> list[tuple[str, Rows, int]]:
+def comparison_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table, int]]:
     """Titles and rows of the tables of paired differences and of shares, and how many columns are words.
 
     Those without rows are left out.
@@ -153,7 +153,7 @@ def comparison_tables(summary: Mapping[str, Any]) -> list[tuple[str, Rows, int]]
     return [table for table in tables if table[1][1]]
 
 
-def headline_rows(summary: Mapping[str, Any]) -> Rows:
+def headline_rows(summary: Mapping[str, Any]) -> Table:
     """Header and cells of a narrow table, a row a method: the headline metric alone, and its paired differences."""
     metric = summary["run"]["headline"]
     header = ["method", metric_label(metric), "95% interval", *_CACHE, "- full", "p", "- rival", "p"]

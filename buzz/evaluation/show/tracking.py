@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from buzz.evaluation.files import write_atomically, writing
 from buzz.evaluation.models.section import model_name
 from buzz.evaluation.show.wandb_log import Record, WandbLog
+from buzz.words import one_line
 
 # Seconds for the server to answer at the start and to take what is left at the end. Environment variables of the same
 # name, WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT, win.
@@ -243,7 +243,7 @@ def _how_to_sync(run: Any) -> str:
 def _said(error: Exception) -> str:
     """The first line of an error; some of W&B's go on with a report on every attempt."""
     text = str(error).strip() or type(error).__name__
-    return re.sub(r"\s+", " ", text.splitlines()[0])
+    return one_line(text.splitlines()[0])
 
 
 def _warn(text: str) -> None:

@@ -85,7 +85,7 @@ def read_hub_rows(
 
 
 def _lines(path: str | Path, endings: tuple[str, ...], where: str) -> Iterator[tuple[int, bytes]]:
-    """Numbered raw lines of a plain or gzip file, from 1."""
+    """Numbered raw lines of a file, gzip or not, from 1."""
     name = str(path)
     if not name.endswith(endings):
         raise ConfigError(where, f"{name} is no file this task reads", f"{' or '.join(endings)} is wanted")

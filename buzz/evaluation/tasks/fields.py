@@ -74,10 +74,10 @@ def _check_keys(mapping: Mapping[str, Any], fields: Fields, prefix: str, place: 
 
 
 def _check(value: Any, kind: Any, name: str, place: str, where: str) -> None:
-    plain: Any = kind if isinstance(kind, type) else type(kind)
-    if type(value) is not plain:  # exact: a bool is no int
+    wanted: Any = kind if isinstance(kind, type) else type(kind)
+    if type(value) is not wanted:  # exact: a bool is no int
         raise ConfigError(where, f"{place}: field {name!r} is of type {type(value).__name__}", _wanted(kind))
-    if plain in (str, list, dict) and not (value.strip() if isinstance(value, str) else value):
+    if wanted in (str, list, dict) and not (value.strip() if isinstance(value, str) else value):
         raise ConfigError(where, f"{place}: field {name!r} is empty", _wanted(kind))
     if isinstance(value, str) and not _encodable(value):
         what = f"{place}: field {name!r} holds half a surrogate pair, which no tokenizer can read"
@@ -92,8 +92,8 @@ def _check(value: Any, kind: Any, name: str, place: str, where: str) -> None:
 def _wanted(kind: Any) -> str:
     if isinstance(kind, dict):
         return f"a mapping with {', '.join(kind)} is wanted"
-    plain = kind if isinstance(kind, type) else type(kind)
-    return f"{_WORDS.get(plain, plain.__name__)} is wanted"
+    wanted = kind if isinstance(kind, type) else type(kind)
+    return f"{_WORDS.get(wanted, wanted.__name__)} is wanted"
 
 
 def _encodable(text: str) -> bool:

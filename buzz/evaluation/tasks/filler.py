@@ -68,7 +68,7 @@ _ENDS = (
 
 
 def invented(chance: random.Random) -> Iterator[str]:
-    """Endless plain sentences without a digit, about 20 words each and seldom the same one twice."""
+    """Endless simple sentences without a digit, about 20 words each and seldom the same one twice."""
     while True:
         time, person, deed, place, end = (chance.choice(part) for part in (_TIMES, _PEOPLE, _DEEDS, _PLACES, _ENDS))
         yield f"{time} {person} {deed} {place}{end}."

@@ -30,7 +30,7 @@ class HubSource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """One JSONL file, plain, .gz or inside a .zip, where there is no data set with splits: `task.split` is not used.
+    """One JSONL file, as it is, .gz or inside a .zip, where there is no data set with splits: `task.split` is not used.
 
     Args:
         file: the file's URL, or its path inside `repository`.

@@ -7,8 +7,8 @@ import json
 import pytest
 
 import buzz
-from buzz.evaluation.measure.batch import Job
-from buzz.evaluation.measure.execute import compare_batch, encode, prompt_hash, run_batch
+from buzz.evaluation.measure.batch import Job, prompt_hash
+from buzz.evaluation.measure.execute import compare_batch, encode, run_batch
 from buzz.evaluation.measure.fidelity import fidelity
 from buzz.evaluation.measure.likelihood import answer_nll
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS

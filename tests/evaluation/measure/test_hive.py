@@ -15,7 +15,8 @@ import buzz
 from buzz import BeehiveCache
 from buzz.evaluation.measure import hive
 from buzz.evaluation.measure.execute import encode
-from buzz.evaluation.measure.hive import find_hives, hive_path, record_hive, token_texts
+from buzz.evaluation.measure.hive import record_hive, token_texts
+from buzz.evaluation.measure.records import find_hives, hive_path
 from buzz.evaluation.tasks import make_task
 from buzz.evaluation.tasks.section import TaskConfig
 from tests.evaluation.tiny import byte_tokenizer

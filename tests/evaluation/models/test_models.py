@@ -16,8 +16,9 @@ from transformers.utils import logging
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.models import source as model_source
 from buzz.evaluation.models.gguf import parsed_once, read_metadata
-from buzz.evaluation.models.load import check_model, load_model
+from buzz.evaluation.models.load import load_model
 from buzz.evaluation.models.section import ModelConfig
+from buzz.evaluation.models.source import check_model
 from buzz.patching import supported_families
 
 WANTED = f"one of {', '.join(supported_families())} is wanted"

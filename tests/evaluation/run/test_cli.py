@@ -227,6 +227,18 @@ def test_the_script_works_without_an_installation(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_help_reads_no_torch():
+    code = (
+        "import sys; from buzz.evaluation.run.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: sys.exit(end.code or 77 * ('torch' in sys.modules))"
+    )
+    arguments = [sys.executable, "-c", code]
+    done = subprocess.run(arguments, cwd=SCRIPT.parents[1], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: ")
+
+
 def test_a_mistake_is_told_before_transformers_is_read(write_config):
     code = (
         "import sys; from buzz.evaluation.run.cli import main; status = main(sys.argv[1:]); "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +11,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buzz.evaluation.config.dialect import StrictLoader
-from buzz.evaluation.config.methods import MethodConfig, default_name
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.run.cli import main
 from buzz.evaluation.run.config import RunConfig, load_config, to_dict, to_yaml
 from buzz.policies import POLICIES
+from tests.evaluation.mistakes import BASE, error
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
-BASE = "{name: test, model: {id: some/model}, task: {name: xsum}, methods: [full]}"
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    path = tmp_path / "base.yaml"
-    path.write_text(BASE)
-    return path
-
-
-def error(path: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(path, overrides)
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
-
-
-def methods(path: Path, text: str) -> list[MethodConfig]:
-    return load_config(path, [f"methods={text}"]).methods
 
 
 def reread(config: RunConfig, path: Path) -> RunConfig:
@@ -96,42 +73,6 @@ def test_overrides_beat_the_file_and_later_ones_earlier_ones(base: Path) -> None
     assert config.generation.max_new_tokens == 5
     assert config.output == "elsewhere/x=y"
     assert config.model.chat_template is True
-
-
-def test_method_parameters(base: Path) -> None:
-    (method,) = methods(base, "[{policy: buzz, window: 64, stride: 7, logn_base: 512, positions: original}]")
-    assert method.name == "buzz-logn_base512-positions-original-stride7-window64"
-    assert method.params == {"sink": 4, "window": 64, "stride": 7, "threshold": 400}
-    policy = method.make_policy()
-    assert (policy.window, policy.stride, policy.logn_base) == (64, 7, 512)
-    assert type(policy) is POLICIES["buzz"]
-
-
-def test_budget_and_match(base: Path) -> None:
-    a, b, c, d = methods(
-        base,
-        "[{policy: buzz, stride: 7}, {policy: h2o, match: buzz}, {policy: streaming, budget: 9},"
-        " {policy: local, budget: 1.0, sink: 2, name: x}]",
-    )
-    assert (a.name, a.match, a.budget) == ("buzz-stride7", None, None)
-    assert (b.name, b.match, b.params) == ("h2o-match-buzz", "buzz-stride7", {})  # the policy's name resolved
-    assert c.budget == 9
-    assert isinstance(c.budget, int)
-    assert d.budget == 1.0
-    assert isinstance(d.budget, float)
-    assert d.params == {"sink": 2}  # only what is fixed: the rest is for from_budget to fit
-
-
-def test_every_policy_can_be_named(base: Path) -> None:
-    assert [method.policy for method in methods(base, f"[{', '.join(POLICIES)}]")] == list(POLICIES)
-
-
-def test_checking_a_config_does_not_use_up_the_policys_warning(base: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (method,) = methods(base, "[{policy: buzz, stride: 2}]")
-    with pytest.warns(UserWarning, match="stride 2"):
-        method.make_policy()
 
 
 def test_a_config_pickles_and_so_does_its_error(base: Path) -> None:
@@ -448,38 +389,6 @@ def test_missing_keys(base: Path, key: str) -> None:
     assert error(base).startswith(f"{key}: is missing, ")
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"name: x\nmodel: {id: a\n", " line "),
-        (b"name: x\nmodel: a: b\n", " line 2: is not valid YAML"),
-        (b"name: x\nseed: 1\nseed: 2\n", " line 3: is not valid YAML (key 'seed' is given twice)"),
-        (b"name: !!python/object:os.system x\n", " line 1: is not valid YAML"),
-        (b"name: !!int 010\n", "is not valid YAML ('010' is no plain decimal number)"),
-        (b"name: \x00\n", "is not valid YAML"),
-        (b"name: \xff\n", "is not UTF-8"),
-        (b"[" * 20_000, "is not valid YAML"),
-        (b"- name\n", "is ['name'] (a list), a mapping with the keys name, model"),
-        (b"", "is null, a mapping with the keys"),
-        (b"{1: 2}", "unknown key"),
-    ],
-)
-def test_broken_files(base: Path, content: bytes, said: str) -> None:
-    base.write_bytes(content)
-    line = error(base)
-    assert said in line
-    assert "unknown" in line or line.startswith(str(base))
-
-
-@pytest.mark.parametrize(
-    ("written", "value"),
-    [("1000", 1000), ("+5", 5), ("2.50", 2.5), ("1e1", 10.0), ("1.5e+3", 1500.0), (".5", 0.5), ("5.", 5.0), ("7", 7)],
-)
-def test_numbers_are_plain_decimals(written: str, value: float) -> None:
-    found = yaml.load(written, StrictLoader)
-    assert (found, type(found)) == (value, type(value))
-
-
 @pytest.mark.parametrize("text", ["010", "1:30", "1_000", "0x10", "yes", "on", "2024-01-01", "1e3", "=", "~", "null"])
 def test_text_stays_text(base: Path, tmp_path: Path, text: str) -> None:
     config = load_config(base, [f"task.data='{text}'"])
@@ -488,44 +397,6 @@ def test_text_stays_text(base: Path, tmp_path: Path, text: str) -> None:
     assert yaml.safe_load(to_yaml(config))["task"]["data"] == text
 
 
-@pytest.mark.parametrize(
-    ("values", "name"),
-    [
-        ({"reduction": 1e9}, "buzz-reduction1e09"),
-        ({"reduction": 2.5}, "buzz-reduction2.5"),
-        ({"budget": 1e-5}, "buzz-budget1e-05"),
-        ({"match": "h2o", "window": 64}, "buzz-match-h2o-window64"),
-    ],
-)
-def test_names_say_what_was_given(values: dict[str, Any], name: str) -> None:
-    assert default_name("buzz", values) == name
-
-
 def test_a_date_and_a_no_are_names(base: Path) -> None:
     assert load_config(base, ["name=2024-01-01"]).name == "2024-01-01"
     assert load_config(base, ["name=no"]).name == "no"
-
-
-def test_a_bomb_of_aliases_is_told_in_one_line(base: Path) -> None:
-    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'lol'}]" for i in range(12)]
-    base.write_text("\n".join([*levels, "circle: &c [*c]"]))
-    assert error(base).startswith("a0: unknown key")
-    base.write_text("\n".join(["name: &a0 [lol]", *levels[1:]]))
-    assert len(error(base)) < 300
-
-
-def test_a_path_that_is_none(tmp_path: Path) -> None:
-    assert error("a\0b.yaml") == "'a\\x00b.yaml': cannot be read (embedded null byte), a YAML file is wanted"
-    odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.yaml"))
-    odd.write_text(BASE)
-    assert load_config(odd).name == load_config_of_base(tmp_path).name
-
-
-def load_config_of_base(tmp_path: Path) -> RunConfig:
-    (tmp_path / "same.yaml").write_text(BASE)
-    return load_config(tmp_path / "same.yaml")
-
-
-def test_missing_file_and_folder(tmp_path: Path) -> None:
-    assert error(tmp_path / "gone.yaml").startswith(f"{tmp_path / 'gone.yaml'}: cannot be read (No such file")
-    assert error(tmp_path).startswith(f"{tmp_path}: cannot be read")

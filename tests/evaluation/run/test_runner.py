@@ -14,7 +14,7 @@ import yaml
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Held, cache_figures, describe
-from buzz.evaluation.measure.hive import hive_path
+from buzz.evaluation.measure.records import hive_path
 from buzz.evaluation.models import load as models
 from buzz.evaluation.models.load import ModelLoader, load_model
 from buzz.evaluation.run import runner, work

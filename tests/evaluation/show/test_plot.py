@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buzz.evaluation.show.plot import family, plot_frontier, plot_quality
+from buzz.evaluation.show.plot import plot_frontier, plot_quality, series
 from tests.evaluation.synthetic import method, record, summary_of
 
 
@@ -112,7 +112,7 @@ def test_budgets_of_a_family_are_joined(tmp_path, drawn):
     ],
 )  # fmt: skip
 def test_families(name, expected):
-    assert family(name) == expected
+    assert series(name) == expected
 
 
 def test_several_runs_are_panels(tmp_path, drawn):

@@ -17,11 +17,12 @@ import pytest
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.summary import summarise
-from buzz.evaluation.show.report import load_run, write_report
 from buzz.evaluation.show.report.cli import main
+from buzz.evaluation.show.report.folders import load_run
 from buzz.evaluation.show.report.needles import grid_rows, passkey_grids
 from buzz.evaluation.show.report.page_data import MOST_SAMPLES
 from buzz.evaluation.show.report.pictures import HONEY, PALETTE, colors, longest_sample, perplexity_curves
+from buzz.evaluation.show.report.write import write_report
 from tests.evaluation.report_runs import EVICTED_AT, NASTY, TOKENS, answers, quick_run, texts, write_run
 from tests.evaluation.synthetic import method, record, summary_of
 
@@ -465,7 +466,7 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys):
 def test_where_the_command_writes(tmp_path, capsys, monkeypatch):
     first, second = quick_run(tmp_path / "runs" / "one"), quick_run(tmp_path / "runs" / "two")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("buzz.evaluation.show.report.pictures.drawable", lambda: False)  # it takes long
+    monkeypatch.setattr("buzz.evaluation.show.report.write.drawable", lambda: False)  # it takes long
     for arguments, where in (
         ([str(first)], first),
         ([str(tmp_path / "runs")], tmp_path / "runs"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from buzz.evaluation.show.report import write_report
+from buzz.evaluation.show.report.write import write_report
 from tests.evaluation.browser import browse, find_browser
 from tests.evaluation.report_runs import EVICTED_AT, NASTY, TOKENS, answers, quick_run, write_run
 

@@ -52,7 +52,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    from buzz.evaluation.show.report import write_report  # here, so that --help needs none of it
+    from buzz.evaluation.show.report.write import write_report  # here, so that --help needs none of it
 
     output = options.output
     if output is None:

@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.measure.hive import find_hives
-from buzz.evaluation.measure.records import DamageError, check_environment, check_record, parse_object
+from buzz.evaluation.measure.records import DamageError, check_environment, check_record, find_hives, parse_object
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.section import model_name
 from buzz.evaluation.paths import read_regular, short, user_path

@@ -15,7 +15,7 @@ from buzz.evaluation.show.report.pictures import PALETTE, Figure, colors
 from buzz.evaluation.show.report.svg import inline_svg
 from buzz.evaluation.show.table import (
     PAIRED,
-    Rows,
+    Table,
     comparison_tables,
     headline_rows,
     notes,
@@ -26,7 +26,7 @@ from buzz.evaluation.show.table import (
 _INTERVAL = re.compile(r"(\S+) (\[.*)")  # a figure, and its interval with whatever follows
 
 
-def table(rows: Rows, label: str, left: int = 1) -> str:
+def table(rows: Table, label: str, left: int = 1) -> str:
     """A table; the first `left` columns are names. Intervals stand below their figures."""
     header, cells = rows
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in header)

@@ -26,7 +26,7 @@ def render_markdown(
         shared: the picture of all runs, if there are several.
         folder: where the report and its pictures are.
     """
-    hint = PAGE.format(hive=HIVE if any(run.hives for run in runs) else "")
+    page = PAGE.format(hive=HIVE if any(run.hives for run in runs) else "")
     if len(runs) == 1:
         quality = [figure for figure in figures[0] if figure.paths[0].name == "quality.png"]
         others = [figure for figure in figures[0] if figure not in quality]
@@ -40,7 +40,7 @@ def render_markdown(
             others = [figure for figure in drawn if shared is None or figure.title != shared.title]
             more = [*_pictures(others, "###"), *_passkey(run, "###")]
             lines += ["", f"## Figures of {run.name}", *more] if more else []
-    return "\n".join([text.rstrip("\n"), *lines, "", hint]) + "\n"
+    return "\n".join([text.rstrip("\n"), *lines, "", page]) + "\n"
 
 
 def _relative(path: Path, folder: Path) -> str:

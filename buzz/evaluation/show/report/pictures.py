@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from buzz.evaluation.files import writing
-from buzz.evaluation.show.plot import family, plot_frontier, plot_quality
+from buzz.evaluation.show.plot import plot_frontier, plot_quality, series
 from buzz.evaluation.show.report.folders import Run
 
 # Ten colors that differ in hue and lightness; the page has a second set for a dark background, in the same order.
@@ -76,21 +76,21 @@ _QUALITY = (
 
 
 def colors(summary: Mapping[str, Any]) -> list[str]:
-    """The palette in the order in which a run's families of methods take colors; the first BUZZ has that of honey."""
+    """The palette in the order in which a run's series of methods take colors; the first BUZZ has that of honey."""
     order = list(PALETTE)
-    for place, members in enumerate(list(_families(summary).values())[: len(order)]):
+    for place, members in enumerate(list(_series(summary).values())[: len(order)]):
         if summary["methods"][members[0]].get("policy") == "buzz":
             order[place], order[HONEY] = order[HONEY], order[place]
             break
     return order
 
 
-def _families(summary: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The methods that have samples, by family, in the order in which `buzz.evaluation.show.plot` colors them."""
+def _series(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The methods that have samples, by series, in the order in which `buzz.evaluation.show.plot` colors them."""
     found: dict[str, list[str]] = {}
     for name, entry in summary["methods"].items():
         if entry["n"]:
-            found.setdefault(family(name, entry.get("policy")), []).append(name)
+            found.setdefault(series(name, entry.get("policy")), []).append(name)
     return found
 
 
@@ -98,7 +98,7 @@ def _looks(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Color and kind of line by method."""
     return {
         name: {"color": f"C{number % len(PALETTE)}", "linestyle": _LINES[place % len(_LINES)]}
-        for number, members in enumerate(_families(summary).values())
+        for number, members in enumerate(_series(summary).values())
         for place, name in enumerate(members)
     }
 

@@ -1,0 +1,66 @@
+"""The methods of a config: parameters, budgets, names."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buzz.evaluation.config.methods import MethodConfig, default_name
+from buzz.evaluation.run.config import load_config
+from buzz.policies import POLICIES
+
+
+def methods(path: Path, text: str) -> list[MethodConfig]:
+    return load_config(path, [f"methods={text}"]).methods
+
+
+def test_method_parameters(base: Path) -> None:
+    (method,) = methods(base, "[{policy: buzz, window: 64, stride: 7, logn_base: 512, positions: original}]")
+    assert method.name == "buzz-logn_base512-positions-original-stride7-window64"
+    assert method.params == {"sink": 4, "window": 64, "stride": 7, "threshold": 400}
+    policy = method.make_policy()
+    assert (policy.window, policy.stride, policy.logn_base) == (64, 7, 512)
+    assert type(policy) is POLICIES["buzz"]
+
+
+def test_budget_and_match(base: Path) -> None:
+    a, b, c, d = methods(
+        base,
+        "[{policy: buzz, stride: 7}, {policy: h2o, match: buzz}, {policy: streaming, budget: 9},"
+        " {policy: local, budget: 1.0, sink: 2, name: x}]",
+    )
+    assert (a.name, a.match, a.budget) == ("buzz-stride7", None, None)
+    assert (b.name, b.match, b.params) == ("h2o-match-buzz", "buzz-stride7", {})  # the policy's name resolved
+    assert c.budget == 9
+    assert isinstance(c.budget, int)
+    assert d.budget == 1.0
+    assert isinstance(d.budget, float)
+    assert d.params == {"sink": 2}  # only what is fixed: the rest is for from_budget to fit
+
+
+def test_every_policy_can_be_named(base: Path) -> None:
+    assert [method.policy for method in methods(base, f"[{', '.join(POLICIES)}]")] == list(POLICIES)
+
+
+def test_checking_a_config_does_not_use_up_the_policys_warning(base: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (method,) = methods(base, "[{policy: buzz, stride: 2}]")
+    with pytest.warns(UserWarning, match="stride 2"):
+        method.make_policy()
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"reduction": 1e9}, "buzz-reduction1e09"),
+        ({"reduction": 2.5}, "buzz-reduction2.5"),
+        ({"budget": 1e-5}, "buzz-budget1e-05"),
+        ({"match": "h2o", "window": 64}, "buzz-match-h2o-window64"),
+    ],
+)
+def test_names_say_what_was_given(values: dict[str, Any], name: str) -> None:
+    assert default_name("buzz", values) == name
