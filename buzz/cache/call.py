@@ -35,15 +35,18 @@ class Slots(NamedTuple):
 class Call:
     """One forward pass.
 
-    tokens: bool [B, columns], which columns hold tokens; None: all. order: int64 [B, columns], brings these to the
-    left of each row; None: they are there.
+    columns: of the call. counts: tokens of each row. steps: of each schedule. tokens: bool [B, columns], which columns
+    hold tokens; None: all. order: int64 [B, columns], brings these to the left of each row; None: they are there.
+    first: columns seen before it, pads included. seen: tokens of each row before it.
     """
 
     columns: int
     counts: list[int]
-    steps: dict[int, Step]
+    steps: list[Step]
     tokens: torch.Tensor | None
     order: torch.Tensor | None
+    first: int
+    seen: list[int]
 
     @property
     def width(self) -> int:
@@ -54,6 +57,32 @@ class Call:
     def empty(self) -> bool:
         """Whether no row has a token: then layers have nothing to do."""
         return not any(self.counts)
+
+    # Where the queries are. Past a row's end: any place that the call has.
+
+    def query_slots(self, schedule: int, device: torch.device) -> slice | torch.Tensor:
+        """Index into a table by slot: a slice where all rows agree, else int64 [B, 1, width]."""
+        step = self.steps[schedule]
+        if step.uniform:
+            return slice(step.starts[0], step.starts[0] + self.width)
+        return step.positions(self.width, device)[:, None]
+
+    def query_columns(self, device: torch.device) -> torch.Tensor:
+        """Columns, pads and earlier calls counted: int64 [1 or B, width]."""
+        if self.order is None:
+            return torch.arange(self.first, self.first + self.width, device=device)[None]
+        return self.order[:, : self.width].to(device) + self.first
+
+    def query_positions(self, device: torch.device) -> torch.Tensor:
+        """Positions in the text, pads not counted: int64 [1 or B, width]."""
+        same = len(set(self.seen)) == 1
+        starts = Rows(self.seen[:1] if same else self.seen).on(device)
+        return starts[:, None] + torch.arange(self.width, device=device)
+
+    @property
+    def last_position(self) -> int:
+        """Highest position in the text of a query."""
+        return max(seen + count for seen, count in zip(self.seen, self.counts, strict=True)) - 1
 
 
 class Shape(NamedTuple):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from buzz.cache.heads import Heads
-from buzz.cache.schedule import Eviction, Step
+from buzz.cache.schedule import Eviction, Ragged, Step
 from buzz.kernels.device import runs_triton
 from buzz.rows import Rows
 
@@ -39,12 +39,9 @@ def compact(
     """
     in_place = target.keys is source.keys
     scores = source.scores if received is None else received
-    due = [e for e in step.evictions if not in_place or e.plan.kept < e.length]
-    batch = len(step.ends)
-    if len(due) == 1:
-        _compact_alike(target, source, scores, due[0], step.heads, layers, batch, in_place, watch)
-    elif due:
-        _compact_ragged(target, source, scores, step, due, layers, batch, in_place, watch)
+    due, batch = step.drops if in_place else step.moves, len(step.ends)
+    if due is not None:
+        _compact(target, source, scores, due, step.heads, layers, batch, in_place, watch)
     if in_place:
         return
     for row in step.staying:
@@ -54,19 +51,16 @@ def compact(
                 new[row::batch, :, :end] = old[row::batch, :, :end]
 
 
-def _compact_alike(
-    target: Block, source: Block, scores: torch.Tensor | None, eviction: Eviction, heads: Heads | None, layers: int,
+def _compact(
+    target: Block, source: Block, scores: torch.Tensor | None, due: Eviction | Ragged, heads: Heads | None, layers: int,
     batch: int, in_place: bool, watch: Watch | None,
 ) -> None:  # fmt: skip
-    """One eviction of rows in the same state."""
-    length, kept = eviction.length, eviction.plan.kept
-    rows = _in_all_layers(eviction.rows, layers, batch)
-    seen = None if scores is None else _rows(scores, rows)[:, :, :length]
-    slots = _chosen(lambda scores: eviction.policy.select(scores, length, eviction.sampled), seen, heads)
-    slots = slots.to(target.keys.device, non_blocking=True)
+    rows, kept, device = _in_all_layers(due.rows, layers, batch), due.kept, target.keys.device
+    seen = None if scores is None else _rows(scores, rows)[:, :, : due.length]
+    slots = _chosen(lambda scores: due.select(scores, device, layers), seen, heads)
     if watch is not None:
-        for layer in range(layers):
-            watch(layer, eviction, slots if len(slots) == 1 else slots.unflatten(0, (layers, -1))[layer])
+        for layer, eviction, stay in due.apart(slots, layers):
+            watch(layer, eviction, stay)
     for new, old in zip(target, source, strict=True):
         if new is None:
             continue
@@ -75,37 +69,15 @@ def _compact_alike(
 
             gather_slots(old, slots, new[:, :, :kept])
             continue
-        packed = _gather(_rows(old, rows)[:, :, :length], slots)
-        new[_index(rows, new), :, :kept] = packed
-        if new is target.scores and in_place:  # a slot's score starts at zero
-            new[_index(rows, new), :, kept:length] = 0
-
-
-def _compact_ragged(
-    target: Block, source: Block, scores: torch.Tensor | None, step: Step, due: Sequence[Eviction], layers: int,
-    batch: int, in_place: bool, watch: Watch | None,
-) -> None:  # fmt: skip
-    """Evictions of rows in states of their own, together: as few kernels as for one."""
-    ragged = step.ragged(due)
-    length, kept = max(ragged.lengths), max(ragged.kept)
-    rows = _in_all_layers(ragged.rows, layers, batch)
-    seen = None if scores is None else _rows(scores, rows)[:, :, :length]
-    device = target.keys.device
-    slots = _chosen(lambda scores: ragged.select(scores, device, layers), seen, step.heads)  # [N * R, H or 1, kept]
-    if watch is not None:
-        for layer, part in enumerate(slots.unflatten(0, (layers, -1))):
-            for eviction in due:
-                watch(layer, eviction, part[ragged.places(eviction)][:, :, : eviction.plan.kept])
-    for new, old in zip(target, source, strict=True):
-        if new is None:
-            continue
-        packed = _gather(_rows(old, rows)[:, :, :length], slots)
+        packed = _gather(_rows(old, rows)[:, :, : due.length], slots)
+        index = _index(rows, new)
         if new is target.scores:  # a slot's score starts at zero
-            ends = ragged.kept.on(packed.device).repeat(layers)[:, None, None]
-            packed.masked_fill_(torch.arange(kept, device=packed.device) >= ends, 0)
+            if due.ends is not None:
+                ends = due.ends.on(packed.device).repeat(layers)[:, None, None]
+                packed.masked_fill_(torch.arange(kept, device=packed.device) >= ends, 0)
             if in_place:
-                new[_index(rows, new), :, kept:length] = 0
-        new[_index(rows, new), :, :kept] = packed
+                new[index, :, kept : due.length] = 0
+        new[index, :, :kept] = packed
 
 
 def _chosen(

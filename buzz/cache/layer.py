@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from buzz.cache.columns import Columns
-from buzz.cache.compaction import Block, Watch, compact
+from buzz.cache.compaction import Block
 from buzz.cache.schedule import Step
 from buzz.cache.stack import Stack
 
@@ -75,7 +75,7 @@ class BeehiveLayer(CacheLayerMixin):
         else:
             if end > self.capacity or not self.is_initialized:
                 old, used = self.tensors, max(step.starts)
-                _allocate([self], k, max(end, least), step)
+                allocate([self], k, max(end, least), step)
                 for new, before in zip(self.tensors, old, strict=True):
                     if before is not None:
                         new[:, :, :used] = before[:, :, :used]
@@ -153,7 +153,7 @@ class BeehiveLayer(CacheLayerMixin):
         """Make row i what row rows[i] was; the number of rows may change."""
         if self.is_initialized:
             rows = rows.to(self.keys.device)
-            with torch.inference_mode(False):  # normal tensors, as in `_allocate`
+            with torch.inference_mode(False):  # normal tensors, as in `allocate`
                 self.adopt(Block(*(None if t is None else t.index_select(0, rows) for t in self.tensors)), None)
 
     def _write(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> None:
@@ -173,43 +173,7 @@ class BeehiveLayer(CacheLayerMixin):
                 self.values[row, :, start:end] = v[row, :, : end - start]
 
 
-def settle(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch | None = None) -> None:
-    """Run the evictions of a call in layers that share a schedule: in one layer, or in several with a first prompt.
-
-    In place, unless a first prompt needs its buffers or much memory can go.
-
-    Args:
-        least: slots to allocate at least.
-        watch: called for every layer, by its index among these.
-    """
-    if step.evictions or layers[0].borrowed:
-        _evict(layers, step, least, watch)
-    for layer in layers:
-        layer.call_scores = None
-
-
-def _evict(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch | None) -> None:
-    first, kept = layers[0], max(length for length, _ in step.after)
-    received = _together([layer.call_scores for layer in layers])
-    wasteful = first.home is None and first.capacity > 2 * max(kept, least)
-    if first.borrowed or (wasteful and first.capacity > 2 * max(step.bound, least)):
-        old = Block(*map(_together, zip(*(layer.tensors for layer in layers), strict=True)))
-        new = _allocate(layers, first.keys, max(kept, least), step)
-        compact(new, old, received, step, len(layers), watch)
-    else:
-        compact(first.tensors, first.tensors, received, step, 1, watch)
-
-
-def _together(tensors: list[Any] | tuple[Any, ...]) -> Any:
-    """Tensors of several layers [B, H, ...] as [layers * B, H, ...] in the same order in memory; None of Nones."""
-    if len(tensors) == 1 or tensors[0] is None:
-        return tensors[0]
-    if tensors[0].transpose(1, 2).is_contiguous():
-        return torch.cat([t.transpose(1, 2) for t in tensors]).transpose(1, 2)
-    return torch.cat(tensors)
-
-
-def _allocate(layers: Sequence[BeehiveLayer], like: torch.Tensor, needed: int, step: Step) -> Block:
+def allocate(layers: Sequence[BeehiveLayer], like: torch.Tensor, needed: int, step: Step) -> Block:
     """New, empty buffers for layers that share a schedule, in a stack if one is offered: [layers * B, H, slots, D].
 
     Args:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 
@@ -43,6 +44,11 @@ class PerRow:
         """Of the family."""
         return self.policies[0].name
 
+    @property
+    def logn_base(self) -> float | None:
+        """Of all rows."""
+        return self.policies[0].logn_base
+
     def per_layer(self, layers: int) -> list[PerRow]:
         """The policies of each of so many layers, the lowest first."""
         rows = [policy.per_layer(layers) for policy in self.policies]
@@ -59,54 +65,94 @@ class Eviction:
     sampled: int
     plan: Plan
 
+    ends: ClassVar[None] = None  # slots that each row keeps, where they differ
+
+    @property
+    def kept(self) -> int:
+        """Slots that a row keeps."""
+        return self.plan.kept
+
+    def select(self, scores: torch.Tensor | None, device: torch.device, layers: int = 1) -> torch.Tensor:
+        """The slots that stay, on the device, for so many layers at once: int64 [layers * R, H, kept] or [1, 1, kept].
+
+        Args:
+            scores: float32 [layers * R, H, length], layer by layer; None where the policy reads none.
+        """
+        return self.policy.select(scores, self.length, self.sampled).to(device, non_blocking=True)
+
+    def apart(self, slots: torch.Tensor, layers: int) -> Iterator[tuple[int, Eviction, torch.Tensor]]:
+        """Of what `select` gave: a layer, this eviction, and its slots int64 [R or 1, H or 1, kept] there."""
+        for layer in range(layers):
+            yield layer, self, slots if len(slots) == 1 else slots.unflatten(0, (layers, -1))[layer]
+
 
 @dataclass(frozen=True)
 class Ragged:
-    """The evictions of one call in several states, row by row; `rows` are batch indices, None means all of them."""
+    """Several evictions of one call as one, in the order of the rows; None means all of them.
 
+    Attributes:
+        length: slots of the longest row. kept: slots that a row keeps, at the most. ends: of each row.
+    """
+
+    evictions: Sequence[Eviction]
     rows: Rows | None
     policies: RowPolicies
     lengths: Rows
     sampled: Rows
-    kept: Rows
+    ends: Rows
     _slots: dict[torch.device, torch.Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, evictions: Sequence[Eviction], batch: int) -> Ragged:
+        """Of evictions in different rows of a batch."""
+        items = sorted(((row, e) for e in evictions for row in e.rows or []), key=lambda item: item[0])
+        return cls(
+            evictions,
+            None if len(items) == batch else Rows(row for row, _ in items),
+            RowPolicies(e.policy for _, e in items),
+            Rows(e.length for _, e in items),
+            Rows(e.sampled for _, e in items),
+            Rows(e.plan.kept for _, e in items),
+        )
+
+    @property
+    def length(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def kept(self) -> int:
+        return max(self.ends)
+
     def select(self, scores: torch.Tensor | None, device: torch.device, layers: int = 1) -> torch.Tensor:
-        """`Policy.select_rows` on the device, for so many layers at once: int64 [layers * R, H or 1, K].
+        """`Policy.select_rows` on the device, for so many layers at once: int64 [layers * R, H or 1, kept].
 
         Args:
-            scores: float32 [layers * R, H, L], layer by layer; None where the policy reads none.
+            scores: float32 [layers * R, H, length], layer by layer; None where the policy reads none.
         """
-        family = type(self.policies[0])
-        if self.policies[0].score_spec is None:  # all layers share one answer
+        policies, lengths, sampled = self.policies, self.lengths, self.sampled
+        select = type(policies[0]).select_rows
+        if policies[0].score_spec is None:  # all layers share one answer
             if device not in self._slots:
-                slots = family.select_rows(self.policies, None, self.lengths, self.sampled)
-                self._slots[device] = slots.to(device, non_blocking=True)
+                self._slots[device] = select(policies, None, lengths, sampled).to(device, non_blocking=True)
             return self._slots[device].repeat(layers, 1, 1) if layers > 1 else self._slots[device]
-        if family.select_rows.__func__ is Policy.select_rows.__func__:  # type: ignore[attr-defined]
-            assert scores is not None
-            return self._select_by_state(scores, layers).to(device)
-        policies = RowPolicies(self.policies * layers)
-        lengths, sampled = Rows(self.lengths * layers), Rows(self.sampled * layers)
-        return family.select_rows(policies, scores, lengths, sampled).to(device)
+        if layers > 1:
+            policies, lengths, sampled = RowPolicies(policies * layers), Rows(lengths * layers), Rows(sampled * layers)
+        return select(policies, scores, lengths, sampled).to(device)
 
-    def _select_by_state(self, scores: torch.Tensor, layers: int) -> torch.Tensor:
-        """For a family that selects for rows of one state only: state by state, all layers and rows of it together."""
-        by_layer = scores.unflatten(0, (layers, -1))  # [layers, R, H, L]
-        slots = scores.new_zeros(*by_layer.shape[:3], max(self.kept), dtype=torch.int64)
-        states: dict[tuple[Policy, int, int], list[int]] = {}
-        for place, state in enumerate(zip(self.policies, self.lengths, self.sampled, strict=True)):
-            states.setdefault(state, []).append(place)
-        for (policy, length, sampled), places in states.items():
-            index = Rows(places).on(scores.device)
-            seen = by_layer.index_select(1, index).flatten(0, 1)[..., :length]
-            chosen = policy.select(seen, length, sampled).expand(*seen.shape[:2], -1)
-            slots[:, index, :, : chosen.shape[-1]] = chosen.unflatten(0, (layers, -1))
-        return slots.flatten(0, 1)
+    def apart(self, slots: torch.Tensor, layers: int) -> Iterator[tuple[int, Eviction, torch.Tensor]]:
+        """Of what `select` gave: a layer, an eviction, and its slots int64 [rows of it, H or 1, kept] there."""
+        rows = self.rows or range(len(self.lengths))
+        for layer, part in enumerate(slots.unflatten(0, (layers, -1))):
+            for eviction in self.evictions:
+                places = [place for place, row in enumerate(rows) if row in (eviction.rows or [])]
+                yield layer, eviction, part[places][:, :, : eviction.kept]
 
-    def places(self, eviction: Eviction) -> list[int]:
-        """Where the rows of one of the evictions are."""
-        return [i for i, row in enumerate(self.rows or range(len(self.lengths))) if row in (eviction.rows or [])]
+
+def as_one(evictions: Sequence[Eviction], batch: int) -> Eviction | Ragged | None:
+    """What is done in one go, of evictions in different rows of a batch; None: nothing."""
+    if len(evictions) > 1:
+        return Ragged.of(evictions, batch)
+    return evictions[0] if evictions else None
 
 
 @dataclass(frozen=True)
@@ -123,7 +169,6 @@ class Step:
     sampled: list[int]
     heads: Heads | None = None
     _positions: dict[tuple[torch.device, int], torch.Tensor] = field(default_factory=dict)
-    _ragged: dict[int, Ragged] = field(default_factory=dict)
 
     @cached_property
     def ends(self) -> list[int]:
@@ -154,20 +199,16 @@ class Step:
         gone = {row for eviction in self.evictions for row in eviction.rows or range(len(self.ends))}
         return [row for row in range(len(self.ends)) if row not in gone]
 
-    def ragged(self, due: Sequence[Eviction]) -> Ragged:
-        """Several evictions of this call as one, in the order of the rows."""
-        key = len(due)
-        if key not in self._ragged:
-            items = sorted(((row, e) for e in due for row in e.rows or []), key=lambda item: item[0])
-            rows = Rows(row for row, _ in items)
-            self._ragged[key] = Ragged(
-                None if len(rows) == len(self.ends) else rows,
-                RowPolicies(e.policy for _, e in items),
-                Rows(e.length for _, e in items),
-                Rows(e.sampled for _, e in items),
-                Rows(e.plan.kept for _, e in items),
-            )
-        return self._ragged[key]
+    @cached_property
+    def moves(self) -> Eviction | Ragged | None:
+        """All evictions as one: what is moved where the slots that stay get other buffers."""
+        return as_one(self.evictions, len(self.ends))
+
+    @cached_property
+    def drops(self) -> Eviction | Ragged | None:
+        """Those that let go of anything as one: what is moved in place."""
+        dropping = [eviction for eviction in self.evictions if eviction.kept < eviction.length]
+        return self.moves if len(dropping) == len(self.evictions) else as_one(dropping, len(self.ends))
 
     @cached_property
     def after(self) -> list[tuple[int, int]]:

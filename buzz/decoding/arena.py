@@ -76,7 +76,7 @@ class Session:
         self._arena, self._cache, self._known = arena, cache, known_positions
         self._due = False
         self._ahead = 0  # of the tokens that rows have seen, where positions were given
-        self._owners = list(arena.stacks)
+        self._schedules = list(arena.stacks)
         self.logits = arena.step.logits
 
     def begin(self, positions: torch.Tensor | None) -> None:
@@ -93,11 +93,15 @@ class Session:
         step.live.fill_(1)
 
     def _tell_lengths(self) -> None:
-        self._arena.step.set_lengths([self._cache.layer_lengths(owner) for owner in self._owners])
+        self._arena.step.set_lengths([self._lengths(schedule) for schedule in self._schedules])
+
+    def _lengths(self, schedule: int) -> list[int]:
+        """Cached tokens of each row in the layers of a schedule."""
+        return [length for length, _ in self._cache.states(schedule)]
 
     def has_room(self) -> bool:
         """Whether one more token fits, and its position is known to the model."""
-        if any(max(self._cache.layer_lengths(o)) >= self._arena.stacks[o].capacity for o in self._owners):
+        if any(max(self._lengths(s)) >= self._arena.stacks[s].capacity for s in self._schedules):
             return False
         if self._known is None:
             return True
@@ -116,7 +120,7 @@ class Session:
         if live is not None:
             step.live.copy_(live)
         self._arena.run()
-        self._due = any(call.steps[owner].evictions for owner in self._owners)
+        self._due = any(call.steps[schedule].evictions for schedule in self._schedules)
         return self._due
 
     def finish(self) -> None:

@@ -81,9 +81,19 @@ def _capture(step: StaticStep, stages: Stages) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     # What other threads do with the device is their affair. Every graph has a memory pool of its own, which goes
     # with it.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        step(stages)
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            step(stages)
+    except BaseException:
+        _leave_capture()
+        raise
     return graph.replay
+
+
+def _leave_capture() -> None:
+    """After a capture that failed: PyTorch's random generator goes on waiting for its end, and refuses to be used."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def _options(rows: int) -> dict[str, Any]:

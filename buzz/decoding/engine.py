@@ -112,7 +112,7 @@ class Engine:
 
     def reserve(self, cache: BeehiveCache, rows: int, columns: int, steps: int) -> None:
         """Before a first prompt of so many columns: let its compressed keys and values be put where they will stay."""
-        first = {owner: [p.advance(columns) for p in cache.row_policies(owner, rows)] for owner in cache.groups}
+        first = {s: [p.advance(columns) for p in cache.row_policies(s, rows)] for s in cache.groups}
         self._lend(cache, self._sizes.key(cache, rows, first, steps))
 
     def session(self, cache: BeehiveCache, rows: int, steps: int) -> Session | None:
@@ -122,7 +122,7 @@ class Engine:
         """
         if not all(layer.is_initialized for layer in cache.layers):
             return None  # it has seen nothing but pads
-        states = {owner: cache.states(owner) for owner in cache.groups}
+        states = {schedule: cache.states(schedule) for schedule in cache.groups}
         arena = self._lend(cache, self._sizes.key(cache, rows, states, steps))
         session = Session(arena, cache, self._positions.known)
         if not session.has_room():
@@ -182,17 +182,16 @@ class Engine:
     def _build(self, cache: BeehiveCache, key: Key) -> Arena:
         groups, like = cache.groups, self._keys()
         stacks = {
-            owner: Stack(
+            schedule: Stack(
                 len(layers), key.rows, like.shape[2], capacity, like.shape[3],
                 dtype=like.dtype, device=like.device, scores=scores,
             )
-            for (owner, layers), capacity, scores in zip(groups.items(), key.capacities, key.scores, strict=True)
+            for (schedule, layers), capacity, scores in zip(groups.items(), key.capacities, key.scores, strict=True)
         }  # fmt: skip
-        schedule = {owner: i for i, owner in enumerate(groups)}
         layers = []
-        for layer, (owner, base) in enumerate(zip(key.owners, key.bases, strict=True)):
+        for layer, (schedule, base) in enumerate(zip(key.schedules, key.bases, strict=True)):
             table = self._table(layer, max(key.capacities), like) if key.slot_positions else None
-            layers.append(Place(schedule[owner], groups[owner].index(layer), cache.window(layer), base, table))
+            layers.append(Place(schedule, groups[schedule].index(layer), cache.window(layer), base, table))
         head, stacked = self.model.get_output_embeddings(), list(stacks.values())
         slots = key.slot_positions
         step = StaticStep(self._family, self._positions, self._backbone, head, stacked, layers, slots)

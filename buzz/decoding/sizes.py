@@ -13,10 +13,14 @@ _AHEAD = 4096  # most steps that such a cache gets room for in advance; a bound 
 
 
 class Key(NamedTuple):
-    """What buffers and a captured step depend on; per schedule: capacity and kind of scores, per layer: log-n base."""
+    """What buffers and a captured step depend on.
+
+    schedules, bases: of each layer: its schedule and its log-n base. capacities, scores: of each schedule: slots, and
+    the kind of scores.
+    """
 
     rows: int
-    owners: tuple[int, ...]
+    schedules: tuple[int, ...]
     capacities: tuple[int, ...]
     scores: tuple[str | None, ...]
     bases: tuple[float | None, ...]
@@ -39,19 +43,19 @@ class Sizes:
         """
         capacities: list[int] = []
         scores: list[str | None] = []
-        for owner in cache.groups:
-            policies = cache.row_policies(owner, rows)
-            capacity = self._capacity(policies, states[owner], steps, cache.least_slots(owner))
+        for schedule, layers in cache.groups.items():
+            policies = cache.row_policies(schedule, rows)
+            capacity = self._capacity(policies, states[schedule], steps, cache.least_slots(layers[0]))
             spec = policies[0].score_spec
-            if spec is None or (not spec.accumulate and not _evicts(policies, states[owner], capacity)):
+            if spec is None or (not spec.accumulate and not _evicts(policies, states[schedule], capacity)):
                 scores.append(None)
             else:
                 scores.append("kept" if spec.accumulate else "call")
             capacities.append(capacity)
-        owners = {layer: owner for owner, layers in cache.groups.items() for layer in layers}
+        schedules = {layer: schedule for schedule, layers in cache.groups.items() for layer in layers}
         return Key(
             rows=rows,
-            owners=tuple(owners[layer] for layer in range(len(cache.layers))),
+            schedules=tuple(schedules[layer] for layer in range(len(cache.layers))),
             capacities=tuple(capacities),
             scores=tuple(scores),
             bases=tuple(cache.logn_base(layer) for layer in range(len(cache.layers))),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from buzz.policies.numbers import finite, integer, number
 from buzz.rows import Rows
@@ -163,6 +162,8 @@ class Policy:
     ) -> torch.Tensor:
         """`select` for rows with policies of this family and states of their own; all of them evict.
 
+        State after state, with all rows of it together. A family whose rows seldom share a state can do better.
+
         Args:
             policies, lengths, sampled: of each of the R rows.
             scores: float32 [R, H, L], L at least the longest row; may be None if `score_spec` is None.
@@ -171,12 +172,19 @@ class Policy:
             int64 [R, H or 1, K], K the most slots that a row keeps. Row r's slots are the first `plan(...).kept`,
             ascending; what follows them is any slot.
         """
-        rows = []
-        for row, (policy, length, sample) in enumerate(zip(policies, lengths, sampled, strict=True)):
-            seen = None if scores is None else scores[row : row + 1, :, :length]
-            rows.append(policy.select(seen, length, sample))
-        width = max(slots.shape[2] for slots in rows)
-        return torch.cat([F.pad(slots, (0, width - slots.shape[2])) for slots in rows])
+        states: dict[tuple[Policy, int, int], list[int]] = {}
+        for row, state in enumerate(zip(policies, lengths, sampled, strict=True)):
+            states.setdefault(state, []).append(row)
+        chosen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for (policy, length, sample), rows in states.items():
+            index = Rows(rows).on(torch.device("cpu") if scores is None else scores.device)
+            seen = None if scores is None else scores.index_select(0, index)[..., :length]
+            chosen.append((index, policy.select(seen, length, sample)))
+        first, heads = chosen[0][1], 1 if scores is None else scores.shape[1]
+        together = first.new_zeros(len(policies), heads, max(slots.shape[2] for _, slots in chosen))
+        for index, slots in chosen:
+            together[index, :, : slots.shape[2]] = slots.expand(len(index), heads, -1)
+        return together
 
     def advance(self, length: int, sampled: int = 0) -> tuple[int, int]:
         """`(length, sampled)` once the eviction due at that state, if any, has run."""

@@ -11,7 +11,6 @@ import torch
 
 from buzz.attention import naive as reference
 from buzz.attention.step import attend_step
-from buzz.models.positions import signed
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -81,7 +80,7 @@ def make(
         scores=torch.rand(3, rows, heads, slots, generator=generator)[1] if scored else None,
         lengths=torch.tensor(lengths, dtype=torch.int32),
         cos=angles.cos().to(dtype) if rotate else None,
-        sin=signed(angles.sin()).to(dtype) if rotate else None,
+        sin=(angles.sin() * torch.tensor([-1.0, 1.0]).repeat_interleave((dim + 1) // 2)).to(dtype) if rotate else None,
         live=None if live is None else torch.tensor([live], dtype=torch.int32),
     )
 

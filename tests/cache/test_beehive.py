@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, OPTConfig
 
 import buzz
-from buzz.cache import beehive
+from buzz.cache import settle
 from buzz.policies import make_policy
 from tests.conftest import recorded
 from tests.policies.naive import NaiveHead, shared_scores
@@ -70,7 +70,7 @@ def test_rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed, toge
     Whether layers are compacted one by one, some of them together, or all of them.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(beehive, "_TOGETHER", together)
+        patch.setattr(settle, "_TOGETHER", together)
         rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed)
 
 
@@ -106,7 +106,7 @@ def rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed):
 @pytest.mark.parametrize("together", [0, 60, 8192])
 def test_layers_are_compacted_with_their_like(monkeypatch, together):
     """Short prompts of several layers together, but never of layers with different policies; watched in order."""
-    monkeypatch.setattr(beehive, "_TOGETHER", together)
+    monkeypatch.setattr(settle, "_TOGETHER", together)
     policies = [make_policy("buzz", window=4, threshold=4)] * 3 + [make_policy("streaming", window=9)] * 2
     config = LlamaConfig(num_hidden_layers=5, num_attention_heads=2, num_key_value_heads=HEADS, hidden_size=8)
     cache = buzz.BeehiveCache(policies, config)

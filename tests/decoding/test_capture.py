@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -110,3 +112,26 @@ def test_captured_steps_give_the_tokens_of_the_models_own_forward(make, compiled
                 ids.append(model.generate(prompt, past_key_values=cache, **how))
                 assert all(layer.home is None for layer in cache.layers) == isinstance(run, Off)
         assert ids[0].tolist() == ids[1].tolist()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_that_cannot_be_captured_runs_as_it_is():
+    """Experts that are picked on the host. It is told once, and sampling goes on with the generator as it was."""
+    torch._dynamo.reset()
+    model, prompt, ids = tiny("mixtral-unbounded").cuda(), tokens(2, 20, seed=1).cuda(), []
+    for run in (Off(), Captured()):
+        with buzz.patch_model(model) as handle, torch.no_grad():
+            handle.engine.run = run
+            torch.manual_seed(5)
+            caches = [buzz.BeehiveCache(POLICIES[0], model) for _ in range(2)]
+            how = {"max_new_tokens": 9, "do_sample": True, "eos_token_id": None}
+            if isinstance(run, Captured):
+                with pytest.warns(UserWarning, match="decoding is not captured"):
+                    ids.append(model.generate(prompt, past_key_values=caches[0], **how))
+            else:
+                ids.append(model.generate(prompt, past_key_values=caches[0], **how))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                ids.append(model.generate(prompt, past_key_values=caches[1], **how))
+    assert [part.tolist() for part in ids[:2]] == [part.tolist() for part in ids[2:]]

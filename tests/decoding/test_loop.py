@@ -72,7 +72,7 @@ def assert_same_caches(expected, got):
     for i, (a, b) in enumerate(zip(expected.layers, got.layers, strict=True)):
         assert (a.scores is None) == (b.scores is None)
         for row, length in enumerate(expected.layer_lengths(i)):
-            assert got.states(got._owner[i])[row] == expected.states(expected._owner[i])[row]
+            assert got.states(got._calls.schedule_of[i])[row] == expected.states(expected._calls.schedule_of[i])[row]
             for x, y in zip(a.tensors, b.tensors, strict=True):
                 if x is not None:
                     torch.testing.assert_close(y[row, :, :length], x[row, :, :length], atol=1e-5, rtol=1e-4)

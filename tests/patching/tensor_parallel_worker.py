@@ -1,11 +1,14 @@
-"""One of several processes that share a tiny Llama by tensor parallelism, and hold it against one that has all of it.
+"""One of several processes that share tiny models by tensor parallelism, and hold them against ones that are whole.
 
 On two GPUs, or on the CPU:
 
     torchrun --nproc-per-node 2 -m tests.patching.tensor_parallel_worker
     torchrun --nproc-per-node 2 -m tests.patching.tensor_parallel_worker --device cpu
 
-The first process prints a line for each policy, `full: equal`. The exit status is 1 if anything differs in any process.
+A Llama is run with every policy, all families and their variants with three. The first process prints a line for each
+policy and each model, `full: equal`; what transformers itself does not share alike is told, not counted. The exit
+status is 1 if anything differs in any process.
+
 Products that are cut up over processes round otherwise, which may decide between nearly equal logits or scores; in
 float64 it practically never does.
 """
@@ -19,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 if "cpu" in sys.argv:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # transformers takes whatever accelerator there is
@@ -27,11 +30,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
-from transformers.distributed import DistributedConfig
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import buzz
 from buzz.decoding.arena import Off, Plain
+from tests.models.tiny import CASES
+from tests.patching.shared_families import OutsideError, check_case, save_case
+from tests.patching.shared_runs import GREEDY, differences, forward, generate, load_shared, load_whole, run
 
 SEGMENTS = {"sink": 2, "window": 6, "stride": 5, "threshold": 9}
 # Prompts have 21 to 40 tokens: all evict, most of them at almost every step.
@@ -48,18 +53,7 @@ POLICIES: dict[str, Any] = {
     "tova": {"capacity": 12},
     "random": {"capacity": 15, "sink": 2, "window": 6, "seed": 3},
 }
-LENGTHS = (40, 21, 29)
-GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
 WHY = "its weights are spread over several processes"
-
-
-class Result(NamedTuple):
-    """What a model gave: ids [B, L], the slots of every eviction, the lengths and the tensors of every layer."""
-
-    ids: torch.Tensor
-    evictions: list[tuple[int, torch.Tensor]]
-    lengths: list[list[int]]
-    tensors: list[list[torch.Tensor | None]]
 
 
 def main() -> int:
@@ -70,20 +64,34 @@ def main() -> int:
         torch.cuda.set_device(device)
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
+    dtype = getattr(torch, arguments.dtype)
     with tempfile.TemporaryDirectory() as folder:
         folders = {kv_heads: _save(kv_heads, f"{folder}/{kv_heads}") for kv_heads in (2, 4)}
+        cases = {name: save_case(name, f"{folder}/{name}") for name in arguments.families}
         _join(arguments.rendezvous, device)
-        pairs = {kv_heads: _load(path, device, getattr(torch, arguments.dtype)) for kv_heads, path in folders.items()}
-    differing = False
-    for name in ("patch", *arguments.policies):
-        found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(found, list(_check_patch(*pairs[2]) if name == "patch" else _check(name, pairs)))
-        differences = sorted({text for texts in found for text in texts})
-        differing |= bool(differences)
-        if dist.get_rank() == 0:
-            print(f"{name}: {'; '.join(differences) or 'equal'}", flush=True)
+        pairs = {n: (load_whole(path, device, dtype), load_shared(path, dtype)) for n, path in folders.items()}
+        differing = _tell("patch", _check_patch(*pairs[2]))
+        for name in arguments.policies:
+            differing |= _tell(name, _check(name, pairs))
+        for name, path in cases.items():
+            differing |= _tell(name, check_case(name, path, device, dtype))
     dist.destroy_process_group()
     return int(differing)
+
+
+def _tell(name: str, found: Iterator[str]) -> bool:
+    """Print what all processes have found; whether it is ours."""
+    outside, here = None, []
+    try:
+        here = list(found)
+    except OutsideError as error:
+        outside = str(error)
+    everywhere: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everywhere, here)
+    differences = sorted({text for texts in everywhere for text in texts})
+    if dist.get_rank() == 0:
+        print(f"{name}: {outside or '; '.join(differences) or 'equal'}", flush=True)
+    return bool(differences)
 
 
 def _arguments() -> argparse.Namespace:
@@ -91,7 +99,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--rendezvous", default="env://", help="where the processes meet, env:// or file:///path")
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--policies", nargs="*", choices=POLICIES, default=list(POLICIES), help="of the tiny Llama")
+    parser.add_argument("--families", nargs="*", choices=CASES, default=CASES, help="and their variants")
     return parser.parse_args()
 
 
@@ -119,59 +128,15 @@ def _join(rendezvous: str, device: torch.device) -> None:
     )
 
 
-def _load(folder: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """A model, whole and shared."""
-    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-    plan = DistributedConfig(tp_plan="auto", tp_size=dist.get_world_size())
-    return whole.eval(), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, distributed_config=plan).eval()
-
-
-# What is run.
-
-
-def _generate(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any, **options: Any) -> torch.Tensor:
-    return model.generate(ids, attention_mask=mask, past_key_values=cache, **GREEDY, **options)
-
-
-@torch.no_grad()
-def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
-    """A prompt, a second turn with pads of its own, and single tokens."""
-    given: list[torch.Tensor] = []
-    for _ in range(2):
-        mask = torch.cat([mask, mask[:, -24:-19]], dim=1) if given else mask
-        logits = model(ids[:, -5:] if given else ids, attention_mask=mask, past_key_values=cache).logits
-        given.append(logits[:, -1:].argmax(dim=-1))
-    for _ in range(5):
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        given.append(model(given[-1], attention_mask=mask, past_key_values=cache).logits.argmax(dim=-1))
-    return torch.cat(given, dim=1)
-
-
-def _run(model: Any, call: Any, policy: Any, positions: str) -> Result:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(3, 96, (len(LENGTHS), max(LENGTHS)), generator=generator)
-    mask = (torch.arange(max(LENGTHS)) >= max(LENGTHS) - torch.tensor(LENGTHS)[:, None]).long()
-    cache, evictions = buzz.BeehiveCache(policy, model.config, positions=positions), []
-    cache.on_evict = lambda layer, eviction, slots: evictions.append((layer, slots.cpu()))
-    ids = call(model, (ids * mask).to(model.device), mask.to(model.device), cache)
-    layers = range(len(cache.layers))
-    return Result(
-        ids,
-        evictions,
-        [cache.layer_lengths(layer) for layer in layers],
-        [list(cache.layers[layer].tensors) for layer in layers],
-    )
-
-
 # KV heads, positions, how, and the call: given a model, ids and mask of a left-padded batch and a cache, it gives ids.
 SETTINGS: tuple[tuple[int, str, str, Any], ...] = (
-    (2, "cache", "generate", _generate),
-    (2, "cache", "forward", _forward),
-    (2, "cache", "static memory", _generate),
-    (2, "original", "static memory", _generate),
-    (2, "original", "chunks", functools.partial(_generate, prefill_chunk_size=9)),
-    (4, "original", "forward", _forward),
-    (4, "cache", "generate", _generate),
+    (2, "cache", "generate", generate),
+    (2, "cache", "forward", forward),
+    (2, "cache", "static memory", generate),
+    (2, "original", "static memory", generate),
+    (2, "original", "chunks", functools.partial(generate, prefill_chunk_size=9)),
+    (4, "original", "forward", forward),
+    (4, "cache", "generate", generate),
 )
 
 
@@ -187,42 +152,11 @@ def _check(name: str, pairs: dict[int, tuple[Any, Any]]) -> Iterator[str]:
         with buzz.patch_model(pairs[kv_heads][0]) as one, buzz.patch_model(pairs[kv_heads][1]) as many:
             one.engine.run = many.engine.run = Plain() if how == "static memory" else Off()
             for rows, policy in policies.items():
-                expected, got = (_run(model, call, policy, positions) for model in pairs[kv_heads])
-                for what in _differences(expected, got):
+                expected, got = (run(model, call, policy, positions) for model in pairs[kv_heads])
+                for what in differences(expected, got):
                     yield f"{what} ({how}, positions {positions}, {kv_heads} KV heads{rows})"
             if many.engine.told:
                 yield f"decoded otherwise: {', '.join(many.engine.told)}"
-
-
-def _differences(expected: Result, got: Result) -> Iterator[str]:
-    if expected.ids.tolist() != got.ids.tolist():
-        yield "tokens differ"
-    if expected.lengths != got.lengths:
-        yield "lengths differ"
-        return
-    evictions = zip(expected.evictions, got.evictions, strict=False)
-    same = all(a[0] == b[0] and torch.equal(_own(a[1]), b[1]) for a, b in evictions)
-    if len(expected.evictions) != len(got.evictions) or not same:
-        yield "other slots stay"
-    for before, after, lengths in zip(expected.tensors, got.tensors, expected.lengths, strict=True):
-        for a, b in zip(before, after, strict=True):
-            if a is None or b is None:
-                if a is not b:
-                    yield "scores are kept or not"
-            elif not all(_close(_own(a)[i, :, :n], b[i, :, :n]) for i, n in enumerate(lengths)):
-                yield "keys, values or scores differ"
-                return
-
-
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, atol=1e-4, rtol=1e-4)
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """The heads of this process in [B, H or 1, ...] of all."""
-    if tensor.shape[1] == 1:
-        return tensor
-    return tensor.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
 
 
 def _check_patch(whole: Any, shared: Any) -> Iterator[str]:

@@ -89,7 +89,7 @@ def _sweep(sweep: Sweep) -> int:
     from buzz.evaluation.show.overview import text_overview
 
     summary = run_sweep(sweep)
-    _print(text_overview(summary), f"{sweep.output}: report.html, report.md, summary.json, and a folder a run")
+    _print(text_overview(summary), f"{sweep.output}: summary.json, report.md, report.html, and a folder a run")
     return _status(summary["runs"].values())
 
 
