@@ -23,8 +23,9 @@ from transformers import (
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.models import load as model_load
 from buzz.evaluation.models.gguf import MODEL_TYPES, repair_tokenizer
-from buzz.evaluation.models.load import check_model, load_model
+from buzz.evaluation.models.load import load_model
 from buzz.evaluation.models.section import ModelConfig
+from buzz.evaluation.models.source import check_model
 from buzz.patching import UnsupportedModelError, supported_families
 from tests.evaluation.tiny import byte_tokenizer
 from tests.models.tiny import LAYERS, WINDOW, spread, tiny
