@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from buzz.cache import compaction
 from buzz.cache.compaction import Block, compact
 from buzz.cache.schedule import PerRow, Schedule
 from buzz.policies import make_policy
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the kernel is interpreted
 SIZES = [[9], [9, 9], [9, 5], [9, 9, 3], [12, 9, 9]]  # slots of each row; with a capacity of 4, what has 4 stays
 
 
-def block_of(rows, length, scored=True):
-    keys = torch.rand(rows, 2, length, 4)
-    return Block(keys, keys + 1, torch.rand(rows, 2, length) if scored else None)
+def block_of(rows, length, scored=True, device="cpu"):
+    keys = torch.rand(rows, 2, length, 4, device=device)
+    return Block(keys, keys + 1, torch.rand(rows, 2, length, device=device) if scored else None)
 
 
 def expected(block, policy, step, layers):
@@ -33,8 +35,8 @@ def expected(block, policy, step, layers):
 @pytest.mark.parametrize("name", ["h2o", "buzz", "tova"])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("lengths", SIZES)
-@pytest.mark.parametrize("in_place", [True, False])
-def test_slots_are_those_chosen_one_by_one(name, layers, lengths, in_place):
+@pytest.mark.parametrize("way", ["in place", "into new buffers", "by a kernel"])
+def test_slots_are_those_chosen_one_by_one(name, layers, lengths, way, monkeypatch):
     sizes = {
         "h2o": {"heavy": 2, "window": 2},
         "buzz": {"sink": 1, "window": 2, "threshold": 1},
@@ -42,12 +44,15 @@ def test_slots_are_those_chosen_one_by_one(name, layers, lengths, in_place):
     }
     policy = make_policy(name, **sizes[name])
     step = Schedule(policy, len(lengths)).open(lengths)
-    source = block_of(layers * len(lengths), max(lengths))
+    source = block_of(layers * len(lengths), max(lengths), device=DEVICE)
     for place in range(layers * len(lengths)):  # as a layer holds them
         source.scores[place, :, step.ends[place % len(lengths)] :] = 0
     wanted = expected(source, policy, step, layers)
     target = source
-    if not in_place:
+    if way == "by a kernel":
+        pytest.importorskip("triton")
+        monkeypatch.setattr(compaction, "runs_triton", lambda _: True)
+    if way != "in place":
         target = Block(*(torch.zeros_like(t)[:, :, : max(n for n, _ in step.after)] for t in source))
     compact(target, source, None, step, layers)
     for place, (keys, scores) in enumerate(wanted):
