@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from buzz.cache.call import Shape
 from buzz.cache.schedule import PerRow
 from buzz.policies import Policy, make_policy
 from buzz.policies.window import SlidingWindow
@@ -29,8 +30,15 @@ def text_config(config: Any) -> Any:
     return found.get_text_config(decoder=True)
 
 
-def policies_of_layers(policy: Any, budget: int | None, layers: int) -> list[Policy | PerRow]:
-    """The policy of each layer.
+def policies_of_layers(policy: Any, budget: int | None, shape: Shape, stacklevel: int) -> list[Policy | PerRow]:
+    """What each layer keeps: those with a sliding window that window, the others what their policy says.
+
+    A policy that differs by layer is spread over the layers that it decides over. Where it decides over none, a warning
+    says so.
+
+    Args:
+        policy: one for all, its name, or one for each layer of the model.
+        stacklevel: of the warning, as seen from the caller.
 
     Raises:
         ValueError, TypeError: it is no policy, or not one for each layer; the budget does not fit.
@@ -43,35 +51,27 @@ def policies_of_layers(policy: Any, budget: int | None, layers: int) -> list[Pol
         if isinstance(budget, float) and 0 < budget <= 1:
             raise ValueError(f"budget= is a number of tokens, got the share {budget}: multiply it by the prompt's")
         policy = policy.from_budget(budget)
+    given: list[Policy | PerRow]
     if isinstance(policy, Policy | PerRow):
-        return list(policy.per_layer(layers))
-    if not isinstance(policy, Sequence) or not all(isinstance(p, Policy | PerRow) for p in policy):
+        decided = set(shape.decided)
+        spread = iter(policy.per_layer(len(shape.decided)))
+        given = [next(spread) if layer in decided else policy for layer in range(shape.layers)]
+    elif not isinstance(policy, Sequence) or not all(isinstance(p, Policy | PerRow) for p in policy):
         raise TypeError(
             f"policy must be a buzz policy, its name, or one per layer (buzz.make_policy), got {type(policy).__name__}"
         )
-    if len(policy) != layers:
-        raise ValueError(f"the model has {layers} layers, got {len(policy)} policies")
-    return list(policy)
-
-
-def beside_windows(
-    policies: Sequence[Policy | PerRow], windows: Sequence[int | None], stacklevel: int
-) -> tuple[list[Policy | PerRow], list[int]]:
-    """What all layers keep, those with a sliding window that window; and the layers that the policies decide over.
-
-    These are the layers of full attention, or all if there are none. Then a warning says that nothing is decided.
-
-    Args:
-        windows: of each layer.
-        stacklevel: of the warning, as seen from the caller.
-    """
-    decided = [layer for layer, window in enumerate(windows) if window is None]
-    if not decided and any(policy.name != "full" for policy in policies):
-        sizes = " or ".join(str(window) for window in dict.fromkeys(windows))
+    elif len(policy) != shape.layers:
+        raise ValueError(f"the model has {shape.layers} layers, got {len(policy)} policies")
+    else:
+        given = list(policy)
+    if None not in shape.windows and any(p.name != "full" for p in given):
+        sizes = " or ".join(str(window) for window in dict.fromkeys(shape.windows))
         warnings.warn(
             f"every layer of this model has a sliding window of {sizes} tokens, which it keeps: the policy decides "
             "nothing",
             stacklevel=stacklevel + 1,
         )
-    kept = [p if w is None else SlidingWindow(w) for p, w in zip(policies, windows, strict=True)]
-    return kept, decided or list(range(len(windows)))
+    for layer, window in enumerate(shape.windows):
+        if window is not None:
+            given[layer] = SlidingWindow(window)
+    return given

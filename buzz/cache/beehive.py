@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from buzz.cache.assignment import beside_windows, policies_of_layers, text_config
+from buzz.cache.assignment import policies_of_layers, text_config
 from buzz.cache.call import Call, Shape, Slots
 from buzz.cache.calls import Calls
 from buzz.cache.compaction import Watch
@@ -67,7 +67,6 @@ class BeehiveCache(Cache):
     ) -> None:
         config = text_config(config)
         n = config.num_hidden_layers
-        policies = policies_of_layers(policy, budget, n)
         if positions is None:
             positions = "cache" if getattr(config, "rope_parameters", None) else "original"
         if positions not in POSITIONS:
@@ -75,7 +74,7 @@ class BeehiveCache(Cache):
         if capacity is not None and (type(capacity) is not int or capacity < 1):
             raise ValueError(f"capacity must be an integer of at least 1, got {capacity!r}")
         self._shape = Shape.of(config)
-        policies, decided = beside_windows(policies, self._shape.windows, stacklevel=2)
+        policies = policies_of_layers(policy, budget, self._shape, stacklevel=2)
         self.on_evict: Callable[[int, Eviction, torch.Tensor], None] | None = None
         self.heads: Heads | None = None
         self.positions = positions
@@ -83,7 +82,7 @@ class BeehiveCache(Cache):
         self._least = [
             min(self.least, p.peak(0) or 0) if isinstance(p, SlidingWindow) else self.least for p in policies
         ]
-        self._calls, self._memory = Calls(policies, decided), Memory()
+        self._calls, self._memory = Calls(policies, self._shape.decided), Memory()
         self._waiting = Waiting()
         self._stacks: dict[int, Stack] = {}
         # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.

@@ -109,6 +109,11 @@ class Shape(NamedTuple):
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         return cls(config.num_hidden_layers, kv_heads, head_dim, _windows(config))
 
+    @property
+    def decided(self) -> list[int]:
+        """The layers that a policy decides over: those of full attention, or all if there are none."""
+        return [i for i, window in enumerate(self.windows) if window is None] or list(range(self.layers))
+
     def __str__(self) -> str:
         text = f"{self.layers} layers of {self.heads} KV heads, {self.head_dim} wide"
         sliding = [window for window in self.windows if window is not None]

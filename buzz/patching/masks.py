@@ -21,8 +21,10 @@ def tokens_of(mask: Any, rows: int, columns: int, seen: int) -> Any:
     if not isinstance(mask, dict):
         return mask
     full = mask.get("full_attention")
-    if full is None or not isinstance(full, torch.Tensor) or full.dim() != 4:
-        return full
+    if full is None and "full_attention" in mask:
+        return None
+    if not isinstance(full, torch.Tensor) or full.dim() != 4:
+        return mask
     visible = full[:, 0, :, seen : seen + columns]  # what the call's columns see of each other: [B, columns, columns]
     visible = (visible if visible.dtype == torch.bool else visible == 0).expand(rows, -1, -1)
     tokens = visible.diagonal(dim1=1, dim2=2)  # [B, columns]: a token sees itself

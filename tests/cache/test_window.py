@@ -146,13 +146,14 @@ def test_what_counts_are_the_layers_of_full_attention():
     assert (cache.last_slot, cache.slot_ids(torch.device("cpu")).tolist()) == (10, [[10]])
 
 
-def test_entries_for_windows_are_asked_for_and_not_used():
-    """The layers of a pyramid keep their places."""
+def test_a_policy_that_differs_by_layer_is_spread_over_those_that_it_decides_over():
+    """So that the mean is what it is of, and what a budget asks for."""
     policy = make_policy("pyramidkv", capacity=20, window=4)
     cache = buzz.BeehiveCache(policy, MIXED)
     stream(cache, 100, 0)
-    shares = [layer.capacity for layer in policy.per_layer(5)]
-    assert [cache.layer_lengths(i)[0] for i in range(5)] == [7, 7, shares[2], 7, shares[4]]
+    low, high = (layer.capacity for layer in policy.per_layer(2))
+    assert [cache.layer_lengths(i)[0] for i in range(5)] == [7, 7, low, 7, high]
+    assert cache.stats()["mean_tokens"] == [20]
     with pytest.raises(ValueError, match="5 layers, got 2 policies"):
         buzz.BeehiveCache([policy] * 2, MIXED)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from buzz.cache.call import Shape
 from buzz.evaluation.files import write_atomically, writing
 from buzz.evaluation.measure.batch import Job, Reading, describe, new_cache
 from buzz.evaluation.tasks import Task
@@ -82,7 +83,9 @@ def record_hive(
     layers = config.num_hidden_layers
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     evicted_at = np.full((layers, heads, len(ids)), -1, dtype="<i2")
-    if any(policy.trace(first, len(ids) - 1 - first)[-1] < len(ids) - 1 for policy in job.policy.per_layer(layers)):
+    shape, steps = Shape.of(config), len(ids) - 1 - first
+    policies = job.policy.per_layer(len(shape.decided))
+    if any(shape.windows) or any(policy.trace(first, steps)[-1] < len(ids) - 1 for policy in policies):
         _replay(model, job, positions, ids, first, evicted_at)
     hive = {
         "sample": job.prompt.sample.id,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from buzz.cache.call import Shape
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.batch import Held, Job, Prompt, Reading, make_record, new_cache, prompt_hash, right_padded
 from buzz.evaluation.memory import full_means
@@ -148,7 +149,7 @@ def _check_positions(model: Any, task: Task, jobs: Sequence[Job], positions: str
         needed = len(job.prompt.ids) - 1
         if positions == "cache":
             first, calls = task.calls(len(job.prompt.ids), 0)
-            policies = set(job.policy.per_layer(model.config.num_hidden_layers))
+            policies = set(job.policy.per_layer(len(Shape.of(model.config).decided)))
             needed = max(during for policy in policies for during, _ in walk(policy, first, calls, chunk))
         if needed > known:
             what = f"the text {job.prompt.sample.id!r} needs {needed} positions under {job.policy.name}"

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
+from buzz.cache.call import Shape
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.memory import is_out_of_memory, release_memory
 from buzz.evaluation.models.gguf import end_ids, parsed_once, read_metadata, repair_tokenizer
@@ -172,10 +173,8 @@ def _describe(model: Any, source: ModelSource) -> dict[str, Any]:
 
 def _reach(config: Any) -> dict[str, Any]:
     """How far the layers of a model look back: how many of them at everything, the others at so many tokens."""
-    layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
-    full = kinds.count("full_attention")
-    return {"full_attention_layers": full, "sliding_window": window if full < layers else None}
+    windows = Shape.of(config).windows
+    return {"full_attention_layers": windows.count(None), "sliding_window": next(filter(None, windows), None)}
 
 
 @contextlib.contextmanager

@@ -188,7 +188,7 @@ class _Run:
             task=self.task,
             model=model,
             tokenizer=tokenizer,
-            layers=info["layers"],
+            layers=info["full_attention_layers"] or info["layers"],  # that policies decide over
             prompts=prompts,
             folder=self.folder,
             group=self.group,
