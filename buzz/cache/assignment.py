@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -54,7 +54,7 @@ def policies_of_layers(policy: Any, budget: int | None, shape: Shape, stacklevel
     given: list[Policy | PerRow]
     if isinstance(policy, Policy | PerRow):
         decided = set(shape.decided)
-        spread = iter(policy.per_layer(len(shape.decided)))
+        spread: Iterator[Policy | PerRow] = iter(policy.per_layer(len(shape.decided)))
         given = [next(spread) if layer in decided else policy for layer in range(shape.layers)]
     elif not isinstance(policy, Sequence) or not all(isinstance(p, Policy | PerRow) for p in policy):
         raise TypeError(
