@@ -116,6 +116,23 @@ def test_captured_steps_give_the_tokens_of_the_models_own_forward(make, compiled
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["mixtral-unbounded", "qwen3_moe"])
+def test_grouped_products_of_experts_are_captured(name):
+    """As transformers has them by default."""
+    torch._dynamo.reset()
+    model = tiny(name).cuda().bfloat16()
+    model.set_experts_implementation("grouped_mm")
+    with buzz.patch_model(model), warnings.catch_warnings():
+        warnings.filterwarnings("error", "decoding is not")
+        for rows in (1, 2):
+            cache, prompt = buzz.BeehiveCache(POLICIES[0], model), tokens(rows, 30, seed=1).cuda()
+            ids = model.generate(prompt, past_key_values=cache, max_new_tokens=8, do_sample=False, eos_token_id=None)
+            assert ids.shape == (rows, 38)
+            assert all(layer.home is not None for layer in cache.layers)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_that_cannot_be_captured_runs_as_it_is():
     """Experts that are picked on the host. It is told once, and sampling goes on with the generator as it was."""
     torch._dynamo.reset()
