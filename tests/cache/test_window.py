@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import DynamicCache, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
 import buzz
 from buzz.cache import Curve, PerRow, Shape
@@ -72,6 +72,16 @@ def test_windows_are_those_of_transformers_own_cache(config, windows):
     assert Shape.of(config).windows == windows
     own = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
     assert list(windows) == own
+
+
+@torch.no_grad()
+def test_a_window_that_the_model_does_not_know_is_none():
+    config = LlamaConfig(num_hidden_layers=2, sliding_window=4, intermediate_size=8, vocab_size=32, **SIZES)
+    model, ids = LlamaForCausalLM(config).eval(), torch.arange(20)[None]
+    assert Shape.of(config).windows == (None, None)
+    expected = model(ids, use_cache=False).logits
+    with buzz.patch_model(model):
+        torch.testing.assert_close(model(ids, past_key_values=buzz.BeehiveCache("full", model)).logits, expected)
 
 
 def test_layers_of_another_kind_are_refused_by_name():
