@@ -197,6 +197,9 @@ def _put_back(output: Any, call: Call, moved: bool) -> None:
     output.last_hidden_state = last
     if hidden:
         output.hidden_states = hidden
+    if router := output.get("router_logits"):  # [B * width, experts] of each layer
+        rows = len(back)
+        output.router_logits = tuple(pick_columns(r.view(rows, call.width, -1), back).flatten(0, 1) for r in router)
 
 
 def _arrange(

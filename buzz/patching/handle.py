@@ -127,6 +127,7 @@ class _Ask:
     prompt: Prompt
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep, hidden = kwargs.get("logits_to_keep"), kwargs.get("output_hidden_states")
-        asked = type(keep) is int and keep == 1 and not hidden
-        self.prompt.asked = asked and not getattr(model.config, "output_hidden_states", False)
+        keep = kwargs.get("logits_to_keep")
+        recorded = ("output_hidden_states", "output_router_logits")
+        watched = any(kwargs.get(name) or getattr(model.config, name, False) for name in recorded)
+        self.prompt.asked = type(keep) is int and keep == 1 and not watched
