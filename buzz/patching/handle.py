@@ -19,7 +19,7 @@ from buzz.patching.forwards import (
     backbone_forward,
     layer_forward,
 )
-from buzz.patching.generate import GeneratePatch
+from buzz.patching.generate import GeneratePatch, InputsPatch, Method
 from buzz.patching.standin import difference, install, uninstall
 from buzz.patching.targets import Targets, find_targets
 
@@ -41,7 +41,7 @@ class PatchHandle:
         self._targets = targets
         self._installed: list[tuple[Any, Any]] = []  # modules and what stands in for their forwards
         self._hooks: list[RemovableHandle] = []
-        self.generate_patch: GeneratePatch | None = None
+        self._methods: list[Method] = []  # of the model, with what stands in for them
         all_positions = []
         try:
             for backbone in targets.backbones:
@@ -59,7 +59,7 @@ class PatchHandle:
                     if backbone in owner.children() and difference(owner, family.kind("ForCausalLM")) is None:
                         self._hooks.append(owner.register_forward_pre_hook(_Ask(prompt), with_kwargs=True))
             self.engine = Engine(model, family, targets.backbones, all_positions[0], Captured())
-            self.generate_patch = GeneratePatch(model)
+            self._methods = [GeneratePatch(model), InputsPatch(model)]
             model._buzz_handle = self
         except BaseException:
             self.remove()
@@ -98,10 +98,11 @@ class PatchHandle:
             hook.remove()
         if vars(self.model).get("_buzz_handle") is self:
             del self.model._buzz_handle
-        if self.generate_patch is not None:
-            self.generate_patch.remove()
+        for method in self._methods:
+            method.remove()
+        if self._methods:
             self.engine.clear()
-        self._installed, self._hooks, self.generate_patch = [], [], None
+        self._installed, self._hooks, self._methods = [], [], []
 
     def __enter__(self) -> PatchHandle:
         self._depth += 1
