@@ -66,9 +66,9 @@ class PatchedBackbone:
 
 
 def _patched(backbone: Any) -> Iterator[Any]:
-    """What a replaced module or forward changes, or another number of layers."""
-    layers = list(backbone.layers)
-    yield backbone.config.num_hidden_layers
+    """What a replaced module or forward changes, or another number of layers, or another sliding window."""
+    layers, config = list(backbone.layers), backbone.config
+    yield config.num_hidden_layers, getattr(config, "sliding_window", None)
     for module in (backbone, *layers, *(getattr(layer, "self_attn", layer) for layer in layers)):
         own = vars(module)
         yield module, type(module), type(module).forward, own.get("forward"), own.get("_old_forward")

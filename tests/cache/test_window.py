@@ -16,6 +16,7 @@ import buzz
 from buzz.cache import Curve, PerRow, Shape
 from buzz.policies import make_policy
 from buzz.policies.window import SlidingWindow
+from tests.models.tiny import tiny
 
 HEADS, DIM = 2, 4
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -82,6 +83,17 @@ def test_a_window_that_the_model_does_not_know_is_none():
     expected = model(ids, use_cache=False).logits
     with buzz.patch_model(model):
         torch.testing.assert_close(model(ids, past_key_values=buzz.BeehiveCache("full", model)).logits, expected)
+
+
+@torch.no_grad()
+def test_a_window_that_is_changed_after_patching_takes_effect():
+    model, ids = tiny("mistral"), torch.arange(3, 40)[None]
+    with buzz.patch_model(model):
+        for window in (20, None):
+            model.config.sliding_window = window
+            expected = model(ids, use_cache=False).logits
+            got = model(ids, past_key_values=buzz.BeehiveCache("full", model)).logits
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
 
 def test_layers_of_another_kind_are_refused_by_name():
