@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -125,8 +126,13 @@ class Shape(NamedTuple):
 
 
 def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
-    """The window of each layer, as transformers' DynamicCache reads it."""
+    """The window of each layer, as transformers' DynamicCache reads it.
+
+    But one that the class of the configuration does not know is left from another model: this one looks past it.
+    """
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    if "sliding_window" not in inspect.signature(type(config).__init__).parameters:
+        window = None
     kinds = getattr(config, "layer_types", None)
     if kinds is None and window is None and getattr(config, "attention_chunk_size", None) is not None:
         kinds = ["chunked_attention"]

@@ -90,7 +90,7 @@ class Calls:
     def cancel(self) -> None:
         """Forget the open call, if no layer has taken in anything yet."""
         if not self.touched:
-            self.open = None
+            self.open, self._passed = None, 0
 
     def pass_layer(self) -> bool:
         """One more layer is done with the open call; whether it was the last."""

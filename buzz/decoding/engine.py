@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from buzz.cache import BeehiveCache
+from buzz.cache import BeehiveCache, Shape
 from buzz.cache.stack import Stack
 from buzz.decoding.arena import Arena, Run, Session
 from buzz.decoding.sizes import Key, Sizes
@@ -54,6 +54,11 @@ class Engine:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def shape(self) -> Shape:
+        """Of the caches that the model takes."""
+        return Shape.of(self._backbone.config)
 
     def clear(self) -> None:
         """Give the buffers back; a cache that lives in some keeps those."""

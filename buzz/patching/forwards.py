@@ -66,9 +66,9 @@ class PatchedBackbone:
 
 
 def _patched(backbone: Any) -> Iterator[Any]:
-    """What a replaced module or forward changes, or another number of layers."""
-    layers = list(backbone.layers)
-    yield backbone.config.num_hidden_layers
+    """What a replaced module or forward changes, or another number of layers, or another sliding window."""
+    layers, config = list(backbone.layers), backbone.config
+    yield config.num_hidden_layers, getattr(config, "sliding_window", None)
     for module in (backbone, *layers, *(getattr(layer, "self_attn", layer) for layer in layers)):
         own = vars(module)
         yield module, type(module), type(module).forward, own.get("forward"), own.get("_old_forward")
@@ -197,6 +197,9 @@ def _put_back(output: Any, call: Call, moved: bool) -> None:
     output.last_hidden_state = last
     if hidden:
         output.hidden_states = hidden
+    if router := output.get("router_logits"):  # [B * width, experts] of each layer
+        rows = len(back)
+        output.router_logits = tuple(pick_columns(r.view(rows, call.width, -1), back).flatten(0, 1) for r in router)
 
 
 def _arrange(

@@ -1,4 +1,4 @@
-"""`model.generate()` of a patched model: which calls are decoded in static memory."""
+"""`model.generate()` of a patched model: what it is given, and which calls are decoded in static memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers.distributed.fsdp import is_fsdp_managed_module
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import GenerationMixin
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from buzz.cache import BeehiveCache
@@ -20,14 +21,15 @@ from buzz.decoding.loop import Loop
 _RECORDED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
-class GeneratePatch:
-    """Stands in for a model's `generate`, if it has one, and knows the one that was there."""
+class Method:
+    """Stands in for a method of a model, if it has one, and knows the one that was there."""
+
+    name: ClassVar[str]
 
     def __init__(self, model: Any) -> None:
-        self._model, self._own = model, vars(model).get("generate")
-        if not callable(getattr(model, "generate", None)):
-            return
-        model.generate = self
+        self._model, self._own = model, vars(model).get(self.name)
+        if callable(getattr(model, self.name, None)):
+            setattr(model, self.name, self)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -39,8 +41,22 @@ class GeneratePatch:
 
     @property
     def _before(self) -> Callable[..., Any]:
-        """What `model.generate` was."""
-        return self._own if self._own is not None else MethodType(type(self._model).generate, self._model)
+        """What the method was."""
+        return self._own if self._own is not None else MethodType(getattr(type(self._model), self.name), self._model)
+
+    def remove(self) -> None:
+        """Put it back, unless somebody has put something else there."""
+        if vars(self._model).get(self.name) is self:
+            if self._own is not None:
+                setattr(self._model, self.name, self._own)
+            else:
+                delattr(self._model, self.name)
+
+
+class GeneratePatch(Method):
+    """`model.generate`."""
+
+    name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         handle = vars(self._model).get("_buzz_handle")
@@ -49,13 +65,21 @@ class GeneratePatch:
         handle.refresh()
         return _generate(handle.engine, self._before, args, kwargs)
 
-    def remove(self) -> None:
-        """Put it back, unless somebody has put something else there."""
-        if vars(self._model).get("generate") is self:
-            if self._own is not None:
-                self._model.generate = self._own
-            else:
-                del self._model.generate
+
+class InputsPatch(Method):
+    """`model.prepare_inputs_for_generation`: a BeehiveCache that it drops is put back.
+
+    Phi3 drops its cache where the text grows past `original_max_position_embeddings`, to read all of it anew: without
+    a word the call, and all after it, would go to another cache.
+    """
+
+    name = "prepare_inputs_for_generation"
+
+    def __call__(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        inputs, cache = self._before(input_ids, *args, **kwargs), kwargs.get("past_key_values")
+        if isinstance(cache, BeehiveCache) and inputs.get("past_key_values") is not cache:
+            return GenerationMixin.prepare_inputs_for_generation(self._model, input_ids, *args, **kwargs)
+        return inputs
 
 
 def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -81,6 +105,7 @@ def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...],
             warnings.warn(f"generate() does not decode in static memory, which is slower: {why}", stacklevel=3)
         return before(*args, **kwargs)
     try:
+        cache.check(engine.shape)
         engine.refresh()
         return before(*args, **kwargs, custom_generate=Loop(engine, arguments.get("streamer")))
     finally:

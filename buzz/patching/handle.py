@@ -19,7 +19,7 @@ from buzz.patching.forwards import (
     backbone_forward,
     layer_forward,
 )
-from buzz.patching.generate import GeneratePatch
+from buzz.patching.generate import GeneratePatch, InputsPatch, Method
 from buzz.patching.standin import difference, install, uninstall
 from buzz.patching.targets import Targets, find_targets
 
@@ -41,7 +41,7 @@ class PatchHandle:
         self._targets = targets
         self._installed: list[tuple[Any, Any]] = []  # modules and what stands in for their forwards
         self._hooks: list[RemovableHandle] = []
-        self.generate_patch: GeneratePatch | None = None
+        self._methods: list[Method] = []  # of the model, with what stands in for them
         all_positions = []
         try:
             for backbone in targets.backbones:
@@ -59,7 +59,7 @@ class PatchHandle:
                     if backbone in owner.children() and difference(owner, family.kind("ForCausalLM")) is None:
                         self._hooks.append(owner.register_forward_pre_hook(_Ask(prompt), with_kwargs=True))
             self.engine = Engine(model, family, targets.backbones, all_positions[0], Captured())
-            self.generate_patch = GeneratePatch(model)
+            self._methods = [GeneratePatch(model), InputsPatch(model)]
             model._buzz_handle = self
         except BaseException:
             self.remove()
@@ -98,10 +98,11 @@ class PatchHandle:
             hook.remove()
         if vars(self.model).get("_buzz_handle") is self:
             del self.model._buzz_handle
-        if self.generate_patch is not None:
-            self.generate_patch.remove()
+        for method in self._methods:
+            method.remove()
+        if self._methods:
             self.engine.clear()
-        self._installed, self._hooks, self.generate_patch = [], [], None
+        self._installed, self._hooks, self._methods = [], [], []
 
     def __enter__(self) -> PatchHandle:
         self._depth += 1
@@ -127,6 +128,7 @@ class _Ask:
     prompt: Prompt
 
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep, hidden = kwargs.get("logits_to_keep"), kwargs.get("output_hidden_states")
-        asked = type(keep) is int and keep == 1 and not hidden
-        self.prompt.asked = asked and not getattr(model.config, "output_hidden_states", False)
+        keep = kwargs.get("logits_to_keep")
+        recorded = ("output_hidden_states", "output_router_logits")
+        watched = any(kwargs.get(name) or getattr(model.config, name, False) for name in recorded)
+        self.prompt.asked = type(keep) is int and keep == 1 and not watched

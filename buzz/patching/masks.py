@@ -12,7 +12,8 @@ def tokens_of(mask: Any, rows: int, columns: int, seen: int) -> Any:
 
     Args:
         mask: as a backbone is given it. For each kind of layer, masks [B, 1, columns, at least seen + columns] may
-            stand in a dictionary: bool, or numbers that are added to logits. Anything else is given back.
+            stand in a dictionary: bool, or numbers that are added to logits; or the caller's own mask, as flash
+            attention takes it. Anything else is given back.
         seen: columns before this call.
 
     Raises:
@@ -23,8 +24,10 @@ def tokens_of(mask: Any, rows: int, columns: int, seen: int) -> Any:
     full = mask.get("full_attention")
     if full is None and "full_attention" in mask:
         return None
-    if not isinstance(full, torch.Tensor) or full.dim() != 4:
+    if not isinstance(full, torch.Tensor):
         return mask
+    if full.dim() != 4:  # of flash attention: as the caller gave it
+        return full
     visible = full[:, 0, :, seen : seen + columns]  # what the call's columns see of each other: [B, columns, columns]
     visible = (visible if visible.dtype == torch.bool else visible == 0).expand(rows, -1, -1)
     tokens = visible.diagonal(dim1=1, dim2=2)  # [B, columns]: a token sees itself

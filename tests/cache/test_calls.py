@@ -95,6 +95,14 @@ def test_one_call_at_a_time():
         run(calls, 1, rows=3) and calls.begin(2, 1)
 
 
+def test_layers_that_have_passed_a_forgotten_call_do_not_count_for_the_next():
+    calls = mixed()
+    calls.begin(1, 2, torch.zeros(1, 2))  # pads alone: no layer takes in anything
+    calls.pass_layer()
+    calls.cancel()
+    run(calls, 1, rows=1)
+
+
 @given(st.lists(st.integers(1, 12), max_size=4), st.integers(0, 3), st.booleans())
 def test_what_is_rewound_was_never_there(chunks, steps, passed):
     calls, twin = mixed(), mixed()

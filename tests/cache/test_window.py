@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import DynamicCache, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
 import buzz
 from buzz.cache import Curve, PerRow, Shape
 from buzz.policies import make_policy
 from buzz.policies.window import SlidingWindow
+from tests.models.tiny import tiny
 
 HEADS, DIM = 2, 4
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -72,6 +73,27 @@ def test_windows_are_those_of_transformers_own_cache(config, windows):
     assert Shape.of(config).windows == windows
     own = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers]
     assert list(windows) == own
+
+
+@torch.no_grad()
+def test_a_window_that_the_model_does_not_know_is_none():
+    config = LlamaConfig(num_hidden_layers=2, sliding_window=4, intermediate_size=8, vocab_size=32, **SIZES)
+    model, ids = LlamaForCausalLM(config).eval(), torch.arange(20)[None]
+    assert Shape.of(config).windows == (None, None)
+    expected = model(ids, use_cache=False).logits
+    with buzz.patch_model(model):
+        torch.testing.assert_close(model(ids, past_key_values=buzz.BeehiveCache("full", model)).logits, expected)
+
+
+@torch.no_grad()
+def test_a_window_that_is_changed_after_patching_takes_effect():
+    model, ids = tiny("mistral"), torch.arange(3, 40)[None]
+    with buzz.patch_model(model):
+        for window in (20, None):
+            model.config.sliding_window = window
+            expected = model(ids, use_cache=False).logits
+            got = model(ids, past_key_values=buzz.BeehiveCache("full", model)).logits
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
 
 def test_layers_of_another_kind_are_refused_by_name():

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, LogitsProcessor, StoppingCriteria
 import buzz
 from buzz.decoding.arena import Plain
 from tests.conftest import MODELS, left_pad, recorded, tiny_llama, tiny_opt, tokens
+from tests.models.tiny import tiny, tiny_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
 
@@ -346,6 +347,21 @@ def test_the_next_cache_takes_over():
         assert addresses(caches[0]) == place
         assert_same_caches(alone[0], caches[0])
         assert_same_caches(alone[2], caches[2])
+
+
+def test_a_cache_of_another_model_is_refused_and_leaves_nothing_behind():
+    model = tiny("mistral", sliding_window=20)
+    ids, answer = tokens(1, 12), {"max_new_tokens": 30, **GREEDY}
+    with static(model) as handle:
+        expected = model.generate(ids, past_key_values=buzz.BeehiveCache("full", model), **answer)
+        handle.engine.clear()
+        for change in ({"sliding_window": 7}, {"num_hidden_layers": 6}):
+            other = buzz.BeehiveCache("full", tiny_config("mistral", **change))
+            with pytest.raises(ValueError, match="the cache was built for"):
+                model.generate(ids, past_key_values=other, **answer)
+            assert not handle.engine._arenas
+        got = model.generate(ids, past_key_values=buzz.BeehiveCache("full", model), **answer)
+    assert got.tolist() == expected.tolist()
 
 
 def test_a_cache_that_is_let_go_is_gone_at_once():

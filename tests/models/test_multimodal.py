@@ -14,6 +14,7 @@ from transformers import (
 )
 
 import buzz
+from buzz.patching.masks import tokens_of
 from tests.conftest import VOCAB, tokens
 from tests.models.reference import NaiveModel
 from tests.models.tiny import spread, tiny_config
@@ -103,3 +104,8 @@ def test_an_image_gives_the_same_ids_and_is_evicted_like_text(name):
         cache = buzz.BeehiveCache(buzz.make_policy("streaming", sink=2, window=10), model)
         model.generate(ids, past_key_values=cache, **settings)
     assert max(cache.lengths) <= 12
+
+
+def test_a_mask_for_flash_attention_is_the_callers_own():
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    assert tokens_of({"full_attention": mask, "sliding_attention": mask}, rows=2, columns=3, seen=0) is mask

@@ -7,7 +7,9 @@ import torch
 from transformers import StoppingCriteria, TextStreamer
 
 import buzz
+from buzz.decoding.arena import Off, Plain
 from tests.conftest import left_pad, recorded, tiny_llama, tiny_opt, tokens
+from tests.models.tiny import tiny
 
 SMALL = {"sink": 2, "window": 8, "stride": 5, "threshold": 10}
 
@@ -227,3 +229,17 @@ def test_a_chunk_of_any_length_fits_opt_when_it_is_cut():
         )
     assert out.shape[1] <= 905
     assert cache.lengths == [104]
+
+
+@pytest.mark.parametrize("run", [Off(), Plain()])
+@pytest.mark.parametrize("prompt", [10, 30])
+@torch.no_grad()
+def test_phi3_keeps_the_cache_where_its_frequencies_may_change(run, prompt):
+    model = tiny("phi3-unbounded", original_max_position_embeddings=16)
+    with buzz.patch_model(model) as handle:
+        handle.engine.run = run
+        cache = buzz.BeehiveCache("streaming", model, budget=8)
+        model.generate(tokens(1, prompt), past_key_values=cache, max_new_tokens=20, do_sample=False, eos_token_id=None)
+        assert cache.get_seq_length() == prompt + 19
+        assert "prepare_inputs_for_generation" in vars(model)
+    assert "prepare_inputs_for_generation" not in vars(model)

@@ -16,6 +16,7 @@ import buzz
 from buzz.decoding.arena import Plain
 from tests.conftest import VOCAB, left_pad, tiny_llama, tiny_opt, tokens
 from tests.models.reference import NaiveModel
+from tests.models.tiny import tiny
 from tests.patching.test_after_eviction import SETTINGS
 from tests.patching.test_exact import roomy
 
@@ -308,3 +309,19 @@ def test_hidden_states_are_where_the_caller_had_them(model):
             assert len(got) == len(expected)
             for a, b in zip(got, expected, strict=True):
                 torch.testing.assert_close(a[mask.bool()], b[mask.bool()], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+@torch.no_grad()
+def test_experts_are_balanced_over_the_columns_of_the_caller(name):
+    model = tiny(name)
+    ids, mask = left_pad([tokens(1, 9)[0], tokens(1, 6)[0]])
+    ids, mask = F.pad(ids, (0, 2)), F.pad(mask, (0, 2))
+    how = {"attention_mask": mask, "output_router_logits": True}
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+    expected = model(ids, position_ids=position_ids, **how)
+    with buzz.patch_model(model):
+        got = model(ids, past_key_values=buzz.BeehiveCache("full", model), **how)
+    for a, b in zip(got.router_logits, expected.router_logits, strict=True):
+        torch.testing.assert_close(a[mask.flatten().bool()], b[mask.flatten().bool()], atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.aux_loss, expected.aux_loss)
