@@ -114,4 +114,4 @@ def attend_static(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: Stat
 
 def _output(module: Any) -> Any:
     """The output projection, which has two names."""
-    return module.o_proj if hasattr(module, "o_proj") else module.out_proj
+    return getattr(module, "o_proj", None) or module.out_proj

@@ -48,7 +48,7 @@ class Rotary:
 
     def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
-        self._by_kind = _has_kinds(backbone.rotary_emb)
+        self._widths = _widths(backbone.rotary_emb)
         self._tables: dict[Any, Table] = {}
         self._made_by: Any = None
         self._changes = 0
@@ -68,7 +68,7 @@ class Rotary:
         made_by = _state(self._backbone.rotary_emb)
         if made_by != self._made_by:
             self._tables, self._made_by, self._changes = {}, made_by, self._changes + 1
-            self._by_kind = _has_kinds(self._backbone.rotary_emb)
+            self._widths = _widths(self._backbone.rotary_emb)
         return self._changes
 
     def ids(self, cache: BeehiveCache, given: torch.Tensor | None, device: torch.device) -> torch.Tensor:
@@ -79,7 +79,8 @@ class Rotary:
 
     def ordered(self, attention: Any, x: torch.Tensor) -> torch.Tensor:
         """Queries or keys [..., D] of a layer, with their dimensions in the order that the angles are for."""
-        rotated, rest = self._width(attention), x.shape[-1] - self._width(attention)
+        rotated = self._widths[self._kind(attention)]
+        rest = x.shape[-1] - rotated
         if not rest:
             return x
         half, middle = rotated // 2, rotated + rest // 2
@@ -126,12 +127,7 @@ class Rotary:
 
     def _kind(self, attention: Any) -> str | None:
         """The kind of a layer, where the rotary embedding has angles for each."""
-        return attention.layer_type if self._by_kind else None
-
-    def _width(self, attention: Any) -> int:
-        """Dimensions of a head that are rotated."""
-        kind = self._kind(attention)
-        return 2 * getattr(self._backbone.rotary_emb, "inv_freq" if kind is None else f"{kind}_inv_freq").shape[0]
+        return None if None in self._widths else attention.layer_type
 
 
 class Learned:
@@ -190,10 +186,11 @@ def _whole(cos: torch.Tensor, sin: torch.Tensor, width: int) -> Table:
     return cos, torch.cat([-sin[..., :half], zeros, sin[..., half:], zeros], dim=-1)
 
 
-def _has_kinds(rotary: nn.Module) -> bool:
-    """Whether a rotary embedding has angles for each kind of layer."""
-    forward: Any = type(rotary).forward
-    return "layer_type" in inspect.signature(forward).parameters
+def _widths(rotary: Any) -> dict[str | None, int]:
+    """Dimensions of a head that are rotated: for each kind of layer, or by None for all where these are alike."""
+    if "layer_type" not in inspect.signature(type(rotary).forward).parameters:
+        return {None: 2 * len(rotary.inv_freq)}
+    return {kind: 2 * len(getattr(rotary, f"{kind}_inv_freq")) for kind in rotary.layer_types}
 
 
 def _state(rotary: nn.Module) -> Any:

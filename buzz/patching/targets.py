@@ -87,7 +87,8 @@ def _beyond(attention: Any) -> str | None:
         return f"its logits are capped (attn_logit_softcapping={attention.attn_logit_softcapping:g})"
     if getattr(attention, "sinks", None) is not None:
         return "it has attention sinks of its own (sinks)"
-    if not getattr(attention, "is_causal", True):
+    bidirectional = getattr(attention.config, "use_bidirectional_attention", False)
+    if bidirectional or not getattr(attention, "is_causal", True):
         return "its queries see later tokens (is_causal=False)"
     return None
 
