@@ -40,7 +40,8 @@ class Prompt:
 class Held(NamedTuple):
     """What a row of a cache held after its prompt and after each later call.
 
-    lengths: cached tokens, the mean over layers. nbytes: the row's share of what was allocated in all layers.
+    lengths: cached tokens, the mean over the layers that policies decide over. nbytes: the row's share of what was
+    allocated in all layers.
     """
 
     lengths: list[float]
