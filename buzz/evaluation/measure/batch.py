@@ -122,7 +122,6 @@ class Reading:
     held: dict[int, Held] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-
         device, pad = self.model.device, self.model.generation_config.pad_token_id or 0
         rows = list(range(len(self.first)))
         index = torch.arange(len(rows), device=device)
