@@ -40,7 +40,8 @@ class Prompt:
 class Held(NamedTuple):
     """What a row of a cache held after its prompt and after each later call.
 
-    lengths: cached tokens, the mean over layers. nbytes: the row's share of what was allocated in all layers.
+    lengths: cached tokens, the mean over the layers that policies decide over. nbytes: the row's share of what was
+    allocated in all layers.
     """
 
     lengths: list[float]
@@ -121,7 +122,6 @@ class Reading:
     held: dict[int, Held] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-
         device, pad = self.model.device, self.model.generation_config.pad_token_id or 0
         rows = list(range(len(self.first)))
         index = torch.arange(len(rows), device=device)

@@ -175,7 +175,6 @@ def _hub_reachable() -> bool:
 
 
 def _hub_file(repo: str, name: str, where: str, offline: bool) -> Path:
-
     try:
         return Path(hf_hub_download(repo, name, local_files_only=offline))
     except errors.RepositoryNotFoundError:  # also a gated one without access

@@ -41,7 +41,7 @@ def policy_for(
         first: tokens of the sample's prompt.
         calls: one-token calls after it, as many as are expected; with a target, its own number counts.
         target: this sample's record under the method named by `match`; None without `match`.
-        layers: of the model.
+        layers: of the model, those that policies decide over.
         chunk: tokens of a call that reads the prompt; None: it is read in one call.
 
     Raises:

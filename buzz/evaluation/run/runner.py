@@ -244,7 +244,13 @@ class _Run:
 
     def _notes(self) -> list[str]:
         """What a reader of the figures should know."""
-        return [*self._uncompared(), *self._idle(), *self._missed()]
+        model = self.folder.environment().get("model", {})
+        if model.get("full_attention_layers") == 0:
+            window = f"a sliding window of {model['sliding_window']} tokens"
+            kept = [f"every layer of this model has {window}, which it keeps: the methods decide nothing"]
+        else:
+            kept = self._idle()
+        return [*self._uncompared(), *kept, *self._missed()]
 
     def _idle(self) -> list[str]:
         """The methods with room for more than any sample needed."""

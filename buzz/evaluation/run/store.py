@@ -116,7 +116,7 @@ class RunFolder:
     def _check_fingerprints(self) -> None:
         there = self.environment().get("fingerprints", {})
         for name, value in json.loads(json.dumps(self._fingerprints)).items():
-            if name in there and there[name] != value:
+            if name in there and _content(there[name]) != _content(value):
                 what = f"{self.path} holds a run with another {name}: its content has changed since"
                 raise ConfigError("output", what, _OTHER)
 
@@ -240,6 +240,13 @@ def _read(path: Path) -> bytes:
         return read_regular(path)
     except OSError as error:
         raise ConfigError("output", f"{path} cannot be read ({error.strerror})", "a readable file is wanted") from error
+
+
+def _content(fingerprint: Any) -> Any:
+    """A fingerprint without the place of the file, which may have moved."""
+    if not isinstance(fingerprint, dict):
+        return fingerprint
+    return {key: value for key, value in fingerprint.items() if key != "path"}
 
 
 def _read_samples(path: Path) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ class Work:
     What it finds out is in the folder, `records`, `failures` and `halvings`.
 
     Args:
-        model: patched. tokenizer: its own. layers: of the model.
+        model: patched. tokenizer: its own. layers: those that policies decide over.
         prompts: all samples of the run, in the order of the data.
         records: what the folder holds, by method and sample id; what is new is added. Of several processes each adds
             its own samples, and the main process all of them.

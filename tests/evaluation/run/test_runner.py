@@ -22,6 +22,8 @@ from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.runner import run
 from buzz.evaluation.show.table import text_table
 from buzz.evaluation.tasks import make_task
+from tests.evaluation.tiny import byte_tokenizer
+from tests.models.tiny import WINDOW, tiny
 
 HIVE = {"policy": "buzz", "name": "hive", "sink": 2, "window": 12, "stride": 3, "threshold": 10}
 FIDELITY = {"fidelity_kl", "fidelity_top1", "fidelity_rougeL"}
@@ -455,6 +457,17 @@ def test_a_failed_reference_leaves_all_samples_of_a_method_alike(write_config, m
     note, other = summary["run"]["notes"]
     assert other.startswith("local never evicted: it may hold more than any sample needed")
     assert note.startswith("hive is not compared with full")
+
+
+@pytest.mark.filterwarnings("ignore:every layer of this model has a sliding window")
+def test_a_note_says_so_where_every_layer_keeps_its_window(write_config, tmp_path):
+    folder = tmp_path / "windows"
+    tiny("mistral", vocab_size=len(byte_tokenizer())).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    config = load_config(write_config(model={"id": str(folder)}, methods=["full", HIVE, "local"]), ["task.limit=2"])
+    assert run(config)["run"]["notes"] == [
+        f"every layer of this model has a sliding window of {WINDOW} tokens, which it keeps: the methods decide nothing"
+    ]
 
 
 def test_a_text_is_read_by_every_method(write_config, tmp_path):

@@ -284,3 +284,13 @@ def test_flags_are_for_several_processes(config):
         folder.raise_flag("stop", "15")
         assert folder.flagged("stop") is None
     assert not list(Path(config.output).glob(".*.flag"))
+
+
+def test_data_that_moved_are_the_same_data(config):
+    """As a checkout that was moved: the place of a file does not count, its content does."""
+    there = {"path": "/here/data.jsonl", "bytes": 5, "sha256": "ab"}
+    with RunFolder(config, {"data": there}) as folder:
+        folder.write_environment({})
+    RunFolder(config, {"data": there | {"path": "/elsewhere/data.jsonl"}}).close()
+    with pytest.raises(ConfigError, match="another data"):
+        RunFolder(config, {"data": there | {"sha256": "cd"}})
