@@ -8,13 +8,16 @@ import torch
 
 
 def tokens_of(mask: Any, rows: int, columns: int, seen: int) -> Any:
-    """The mask of a call as a BeehiveCache takes it: [B, columns], nonzero where there is a token; None: everywhere.
+    """The mask of a call as a BeehiveCache takes it, nonzero where there is a token; None: everywhere.
 
     Args:
         mask: as a backbone is given it. For each kind of layer, masks [B, 1, columns, at least seen + columns] may
             stand in a dictionary: bool, or numbers that are added to logits; or the caller's own mask, as flash
             attention takes it. Anything else is given back.
         seen: columns before this call.
+
+    Returns:
+        [B, columns] or [B, seen + columns].
 
     Raises:
         ValueError: some tokens see later ones, or not all earlier ones.
@@ -37,4 +40,8 @@ def tokens_of(mask: Any, rows: int, columns: int, seen: int) -> Any:
             "some tokens of the prompt see later ones, as those of an image do in this model: a BeehiveCache reads a "
             "prompt from left to right (docs/limits.md)"
         )
-    return tokens
+    if not seen or not bool(tokens.any(dim=1).all()):
+        return tokens
+    earlier = full[:, 0, :, :seen]  # a token sees all earlier ones: the cache compares them with what it was told then
+    earlier = (earlier if earlier.dtype == torch.bool else earlier == 0).expand(rows, -1, -1)
+    return torch.cat([(earlier & tokens[..., None]).any(dim=1), tokens], dim=1)

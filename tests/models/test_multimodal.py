@@ -109,3 +109,17 @@ def test_an_image_gives_the_same_ids_and_is_evicted_like_text(name):
 def test_a_mask_for_flash_attention_is_the_callers_own():
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
     assert tokens_of({"full_attention": mask, "sliding_attention": mask}, rows=2, columns=3, seen=0) is mask
+
+
+def test_masks_of_a_later_call_tell_of_earlier_columns():
+    """Bool or added to logits; what they say of columns that were seen, the cache compares with what was said then."""
+    known = torch.tensor([[True, True, False, True, True], [False, True, True, True, True]])
+    visible = torch.zeros(2, 1, 2, 5, dtype=torch.bool)  # of two queries
+    visible[:, 0, 0] = known & torch.tensor([True, True, True, True, False])
+    visible[:, 0, 1] = known
+    added = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+    for mask in (visible, added):
+        assert torch.equal(tokens_of({"full_attention": mask}, rows=2, columns=2, seen=3), known)
+    pads = visible.clone()
+    pads[1, 0] = False  # a row without a token in this call says nothing of earlier ones
+    assert tokens_of({"full_attention": pads}, rows=2, columns=2, seen=3).tolist() == [[True, True], [False, False]]

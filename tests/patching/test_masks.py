@@ -200,7 +200,7 @@ def test_masks_that_do_not_fit_are_refused_in_words(model):
             (torch.cat([shown, one], 1), "column 1 of row 1 was a pad .*, and the attention mask of this call shows"),
             (torch.ones(2, 1, 2, 8), r"the attention mask must be \[2, columns\]"),
             (torch.ones(3, 8), r"the attention mask must be \[2, columns\]"),
-            ({"full_attention": one}, "got dict"),
+            ({"other_attention": one}, "got dict"),
         ]
         for mask, words in refused:
             with pytest.raises(ValueError, match=words):
