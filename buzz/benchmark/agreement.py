@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from buzz.benchmark.bench import Bench, new_cache
 from buzz.benchmark.config import Agreement
 from buzz.benchmark.contenders import Contender
-from buzz.decoding.arena import Off, Plain
+from buzz.decoding.arena import Off, Uncaptured
 
 
 def agreement(bench: Bench, config: Agreement, contenders: Sequence[Contender]) -> None:
@@ -68,7 +68,7 @@ def _compare(
             return model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=settings)
 
     own = answer(Off())
-    static = answer(None if ids.is_cuda else Plain())
+    static = answer(None if ids.is_cuda else Uncaptured())
     differs = (own.sequences != static.sequences)[:, ids.shape[1] :]
     found: list[tuple[int, float] | None] = []
     for row, places in enumerate(differs):

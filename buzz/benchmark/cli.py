@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from buzz.evaluation.command_line import Parser, add_config, config_of, say, short_warnings, tell
-from buzz.evaluation.errors import ConfigError, WriteError
+from buzz.evaluation.command_line import Parser, add_config, config_of, say, status_of, tell
 
 _DESCRIPTION = """\
 Measure speed: ceilings of the machine, kernels, prefill, decoding, streaming, evictions and throughput, of policies and
@@ -32,14 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those after the program's name; None: the process's own.
     """
     try:
-        with short_warnings():
-            return _main(arguments)
-    except ConfigError as error:
-        tell(f"error: {error}")
-        return 2
-    except WriteError as error:
-        tell(f"error: {error}")
-        return 1
+        return status_of(lambda: _main(arguments))
     except KeyboardInterrupt:
         tell("interrupted; the same command goes on where the output folder stops")
         return 130

@@ -15,7 +15,7 @@ from buzz.benchmark.config import Decode, Evictions, Stream
 from buzz.benchmark.contenders import Contender
 from buzz.benchmark.model import weight_bytes
 from buzz.benchmark.waits import Watched
-from buzz.cache import Curve
+from buzz.cache import Curve, Shape
 from buzz.evaluation.memory import token_bytes
 
 WARM = 8  # steps that compile, capture and allocate
@@ -168,13 +168,24 @@ def _lengths(cache: Any, steps: int, prompt: int) -> list[float]:
     return [prompt + WARM + i for i in range(steps + 1)]
 
 
+def slots_seen(shape: Shape, mean_length: float, seen: int) -> list[float]:
+    """Slots of a row that a step's query sees in each layer: a window at most, where a layer has one.
+
+    Args:
+        mean_length: of the layers that the policy decides over, the new token included.
+        seen: tokens of the text so far.
+    """
+    return [mean_length if window is None else min(window, seen) for window in shape.windows]
+
+
 def _rates(bench: Bench, cache: Any, batch: int, figures: dict[str, Any]) -> dict[str, Any]:
-    """Tokens a second, and bytes: the weights once, and all cached keys, values and scores of every row."""
-    slot = token_bytes(bench.model)
-    scores = getattr(cache.layers[0], "scores", None)
-    if scores is not None:  # float32, read and written
-        slot += 2 * 4 * scores.shape[1] * bench.model.config.num_hidden_layers
-    moved = weight_bytes(bench.model) + batch * slot * figures["mean_length"]
+    """Tokens a second, and bytes: the weights once, and all keys, values and scores that the queries of a step see."""
+    shape = Shape.of(bench.model.config)
+    slots = slots_seen(shape, figures["mean_length"], int(cache.get_seq_length()))
+    moved = weight_bytes(bench.model) + batch * sum(slots) * token_bytes(bench.model) / shape.layers
+    for layer, seen in zip(cache.layers, slots, strict=True):
+        if (scores := getattr(layer, "scores", None)) is not None:  # float32, read and written
+            moved += batch * seen * 2 * 4 * scores.shape[1]
     rate, copy = moved / figures["ms_median"] / 1e6, bench.book.copy_bandwidth
     return {
         "gb_per_s": rate,

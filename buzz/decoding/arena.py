@@ -26,7 +26,7 @@ class Run(Protocol):
         """A function without arguments that does what `step()` does, on the same tensors; nothing is fed yet."""
 
 
-class Plain:
+class Uncaptured:
     """Runs a step as it stands, on any device."""
 
     spread: ClassVar[bool] = True

@@ -69,7 +69,7 @@ class Engine:
         model, family, backbone = self.model, self._family, self._backbone
         kind = family.kind("ForCausalLM")
         if backbone is None or type(model) is not kind or "forward" in vars(model):
-            return f"{type(model).__name__} is not an untouched {kind.__name__}"
+            return f"{type(model).__name__} is not an untouched {family.class_name('ForCausalLM')}"
         if type(backbone).forward is not family.kind("Model").forward or not self._positions.constant:
             return "its backbone is not the family's own, or its rotary angles depend on the length"
         if model.training:
@@ -207,7 +207,7 @@ class Engine:
         first = self._attention[0]
         with torch.inference_mode(False), torch.no_grad():
             table = self.model.get_input_embeddings().weight
-            hidden = torch.zeros(1, 1, self._backbone.config.hidden_size, dtype=local(table).dtype, device=self.device)
+            hidden = torch.zeros(1, 1, self._backbone.config.hidden_size, dtype=table.dtype, device=self.device)
             return self._family.project(self._family, first, hidden)[1]
 
     def _table(self, layer: int, slots: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -1,4 +1,4 @@
-"""What the command lines share: usage errors and warnings of one line."""
+"""What the command lines share: their exit status, and usage errors and warnings of one line."""
 
 from __future__ import annotations
 
@@ -85,6 +85,22 @@ def say(text: str) -> None:
 def tell(line: str) -> None:
     """Print a line to stderr."""
     print(line, file=sys.stderr)
+
+
+def status_of(run: Callable[[], int], tell: Callable[[str], None] = tell) -> int:
+    """The exit status of a command: what it gives, 2 after a mistake of the user's, 1 if a file cannot be written.
+
+    Either is one line, and so is a warning.
+    """
+    try:
+        with short_warnings(tell):
+            return run()
+    except ConfigError as error:
+        tell(f"error: {error}")
+        return 2
+    except WriteError as error:
+        tell(f"error: {error}")
+        return 1
 
 
 @contextlib.contextmanager

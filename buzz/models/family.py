@@ -105,4 +105,8 @@ class Family:
     def kind(self, role: Role) -> Any:
         """The class of a role; None: the family has none, or nobody has imported it, so that no model can be of it."""
         home = sys.modules.get(self.module or f"transformers.models.{self.name}.modeling_{self.name}")
-        return getattr(home, self.names.get(role, self.prefix + role), None)
+        return getattr(home, self.class_name(role), None)
+
+    def class_name(self, role: Role) -> str:
+        """What the class of a role is called."""
+        return self.names.get(role, self.prefix + role)

@@ -22,6 +22,9 @@ from buzz.models.mlp import activation_of, gate_and_up, has_matrices, is_gated, 
 from buzz.models.norms import norms_of, quickly_normed, sum_and_normed
 from buzz.models.untouched import is_linear, is_watched
 
+# PyTorch's own of the kernels' activations.
+_FUNCTIONS: dict[str, Any] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+
 
 class Prompt(threading.local):
     """The call that a backbone is in; one for all its modules, and another one in every thread.
@@ -106,10 +109,7 @@ def _inner(family: Family, mlp: Any, x: torch.Tensor) -> torch.Tensor | None:
     else:
         return None
     if not is_large(gate):
-        return _ACTIVATIONS[activation_of(mlp)](gate).mul_(up)
+        return _FUNCTIONS[activation_of(mlp)](gate).mul_(up)
     from buzz.kernels.gate import gate_
 
     return gate_(gate, up, activation_of(mlp))
-
-
-_ACTIVATIONS: dict[str, Any] = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}

@@ -191,7 +191,7 @@ def test_agreement(sections):
 
 
 def test_a_difference_is_found(tmp_path, monkeypatch):
-    class Shifted(agreement.Plain):
+    class Shifted(agreement.Uncaptured):
         """Steps whose logits belong to other tokens."""
 
         def prepare(self, step):
@@ -201,7 +201,7 @@ def test_a_difference_is_found(tmp_path, monkeypatch):
 
             return run
 
-    monkeypatch.setattr(agreement, "Plain", Shifted)
+    monkeypatch.setattr(agreement, "Uncaptured", Shifted)
     assert main(["--config", write(tmp_path, only("agreement")), f"output={tmp_path / 'out'}"]) == 0
     (row,) = results(tmp_path / "out")["sections"]["agreement"]["rows"]
     assert (row["equal"], row["first"]) == (0, 1)  # the first token is the prompt's own

@@ -10,12 +10,13 @@ import torch
 import buzz
 from buzz.benchmark.clocks import Clock, Marks, attempt, generate, timed
 from buzz.benchmark.config import SHAPES, BenchModel
-from buzz.benchmark.decoding import ENDLESS, WARM, step_figures, steps_to_measure
+from buzz.benchmark.decoding import ENDLESS, WARM, slots_seen, step_figures, steps_to_measure
 from buzz.benchmark.kernels import reference
 from buzz.benchmark.model import load, weight_bytes
 from buzz.benchmark.prompts import largest
 from buzz.benchmark.tables import section_lines
 from buzz.benchmark.waits import Watched, count_calls
+from buzz.cache import Shape
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.memory import token_bytes
 from tests.conftest import tiny_llama, tokens
@@ -261,3 +262,9 @@ def test_tables_have_ratios_and_reasons():
     assert lines.index("**length 1024**") < lines.index("**length 2048**")
     assert "| buzz | 6.0 | 0.750 | 0.50 | 0.500 |" in lines
     assert "| eager | out of memory | - | - | - |" in lines
+
+
+def test_a_step_reads_no_more_of_a_layer_than_its_window():
+    shape = Shape(layers=3, heads=2, head_dim=4, windows=(512, None, 512))
+    assert slots_seen(shape, 430.5, 4096) == [512, 430.5, 512]
+    assert slots_seen(shape, 430.5, 100) == [100, 430.5, 100]

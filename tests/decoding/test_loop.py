@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM, LogitsProcessor, StoppingCriteria
 
 import buzz
-from buzz.decoding.arena import Plain
+from buzz.decoding.arena import Uncaptured
 from tests.conftest import MODELS, left_pad, recorded, tiny_llama, tiny_opt, tokens
 from tests.models.tiny import tiny, tiny_config
 
@@ -41,7 +41,7 @@ GREEDY = {"do_sample": False, "eos_token_id": None}
 def static(model):
     """Patch a model so that it decodes in static memory on this CPU."""
     handle = buzz.patch_model(model)
-    handle.engine.run = Plain()
+    handle.engine.run = Uncaptured()
     return handle
 
 

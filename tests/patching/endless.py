@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import buzz
-from buzz.decoding.arena import Plain
+from buzz.decoding.arena import Uncaptured
 
 FIRST = 1000  # tokens after which growth counts
 
@@ -33,7 +33,7 @@ def feeder(model: LlamaForCausalLM, cache: buzz.BeehiveCache, static: bool) -> C
     handle = buzz.patch_model(model)
     if not static:
         return lambda token: model(token, past_key_values=cache).logits[:, -1]
-    handle.engine.run = Plain()
+    handle.engine.run = Uncaptured()
     model(torch.zeros(1, 1, dtype=torch.int64), past_key_values=cache)
     handle.engine.refresh()
     session = handle.engine.session(cache, rows=1, steps=1)

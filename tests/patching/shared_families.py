@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import buzz
-from buzz.decoding.arena import Off, Plain
+from buzz.decoding.arena import Off, Uncaptured
 from buzz.patching import supported_families
 from tests.models.tiny import CASES, tiny
 from tests.patching.shared_runs import close, differences, forward, generate, load_shared, load_whole, prompt, run
@@ -58,7 +58,7 @@ def check_case(name: str, folder: str, device: torch.device, dtype: torch.dtype)
     for policy_name, positions, how, call in settings:
         policy = buzz.make_policy(policy_name, **POLICIES[policy_name])
         with buzz.patch_model(whole) as one, buzz.patch_model(shared) as many:
-            one.engine.run = many.engine.run = Plain() if how == "static memory" else Off()
+            one.engine.run = many.engine.run = Uncaptured() if how == "static memory" else Off()
             expected, got = (run(model, call, policy, positions) for model in (whole, shared))
             found = list(differences(expected, got, spread))
             if not expected.evictions:

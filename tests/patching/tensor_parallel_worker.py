@@ -33,7 +33,7 @@ import torch.distributed as dist
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import buzz
-from buzz.decoding.arena import Off, Plain
+from buzz.decoding.arena import Off, Uncaptured
 from tests.models.tiny import CASES
 from tests.patching.shared_families import OutsideError, check_case, save_case
 from tests.patching.shared_runs import GREEDY, differences, forward, generate, load_shared, load_whole, run
@@ -150,7 +150,7 @@ def _check(name: str, pairs: dict[int, tuple[Any, Any]]) -> Iterator[str]:
         policies[", rows"] = buzz.PerRow([buzz.make_policy("tova", capacity=n) for n in (9, 14, 11)])
     for kv_heads, positions, how, call in SETTINGS:
         with buzz.patch_model(pairs[kv_heads][0]) as one, buzz.patch_model(pairs[kv_heads][1]) as many:
-            one.engine.run = many.engine.run = Plain() if how == "static memory" else Off()
+            one.engine.run = many.engine.run = Uncaptured() if how == "static memory" else Off()
             for rows, policy in policies.items():
                 expected, got = (run(model, call, policy, positions) for model in pairs[kv_heads])
                 for what in differences(expected, got):

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import buzz
-from buzz.decoding.arena import Plain
+from buzz.decoding.arena import Uncaptured
 from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
@@ -198,7 +198,7 @@ def stored(model):
 def test_a_patched_model_can_be_saved_and_copied(make):
     model, ids = make(), tokens(1, 30)
     with buzz.patch_model(model) as handle:
-        handle.engine.run = Plain()
+        handle.engine.run = Uncaptured()
         cache = small(model)
         expected = model.generate(ids, past_key_values=cache, **GREEDY)  # with an arena, which is not saved
         for twin in stored(model):
@@ -274,7 +274,7 @@ def test_a_prompt_that_the_cache_has_seen_is_refused(make, static):
     model, ids = make(), tokens(2, 20)
     with buzz.patch_model(model) as handle:
         if static:
-            handle.engine.run = Plain()
+            handle.engine.run = Uncaptured()
         cache = small(model)
         first = model.generate(ids, past_key_values=cache, **GREEDY)  # 27 of the 28 are fed
         for prompt, n in ((ids, 20), (first[:, :27], 27)):

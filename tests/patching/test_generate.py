@@ -7,7 +7,7 @@ import torch
 from transformers import StoppingCriteria, TextStreamer
 
 import buzz
-from buzz.decoding.arena import Off, Plain
+from buzz.decoding.arena import Off, Uncaptured
 from tests.conftest import left_pad, recorded, tiny_llama, tiny_opt, tokens
 from tests.models.tiny import tiny
 
@@ -231,7 +231,7 @@ def test_a_chunk_of_any_length_fits_opt_when_it_is_cut():
     assert cache.lengths == [104]
 
 
-@pytest.mark.parametrize("run", [Off(), Plain()])
+@pytest.mark.parametrize("run", [Off(), Uncaptured()])
 @pytest.mark.parametrize("prompt", [10, 30])
 @torch.no_grad()
 def test_phi3_keeps_the_cache_where_its_frequencies_may_change(run, prompt):

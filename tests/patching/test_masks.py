@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 import buzz
-from buzz.decoding.arena import Plain
+from buzz.decoding.arena import Uncaptured
 from tests.conftest import VOCAB, left_pad, tiny_llama, tiny_opt, tokens
 from tests.models.reference import NaiveModel
 from tests.models.tiny import tiny
@@ -239,7 +239,7 @@ def test_an_answer_to_a_right_padded_prompt_follows_its_last_token(model, static
     expected = model.generate(ids[:1, :5], **greedy)[0, 5:].tolist()
     with buzz.patch_model(model) as handle:
         if static:
-            handle.engine.run = Plain()
+            handle.engine.run = Uncaptured()
         cache = buzz.BeehiveCache("full", model, positions="cache")  # transformers counts on from a pad's position
         got = model.generate(ids, attention_mask=mask, past_key_values=cache, **greedy)
     assert got[0, 8:].tolist() == expected
@@ -253,7 +253,7 @@ def test_a_prompt_of_pads_alone(name, static):
         greedy = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
         with buzz.patch_model(model) as handle:
             if static:
-                handle.engine.run = Plain()
+                handle.engine.run = Uncaptured()
             cache = buzz.BeehiveCache(roomy(name), model, positions="cache")
             none = torch.zeros(2, 6, dtype=torch.int64)
             first = model.generate(tokens(2, 6), attention_mask=none, past_key_values=cache, **greedy)

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import buzz
-from buzz.decoding.arena import Plain
+from buzz.decoding.arena import Uncaptured
 from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
@@ -83,7 +83,7 @@ def test_generate_goes_on_from_given_positions(model, static):
     expected = model.generate(ids, position_ids=given, **GREEDY)
     with buzz.patch_model(model) as handle:
         if static:
-            handle.engine.run = Plain()
+            handle.engine.run = Uncaptured()
         got = model.generate(ids, position_ids=given, past_key_values=full(model), **GREEDY)
     assert got.tolist() == expected.tolist()
 
@@ -146,7 +146,7 @@ def test_given_positions_end_where_opts_table_does(static):
     model = tiny_opt()
     with buzz.patch_model(model) as handle:
         if static:
-            handle.engine.run = Plain()
+            handle.engine.run = Uncaptured()
         cache = full(model)
         with pytest.raises(ValueError, match="has 256 positions, the call needs 257"):
             model.generate(tokens(1, 6), position_ids=torch.arange(246, 252)[None], past_key_values=cache,
@@ -234,7 +234,7 @@ def test_what_changes_after_patching_takes_effect(change, positions):
     model, ids = tiny_llama(), tokens(2, 20)
     with buzz.patch_model(model) as handle:
         before = model(ids, past_key_values=full(model, positions)).logits
-        handle.engine.run = Plain()
+        handle.engine.run = Uncaptured()
         model.generate(ids, past_key_values=full(model, positions), **GREEDY)
         change(model)
         got = model(ids, past_key_values=full(model, positions)).logits

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from buzz.evaluation.command_line import Parser, add_config, config_of, say, short_warnings
-from buzz.evaluation.errors import ConfigError, WriteError
+from buzz.evaluation.command_line import Parser, add_config, config_of, say, status_of
 from buzz.evaluation.run.distributed import PeerLostError, adopt_mpi, join, speaks
 
 if TYPE_CHECKING:
@@ -39,14 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     adopt_mpi()
     try:
-        with short_warnings(_tell):
-            return _main(arguments)
-    except ConfigError as error:
-        _tell(f"error: {error}")
-        return 2
-    except WriteError as error:
-        _tell(f"error: {error}")
-        return 1
+        return status_of(lambda: _main(arguments), _tell)
     except PeerLostError:
         _tell("error: another process of the run has stopped; the same command resumes the run")
         return 1

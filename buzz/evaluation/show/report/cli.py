@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from buzz.evaluation.command_line import Parser, say, short_warnings, tell
-from buzz.evaluation.errors import ConfigError, WriteError
+from buzz.evaluation.command_line import Parser, say, status_of
 
 _DESCRIPTION = """\
 Report runs of scripts/run_eval.py: report.md, and report.html, a single file that needs no network, with tables,
@@ -30,15 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: those after the program's name; None: the process's own.
     """
-    try:
-        with short_warnings():
-            return _main(arguments)
-    except ConfigError as error:
-        tell(f"error: {error}")
-        return 2
-    except WriteError as error:
-        tell(f"error: {error}")
-        return 1
+    return status_of(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> int:
