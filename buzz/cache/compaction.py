@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from buzz.cache.heads import Heads
 from buzz.cache.schedule import Eviction, Ragged, Step
 from buzz.kernels.device import runs_triton
+from buzz.policies import Held, Policy
 from buzz.rows import Rows
 
 # Called as watch(layer of the block, eviction, slots) before anything moves.
@@ -41,7 +42,7 @@ def compact(
     scores = source.scores if received is None else received
     due, batch = step.drops if in_place else step.moves, len(step.ends)
     if due is not None:
-        _compact(target, source, scores, due, step.heads, layers, batch, in_place, watch)
+        _compact(target, source, scores, due, step, layers, in_place, watch)
     if in_place:
         return
     for row in step.staying:
@@ -52,12 +53,12 @@ def compact(
 
 
 def _compact(
-    target: Block, source: Block, scores: torch.Tensor | None, due: Eviction | Ragged, heads: Heads | None, layers: int,
-    batch: int, in_place: bool, watch: Watch | None,
+    target: Block, source: Block, scores: torch.Tensor | None, due: Eviction | Ragged, step: Step, layers: int,
+    in_place: bool, watch: Watch | None,
 ) -> None:  # fmt: skip
-    rows, kept, device = _in_all_layers(due.rows, layers, batch), due.kept, target.keys.device
-    seen = None if scores is None else _rows(scores, rows)[:, :, : due.length]
-    slots = _chosen(lambda scores: due.select(scores, device, layers), seen, heads)
+    rows, kept, device = _in_all_layers(due.rows, layers, len(step.ends)), due.kept, target.keys.device
+    held = _held(source, scores, step.policies, rows, due.length)
+    slots = _chosen(lambda held: due.select(held, device, layers), held, step.heads)
     if watch is not None:
         for layer, eviction, stay in due.apart(slots, layers):
             watch(layer, eviction, stay)
@@ -80,11 +81,19 @@ def _compact(
         new[index, :, :kept] = packed
 
 
-def _chosen(
-    choose: Callable[[torch.Tensor | None], torch.Tensor], scores: torch.Tensor | None, heads: Heads | None
-) -> torch.Tensor:
+def _held(
+    source: Block, scores: torch.Tensor | None, policies: Sequence[Policy], rows: Rows | None, length: int
+) -> Held:
+    """What policies are shown of the rows of a block: its first `length` slots."""
+    shown = [scores, *(getattr(source, name) if name in policies[0].reads else None for name in ("keys", "values"))]
+    return Held(*(None if t is None else _rows(t, rows)[:, :, :length] for t in shown))
+
+
+def _chosen(choose: Callable[[Held], torch.Tensor], held: Held, heads: Heads | None) -> torch.Tensor:
     """The slots that stay: int64 [N * R, H or 1, kept], or [1, 1, kept]."""
-    return choose(scores) if heads is None or scores is None else heads.select(choose, scores)
+    if heads is None or held.scores is None:
+        return choose(held)
+    return heads.select(lambda scores: choose(held._replace(scores=scores)), held.scores)
 
 
 def _in_all_layers(rows: Rows | None, layers: int, batch: int) -> Rows | None:

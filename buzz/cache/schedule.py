@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from buzz.cache.heads import Heads
-from buzz.policies import Plan, Policy, RowPolicies, ScoreSpec
+from buzz.policies import Held, Plan, Policy, RowPolicies, ScoreSpec
 from buzz.rows import Rows
 
 _ROOM = 16  # buffers that grow have room for one part in so many more slots than they hold,
@@ -72,13 +72,13 @@ class Eviction:
         """Slots that a row keeps."""
         return self.plan.kept
 
-    def select(self, scores: torch.Tensor | None, device: torch.device, layers: int = 1) -> torch.Tensor:
+    def select(self, held: Held, device: torch.device, layers: int = 1) -> torch.Tensor:
         """The slots that stay, on the device, for so many layers at once: int64 [layers * R, H, kept] or [1, 1, kept].
 
         Args:
-            scores: float32 [layers * R, H, length], layer by layer; None where the policy reads none.
+            held: of [layers * R, H, length], layer by layer.
         """
-        return self.policy.select(scores, self.length, self.sampled).to(device, non_blocking=True)
+        return self.policy.select(held, self.length, self.sampled).to(device, non_blocking=True)
 
     def apart(self, slots: torch.Tensor, layers: int) -> Iterator[tuple[int, Eviction, torch.Tensor]]:
         """Of what `select` gave: a layer, this eviction, and its slots int64 [R or 1, H or 1, kept] there."""
@@ -123,21 +123,21 @@ class Ragged:
     def kept(self) -> int:
         return max(self.ends)
 
-    def select(self, scores: torch.Tensor | None, device: torch.device, layers: int = 1) -> torch.Tensor:
+    def select(self, held: Held, device: torch.device, layers: int = 1) -> torch.Tensor:
         """`Policy.select_rows` on the device, for so many layers at once: int64 [layers * R, H or 1, kept].
 
         Args:
-            scores: float32 [layers * R, H, length], layer by layer; None where the policy reads none.
+            held: of [layers * R, H, length], layer by layer.
         """
         policies, lengths, sampled = self.policies, self.lengths, self.sampled
         select = type(policies[0]).select_rows
-        if policies[0].score_spec is None:  # all layers share one answer
+        if policies[0].is_blind:  # all layers share one answer
             if device not in self._slots:
-                self._slots[device] = select(policies, None, lengths, sampled).to(device, non_blocking=True)
+                self._slots[device] = select(policies, Held(), lengths, sampled).to(device, non_blocking=True)
             return self._slots[device].repeat(layers, 1, 1) if layers > 1 else self._slots[device]
         if layers > 1:
             policies, lengths, sampled = RowPolicies(policies * layers), Rows(lengths * layers), Rows(sampled * layers)
-        return select(policies, scores, lengths, sampled).to(device)
+        return select(policies, held, lengths, sampled).to(device)
 
     def apart(self, slots: torch.Tensor, layers: int) -> Iterator[tuple[int, Eviction, torch.Tensor]]:
         """Of what `select` gave: a layer, an eviction, and its slots int64 [rows of it, H or 1, kept] there."""
@@ -231,7 +231,7 @@ class Step:
         specs = [policy.score_spec for policy in self.policies]
         if specs[0] is None or len(set(specs)) == 1:
             return specs[0]
-        return ScoreSpec(specs[0].accumulate, tuple(spec.queries for spec in specs))  # type: ignore[union-attr, misc]
+        return specs[0]._replace(queries=tuple(spec.queries for spec in specs))  # type: ignore[union-attr, misc]
 
     @cached_property
     def bound(self) -> int:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec, Steady
+from buzz.policies.base import Echo, Plan, Policy, RowPolicies, Scope, ScoreSpec, Steady
 from buzz.policies.buzz import BuzzFastPolicy, BuzzNoMaxPolicy, BuzzPolicy
 from buzz.policies.full import FullPolicy
 from buzz.policies.h2o import H2OPolicy
+from buzz.policies.held import Held
+from buzz.policies.places import Places
 from buzz.policies.random import RandomPolicy
 from buzz.policies.snapkv import PyramidKVPolicy, SnapKVPolicy
 from buzz.policies.streaming import LocalPolicy, StreamingPolicy
@@ -54,4 +56,16 @@ def make_policy(name: str, **params: Any) -> Policy:
     return POLICIES[name](**params)
 
 
-__all__ = ["POLICIES", "Plan", "Policy", "RowPolicies", "ScoreSpec", "Steady", "make_policy"]
+__all__ = [
+    "POLICIES",
+    "Echo",
+    "Held",
+    "Places",
+    "Plan",
+    "Policy",
+    "RowPolicies",
+    "Scope",
+    "ScoreSpec",
+    "Steady",
+    "make_policy",
+]

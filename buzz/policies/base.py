@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
+from buzz.policies.held import Held
 from buzz.policies.numbers import finite, integer, number
+from buzz.policies.places import Places
 from buzz.rows import Rows
 from buzz.words import hint, shown
+
+Scope = Literal["head", "layer", "model"]
 
 LONGEST = 2**31 - 1  # tokens: the lengths of static memory are int32
 _LONGEST_STREAM = 2**63  # slots: a policy that has not evicted by then never will
@@ -33,11 +37,33 @@ class ScoreSpec(NamedTuple):
         many queries) it stops growing. A policy that reads the scores of old slots, such as H2O, has this limit in an
         endless stream; BUZZ reads those of fresh slots alone.
     queries: how many of a call's last queries count; None: all of them. (One number per batch row where the rows'
-    policies differ in it.)
+        policies differ in it.)
+    of: what a slot gets of the probabilities that the counted queries of a call, and the query heads of its group, give
+        it: their "sum", their "mean", or the "largest". What accumulates by "largest" is a running maximum; "mean"
+        does not accumulate.
+    beyond: only queries that come more than so many slots behind a slot count for it: attention from afar, as what its
+        neighbours give a token says little of its use later. A slot that no query counts for gets 0.
     """
 
     accumulate: bool
     queries: int | tuple[int, ...] | None
+    of: Literal["sum", "mean", "largest"] = "sum"
+    beyond: int = 0
+
+
+class Echo(NamedTuple):
+    """How calls of several tokens are read a second time, behind themselves (after KVzip, arXiv 2505.23416).
+
+    After a call whose evictions are due, its tokens are fed once more, in chunks, each right behind the call's last
+    token; what the copies hold is dropped again. The largest attention that a token of the copy gives a slot says
+    whether the slot is needed to tell the text again.
+
+    chunk: tokens of the copy that are read at once. first: what the first reading of such a call is asked for in place
+    of `Policy.score_spec` (whether it accumulates is not looked at); None: nothing.
+    """
+
+    chunk: int
+    first: ScoreSpec | None
 
 
 class Steady(NamedTuple):
@@ -133,6 +159,46 @@ class Policy:
         """The attention that `select` reads, or None: then attention weights are never computed."""
         return None
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """What else `select` and `share` look at: "keys", "values"."""
+        return frozenset()
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether slots are chosen by their places alone."""
+        return self.score_spec is None and not self.reads and self.echo_spec is None
+
+    @property
+    def scope(self) -> Scope:
+        """Which heads share their slots out: "head": none, all heads keep equally many, and `select` chooses them;
+        "layer": those of a layer, "model": those of all layers that the policy decides over; then `share` does."""
+        return "head"
+
+    @property
+    def echo_spec(self) -> Echo | None:
+        """How calls of several tokens are read twice; None: they are not."""
+        return None
+
+    @property
+    def decay(self) -> float:
+        """What accumulated scores are multiplied by in every eviction."""
+        return 1.0
+
+    @property
+    def positions(self) -> Literal["cache", "original"] | None:
+        """The positions that a cache gives keys if it is not told; None: those of the model's family."""
+        return None
+
+    def heard(self, first: torch.Tensor | None, echo: torch.Tensor) -> torch.Tensor:
+        """The scores of a call that was read twice, float32 as both are; they accumulate as `score_spec` says.
+
+        Args:
+            first: what `Echo.first` asked for, [B, H, S]; None where it asked for nothing.
+            echo: the largest attention that a slot got from a token of the copy, [B, H, S].
+        """
+        return echo
+
     def per_layer(self, layers: int) -> list[Policy]:
         """The policy of each of so many layers, the lowest first; one for all unless the policy says otherwise."""
         return [self] * layers
@@ -145,31 +211,41 @@ class Policy:
         """
         raise NotImplementedError
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
         """The slots that stay when `plan(length, sampled)` is not None.
 
         A score that is not a number counts as less than any number: undefined attention keeps no slot.
 
         Args:
-            scores: float32 [B, H, length]; may be None if `score_spec` is None.
+            held: of equal heads, [B, H, length].
 
         Returns:
-            int64, ascending along the last axis: [B, H, kept], or [1, 1, kept] where scores play no part
-            (on the device of `scores`, on the CPU without them).
+            int64, ascending along the last axis: [B, H, kept], or [1, 1, kept] where the policy is blind
+            (on the device of `held`, on the CPU where nothing is shown).
+        """
+        raise NotImplementedError
+
+    def share(self, held: Held, places: Places, length: int, sampled: int = 0) -> torch.Tensor:
+        """`select` where heads share: the places that stay, with `kept` slots a head in the mean.
+
+        Args:
+            held: of the pool of each row, [R, P].
+            places: which slot of which head each place holds; `length` slots a head in the mean.
+
+        Returns:
+            bool [R, P], true in exactly `kept * places.heads` taken places of each row, at least one of each head.
         """
         raise NotImplementedError
 
     @classmethod
-    def select_rows(
-        cls, policies: RowPolicies, scores: torch.Tensor | None, lengths: Rows, sampled: Rows
-    ) -> torch.Tensor:
+    def select_rows(cls, policies: RowPolicies, held: Held, lengths: Rows, sampled: Rows) -> torch.Tensor:
         """`select` for rows with policies of this family and states of their own; all of them evict.
 
         State after state, with all rows of it together. A family whose rows seldom share a state can do better.
 
         Args:
             policies, lengths, sampled: of each of the R rows.
-            scores: float32 [R, H, L], L at least the longest row; may be None if `score_spec` is None.
+            held: of these rows, [R, H, L], L at least the longest row.
 
         Returns:
             int64 [R, H or 1, K], K the most slots that a row keeps. Row r's slots are the first `plan(...).kept`,
@@ -180,10 +256,9 @@ class Policy:
             states.setdefault(state, []).append(row)
         chosen: list[tuple[torch.Tensor, torch.Tensor]] = []
         for (policy, length, sample), rows in states.items():
-            index = Rows(rows).on(torch.device("cpu") if scores is None else scores.device)
-            seen = None if scores is None else scores.index_select(0, index)[..., :length]
-            chosen.append((index, policy.select(seen, length, sample)))
-        first, heads = chosen[0][1], 1 if scores is None else scores.shape[1]
+            index = Rows(rows).on(held.device)
+            chosen.append((index, policy.select(held.rows(index, length), length, sample)))
+        first, heads = chosen[0][1], max(slots.shape[1] for _, slots in chosen)
         together = first.new_zeros(len(policies), heads, max(slots.shape[2] for _, slots in chosen))
         for index, slots in chosen:
             together[index, :, : slots.shape[2]] = slots.expand(len(index), heads, -1)

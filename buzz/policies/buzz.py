@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from buzz.policies.base import LONGEST, Plan, Policy, ScoreSpec, near
+from buzz.policies.held import Held
 from buzz.policies.ranking import worst_if_undefined
 
 
@@ -69,9 +70,9 @@ class BuzzPolicy(Policy):
         sample = -(-sampled // self.thinning) - (-(other - sampled) // self.stride)
         return Plan(self.sink + sample + self.window, sample)
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
         first = self.sink + sampled  # the first fresh slot
-        fresh = self._pick(scores, first, length - self.window)  # [B, H, segments]
+        fresh = self._pick(held, first, length - self.window)  # [B, H, segments]
         slots = [
             torch.arange(self.sink, device=fresh.device),
             torch.arange(self.sink, first, self.thinning, device=fresh.device),
@@ -80,10 +81,9 @@ class BuzzPolicy(Policy):
         sink, sample, window = (s.expand(*fresh.shape[:2], -1) for s in slots)
         return torch.cat([sink, sample, fresh, window], dim=-1)
 
-    def _pick(self, scores: torch.Tensor | None, start: int, stop: int) -> torch.Tensor:
+    def _pick(self, held: Held, start: int, stop: int) -> torch.Tensor:
         """The slot kept of each segment of the fresh slots start .. stop - 1: int64 [B, H, segments]."""
-        if scores is None:
-            raise ValueError(f"{self.name}: select needs scores, float32 [B, H, length]")
+        scores = held.scored(self.name)
         fresh = worst_if_undefined(scores[..., start:stop])
         # The last segment may be shorter: fill it with places that never win.
         padded = F.pad(fresh, (0, -(stop - start) % self.stride), value=float("-inf"))
@@ -165,6 +165,5 @@ class BuzzNoMaxPolicy(BuzzPolicy):
     def score_spec(self) -> ScoreSpec | None:
         return None
 
-    def _pick(self, scores: torch.Tensor | None, start: int, stop: int) -> torch.Tensor:
-        device = "cpu" if scores is None else scores.device
-        return torch.arange(start, stop, self.stride, device=device)[None, None]
+    def _pick(self, held: Held, start: int, stop: int) -> torch.Tensor:
+        return torch.arange(start, stop, self.stride, device=held.device)[None, None]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from buzz.policies.base import Plan, Policy
+from buzz.policies.held import Held
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,7 +24,7 @@ class FullPolicy(Policy):
     def plan(self, length: int, sampled: int = 0) -> Plan | None:
         return None
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
         raise ValueError("full: nothing is ever evicted, so there is nothing to select")
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:

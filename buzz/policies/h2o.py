@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec
+from buzz.policies.held import Held
 from buzz.policies.ranking import highest, kept_slots, ranked
 from buzz.rows import Rows
 
@@ -38,20 +39,16 @@ class H2OPolicy(Policy):
         kept = self.heavy + self.window
         return Plan(kept, 0) if length > kept else None
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        if scores is None:
-            raise ValueError("h2o: select needs scores, float32 [B, H, length]")
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
+        scores = held.scored(self.name)
         history = scores[..., : length - self.window]  # [B, H, length - window]
         heavy = ranked(history)[..., : self.heavy].sort(dim=-1).values  # [B, H, heavy]
         window = torch.arange(length - self.window, length, device=scores.device)
         return torch.cat([heavy, window.expand(*heavy.shape[:2], -1)], dim=-1)
 
     @classmethod
-    def select_rows(
-        cls, policies: RowPolicies, scores: torch.Tensor | None, lengths: Rows, sampled: Rows
-    ) -> torch.Tensor:
-        if scores is None:
-            raise ValueError("h2o: select needs scores, float32 [R, H, length]")
+    def select_rows(cls, policies: RowPolicies, held: Held, lengths: Rows, sampled: Rows) -> torch.Tensor:
+        scores = held.scored(cls.name)
         heavy, window = (policies.column(name, scores.device) for name in ("heavy", "window"))
         end = lengths.on(scores.device)[:, None, None]
         slots = torch.arange(scores.shape[-1], device=scores.device)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from buzz.policies.base import LONGEST, Plan, Policy, Steady
+from buzz.policies.held import Held
 
 _COUNT = 1 << 20  # evictions after which the same draws come again
 
@@ -49,14 +50,14 @@ class RandomPolicy(Policy):
     def plan(self, length: int, sampled: int = 0) -> Plan | None:
         return Plan(self.capacity, (sampled + 1) % _COUNT) if length > self.capacity else None
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
         generator = torch.Generator("cpu").manual_seed(self._draw(sampled))
         history = length - self.sink - self.window
         drawn = torch.randperm(history, generator=generator, device="cpu")[: self.capacity - self.sink - self.window]
         sink = torch.arange(self.sink, device="cpu")
         window = torch.arange(length - self.window, length, device="cpu")
         kept = torch.cat([sink, self.sink + drawn.sort().values, window])[None, None]  # [1, 1, capacity]
-        return kept if scores is None else kept.to(scores.device)
+        return kept.to(held.device)
 
     def _draw(self, evictions: int) -> int:
         """The generator's seed for one eviction. Torch's generator of the CPU reads the low 32 bits of it alone.

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from buzz.policies.base import LONGEST, Plan, Policy, ScoreSpec
+from buzz.policies.held import Held
 from buzz.policies.ranking import ranked
 
 
@@ -65,9 +66,8 @@ class SnapKVPolicy(Policy):
         kept = min(length, self.capacity)
         return Plan(kept, kept)
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        if scores is None:
-            raise ValueError(f"{self.name}: select needs scores, float32 [B, H, length]")
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
+        scores = held.scored(self.name)
         window = torch.arange(max(0, length - self.window), length, device=scores.device)
         window = window.expand(*scores.shape[:2], -1)
         if length <= self.capacity:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from buzz.policies.base import Plan, Policy
+from buzz.policies.held import Held
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,8 +31,8 @@ class StreamingPolicy(Policy):
         kept = self.sink + self.window
         return Plan(kept, 0) if length > kept else None
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        device = "cpu" if scores is None else scores.device
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
+        device = held.device
         sink = torch.arange(self.sink, device=device)
         window = torch.arange(length - self.window, length, device=device)
         return torch.cat([sink, window])[None, None]
@@ -61,6 +62,6 @@ class LocalPolicy(StreamingPolicy):
 
     name: ClassVar[str] = "local"
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        device = "cpu" if scores is None else scores.device
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
+        device = held.device
         return torch.arange(length - self.sink - self.window, length, device=device)[None, None]

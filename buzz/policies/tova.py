@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec
+from buzz.policies.held import Held
 from buzz.policies.ranking import highest, kept_slots, ranked
 from buzz.rows import Rows
 
@@ -38,18 +39,14 @@ class TovaPolicy(Policy):
     def plan(self, length: int, sampled: int = 0) -> Plan | None:
         return Plan(self.capacity, 0) if length > self.capacity else None
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        if scores is None:
-            raise ValueError("tova: select needs scores, float32 [B, H, length]")
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
+        scores = held.scored(self.name)
         layer = scores.sum(dim=1, keepdim=True)  # [B, 1, length]
         return ranked(layer)[..., : self.capacity].sort(dim=-1).values.expand(-1, scores.shape[1], -1)
 
     @classmethod
-    def select_rows(
-        cls, policies: RowPolicies, scores: torch.Tensor | None, lengths: Rows, sampled: Rows
-    ) -> torch.Tensor:
-        if scores is None:
-            raise ValueError("tova: select needs scores, float32 [R, H, length]")
+    def select_rows(cls, policies: RowPolicies, held: Held, lengths: Rows, sampled: Rows) -> torch.Tensor:
+        scores = held.scored(cls.name)
         layer = scores.sum(dim=1, keepdim=True)  # [R, 1, L]
         end = lengths.on(scores.device)[:, None, None]
         past = torch.arange(scores.shape[-1], device=scores.device) >= end

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from buzz.policies.base import Plan, Policy
+from buzz.policies.held import Held
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +40,6 @@ class SlidingWindow(Policy):
     def plan(self, length: int, sampled: int = 0) -> Plan | None:
         return Plan(self.window - 1, 0) if length >= self.window - 1 + self.slack else None
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        device = "cpu" if scores is None else scores.device
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
+        device = held.device
         return torch.arange(length - self.window + 1, length, device=device)[None, None]

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, OPTConfig
 
 import buzz
 from buzz.cache import settle
-from buzz.policies import make_policy
+from buzz.policies import Held, make_policy
 from tests.conftest import recorded
 from tests.policies.naive import NAMES, NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
@@ -124,7 +124,7 @@ def test_layers_are_compacted_with_their_like(monkeypatch, together):
     assert seen == [*((i, "buzz", kept) for i in range(3)), *((i, "streaming", 13) for i in (3, 4))]
     for layer, store in enumerate(cache.layers):
         scores = None if layer > 2 else torch.arange(30).mul(layer).remainder(7).float().expand(1, HEADS, 30)
-        chosen = policies[layer].select(scores, 30)[0, 0]
+        chosen = policies[layer].select(Held(scores), 30)[0, 0]
         assert store.keys[0, 0, : len(chosen), 0].tolist() == (chosen + 1000.0 * layer).tolist()
 
 

@@ -8,7 +8,7 @@ import torch
 from buzz.cache import compaction
 from buzz.cache.compaction import Block, compact
 from buzz.cache.schedule import PerRow, Schedule
-from buzz.policies import make_policy
+from buzz.policies import Held, make_policy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the kernel is interpreted
 SIZES = [[9], [9, 9], [9, 5], [9, 9, 3], [12, 9, 9]]  # slots of each row; with a capacity of 4, what has 4 stays
@@ -26,7 +26,7 @@ def expected(block, policy, step, layers):
         end = step.ends[place % len(step.ends)]
         keys, scores = block.keys[place, :, :end], block.scores[place, :, :end]
         if policy.plan(end) is not None:
-            slots = policy.select(scores[None], end)[0].expand(2, -1)
+            slots = policy.select(Held(scores[None]), end)[0].expand(2, -1)
             keys, scores = keys.gather(1, slots[..., None].expand(-1, -1, 4)), scores.gather(1, slots)
         found.append((keys, scores))
     return found

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from buzz.cache.schedule import Eviction, PerRow, Ragged, Schedule
-from buzz.policies import make_policy
+from buzz.policies import Held, make_policy
 
 CPU = torch.device("cpu")
 LOCAL = make_policy("local", window=5)
@@ -66,21 +66,21 @@ def test_several_evictions_select_what_each_does(name, layers):
     step = Schedule(PerRow(policies), 3).open([20, 25, 12])
     ragged = step.moves
     scores = torch.rand(layers * 3, 2, 25) if policies[0].score_spec else None
-    slots = ragged.select(scores, CPU, layers)
+    slots = ragged.select(Held(scores), CPU, layers)
     assert slots.shape[::2] == (layers * 3, ragged.kept)
     told = {(layer, eviction.length): part for layer, eviction, part in ragged.apart(slots, layers)}
     for layer in range(layers):
         for row, (policy, length) in enumerate(zip(policies, (20, 25, 12), strict=True)):
             place = layer * 3 + row
             seen = None if scores is None else scores[place : place + 1, :, :length]
-            alone = policy.select(seen, length)
+            alone = policy.select(Held(seen), length)
             assert torch.equal(slots[place : place + 1, :, : alone.shape[2]].expand_as(alone), alone)
             assert torch.equal(told[layer, length].expand_as(alone), alone)
 
 
 def test_slots_that_no_score_decides_are_chosen_once():
     step = Schedule(make_policy("streaming", window=3), 2).open([9, 12])
-    assert step.moves.select(None, CPU) is step.moves.select(None, CPU)
+    assert step.moves.select(Held(), CPU) is step.moves.select(Held(), CPU)
 
 
 def test_scores_of_one_call_are_asked_for_when_an_eviction_reads_them():

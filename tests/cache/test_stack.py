@@ -7,7 +7,7 @@ import torch
 
 from buzz.cache.schedule import PerRow, Schedule
 from buzz.cache.stack import Stack
-from buzz.policies import make_policy
+from buzz.policies import Held, make_policy
 
 CPU = torch.device("cpu")
 
@@ -72,7 +72,7 @@ def test_all_layers_evict_at_once_as_each_would_alone(name):
     for layer in range(3):
         for row, (policy, end) in enumerate(zip(step.policies, step.ends, strict=True)):
             seen = None if scores is None else scores[layer, row : row + 1, :, :end]
-            slots = policy.select(seen, end)[0].expand(2, -1)
+            slots = policy.select(Held(seen), end)[0].expand(2, -1)
             kept = slots.shape[1]
             expected = before[layer, row].gather(1, slots[..., None].expand(-1, -1, 4))
             assert torch.equal(stack.keys[layer, row, :, :kept], expected)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 import buzz
 from buzz.models.tensor_parallel import SpreadHeads, local, spread_heads
+from buzz.policies import Held
 from tests.conftest import tiny_llama
 from tests.models.tiny import CASES, tiny_config
 from tests.patching.shared_families import NO_PLAN
@@ -83,5 +84,5 @@ def test_heads_in_one_process_choose_by_themselves():
     assert local(weight) is weight
     scores = torch.rand(3, 2, 20)
     policy = buzz.make_policy("tova", capacity=5)
-    slots = SpreadHeads(total=2, group=None).select(lambda seen: policy.select(seen, 20), scores)
-    assert slots.tolist() == policy.select(scores, 20).tolist()
+    slots = SpreadHeads(total=2, group=None).select(lambda seen: policy.select(Held(seen), 20), scores)
+    assert slots.tolist() == policy.select(Held(scores), 20).tolist()

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 import buzz
-from buzz.policies import Policy, RowPolicies
+from buzz.policies import Held, Policy, RowPolicies
 from buzz.rows import Rows
 from tests.policies.naive import walked_peak, walked_steady
 
@@ -61,11 +61,11 @@ def check_selection(policies: Sequence[Policy], calls: list[int], seed: int = 0)
     scored = policies[0].score_spec is not None
     scores = scores_of(max(length for _, length, _ in rows) + 3, len(rows), seed) if scored else None  # some to spare
     of_rows, lengths, sampled = zip(*rows, strict=True)
-    together = type(policies[0]).select_rows(RowPolicies(of_rows), scores, Rows(lengths), Rows(sampled))
+    together = type(policies[0]).select_rows(RowPolicies(of_rows), Held(scores), Rows(lengths), Rows(sampled))
     assert together.dtype == torch.int64
     for row, (policy, length, sample) in enumerate(rows):
         kept = policy.plan(length, sample).kept
-        slots = policy.select(None if scores is None else scores[row : row + 1, :, :length], length, sample)
+        slots = policy.select(Held(None if scores is None else scores[row : row + 1, :, :length]), length, sample)
         assert slots.dtype == torch.int64
         assert slots.shape in ([(1, HEADS, kept), (1, 1, kept)] if scored else [(1, 1, kept)])
         assert (slots.diff(dim=-1) > 0).all()
@@ -73,7 +73,7 @@ def check_selection(policies: Sequence[Policy], calls: list[int], seed: int = 0)
         assert torch.equal(together[row, :, :kept].expand(HEADS, -1), slots[0].expand(HEADS, -1))
     if not scored:
         with torch.device("meta"):  # whatever the default device is
-            assert policies[0].select(None, *due_states(policies[0], [10**4])[0]).device.type == "cpu"
+            assert policies[0].select(Held(), *due_states(policies[0], [10**4])[0]).device.type == "cpu"
 
 
 def check_figures(policy: Policy, prompt: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.policies import POLICIES, Plan, Policy, ScoreSpec, make_policy
+from buzz.policies import POLICIES, Held, Plan, Policy, ScoreSpec, make_policy
 from tests.policies import contract
 from tests.policies.strategies import policies_of
 
@@ -44,8 +44,8 @@ class Middling(Policy):
     def plan(self, length: int, sampled: int = 0) -> Plan | None:
         return Plan(self.most_left - self.best, 0) if length > self.most_left else None
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
-        order = scores.nan_to_num(nan=-1).argsort(dim=-1, descending=True, stable=True)
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
+        order = held.scored(self.name).nan_to_num(nan=-1).argsort(dim=-1, descending=True, stable=True)
         return order[..., self.best : self.most_left].sort(dim=-1).values
 
 
@@ -68,12 +68,12 @@ def test_a_newcomer_is_checked_like_the_others(policies, chunks, steps):
 
 def test_the_checks_find_what_is_wrong():
     class Unplanned(Middling):
-        def select(self, scores, length, sampled=0):
-            return super().select(scores, length, sampled)[..., 1:]
+        def select(self, held, length, sampled=0):
+            return super().select(held, length, sampled)[..., 1:]
 
     class Unsorted(Middling):
-        def select(self, scores, length, sampled=0):
-            return super().select(scores, length, sampled).flip(-1)
+        def select(self, held, length, sampled=0):
+            return super().select(held, length, sampled).flip(-1)
 
     class Now(Middling):  # and then not
         def plan(self, length, sampled=0):
@@ -81,8 +81,8 @@ def test_the_checks_find_what_is_wrong():
 
     class Together(Middling):
         @classmethod
-        def select_rows(cls, policies, scores, lengths, sampled):
-            return super().select_rows(policies, -scores, lengths, sampled)
+        def select_rows(cls, policies, held, lengths, sampled):
+            return super().select_rows(policies, Held(-held.scores), lengths, sampled)
 
     class Wrong(Middling):
         def peak(self, length, sampled=0):
@@ -107,7 +107,7 @@ def test_a_name_is_all_that_the_registry_needs(name):
     assert (policy.name, type(policy)) == (name, POLICIES[name])
     if policy.score_spec is not None:
         with pytest.raises(ValueError, match=f"^{name}: select needs scores"):
-            policy.select(None, 4000)
+            policy.select(Held(), 4000)
 
 
 def test_every_policy_has_a_row_in_the_readme():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buzz.cache.schedule import Schedule
-from buzz.policies import POLICIES, make_policy
+from buzz.policies import POLICIES, Held, make_policy
 from tests.policies.naive import NAMES, NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
 
@@ -48,7 +48,9 @@ def test_rows_without_tokens_are_not_called(setting, data):
                 head.call(list(range(len(head.slots), got.shape[2])), got[0, 0].tolist())
         for eviction in step.evictions:
             for row in range(rows) if eviction.rows is None else eviction.rows:
-                slots = eviction.policy.select(shared_scores(name, scores[row]), eviction.length, eviction.sampled)
+                slots = eviction.policy.select(
+                    Held(shared_scores(name, scores[row])), eviction.length, eviction.sampled
+                )
                 assert slots[0, 0].tolist() == heads[row].slots
         schedule.close(step)
         assert schedule.states == [(len(head.slots), head.sampled) for head in heads]
@@ -60,5 +62,5 @@ def test_a_prompt_shorter_than_the_window_is_kept_whole(kernel):
     policy = make_policy("snapkv", capacity=12, window=8, kernel=kernel)
     for length in range(1, 13):
         assert policy.plan(length) == (length, length)
-        assert policy.select(torch.rand(2, 3, length), length).tolist() == [[list(range(length))] * 3] * 2
-    assert policy.select(torch.rand(2, 3, 13), 13).shape == (2, 3, 12)
+        assert policy.select(Held(torch.rand(2, 3, length)), length).tolist() == [[list(range(length))] * 3] * 2
+    assert policy.select(Held(torch.rand(2, 3, 13)), 13).shape == (2, 3, 12)

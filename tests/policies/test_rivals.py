@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from buzz.policies import make_policy
+from buzz.policies import Held, make_policy
 
 
 def test_the_pyramid_falls_on_a_line_and_keeps_its_mean():
@@ -42,8 +42,8 @@ def test_random_draws_are_uniform_differ_and_repeat():
     policy = make_policy("random", capacity=15, sink=2, window=3)
     dropped = []
     for evictions in range(2000):
-        kept = policy.select(None, 16, evictions)[0, 0].tolist()
-        assert kept == policy.select(None, 16, evictions)[0, 0].tolist()
+        kept = policy.select(Held(), 16, evictions)[0, 0].tolist()
+        assert kept == policy.select(Held(), 16, evictions)[0, 0].tolist()
         (slot,) = set(range(16)) - set(kept)
         dropped.append(slot)
     counts = torch.bincount(torch.tensor(dropped), minlength=16)
@@ -51,16 +51,16 @@ def test_random_draws_are_uniform_differ_and_repeat():
     assert counts[13:].sum() == 0
     assert counts[2:13].min() > 120  # 2000 / 11 = 182, standard deviation 13
     other = make_policy("random", capacity=15, sink=2, window=3, seed=1)
-    assert any(other.select(None, 16, n).tolist() != policy.select(None, 16, n).tolist() for n in range(20))
+    assert any(other.select(Held(), 16, n).tolist() != policy.select(Held(), 16, n).tolist() for n in range(20))
 
 
 def test_every_seed_has_draws_of_its_own():
     # Torch's generator reads 32 bits of its seed, and the draws of seeds below 4096 fill those.
     seeds = [0, 1, 4095, 4096, 8192, 2**32, 2**44, 2**44 + 1, 2**62, 2**63 - 1]
-    draws = {tuple(make_policy("random", seed=seed).select(None, 4000, 5)[0, 0].tolist()) for seed in seeds}
+    draws = {tuple(make_policy("random", seed=seed).select(Held(), 4000, 5)[0, 0].tolist()) for seed in seeds}
     assert len(draws) == len(seeds)
     policy = make_policy("random", capacity=9, sink=1, window=2, seed=2**40)
-    assert len({tuple(policy.select(None, 40, evictions)[0, 0].tolist()) for evictions in range(300)}) == 300
+    assert len({tuple(policy.select(Held(), 40, evictions)[0, 0].tolist()) for evictions in range(300)}) == 300
 
 
 @pytest.mark.parametrize("seed", [0, 1, 4095])
@@ -68,7 +68,7 @@ def test_draws_of_small_seeds_are_those_they_always_were(seed):
     policy = make_policy("random", capacity=9, sink=1, window=2, seed=seed)
     generator = torch.Generator().manual_seed(seed * 2**20 + 3)
     drawn = torch.randperm(37, generator=generator)[:6].sort().values + 1
-    assert policy.select(None, 40, 3)[0, 0].tolist() == [0, *drawn.tolist(), 38, 39]
+    assert policy.select(Held(), 40, 3)[0, 0].tolist() == [0, *drawn.tolist(), 38, 39]
 
 
 def test_the_state_of_random_counts_evictions():
@@ -91,4 +91,4 @@ def test_snapkv_prefers_neighbours_of_hitters():
     policy = make_policy("snapkv", capacity=5, window=2, kernel=3)
     scores = torch.zeros(1, 1, 12)
     scores[..., 6] = 1.0
-    assert policy.select(scores, 12)[0, 0].tolist() == [5, 6, 7, 10, 11]
+    assert policy.select(Held(scores), 12)[0, 0].tolist() == [5, 6, 7, 10, 11]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.policies import RowPolicies, make_policy
+from buzz.policies import Held, RowPolicies, make_policy
 from buzz.rows import Rows
 from tests.policies.naive import NAMES, NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
@@ -40,7 +40,7 @@ def test_plan_and_select_equal_the_reference(setting, data):
                 assert kept == list(range(length))
                 assert new_sampled == sampled
                 continue
-            slots = policy.select(scores, length, sampled)
+            slots = policy.select(Held(scores), length, sampled)
             assert slots.dtype == torch.int64
             assert slots.shape in [(rows, heads, plan.kept), (1, 1, plan.kept)]
             assert slots.expand(rows, heads, -1)[row, head].tolist() == kept
@@ -66,9 +66,9 @@ def test_undefined_scores_count_as_the_least(name, data):
         if name != "snapkv":  # which averages first: an average with a number that is none is none
             naive.scores = [float("-inf") if score != score else score for score in naive.scores]
         expected.append(naive.kept()[0])
-    assert policy.select(scores, length)[0].tolist() == expected
+    assert policy.select(Held(scores), length)[0].tolist() == expected
     rows = RowPolicies([policy, policy])
-    together = type(policy).select_rows(rows, scores.repeat(2, 1, 1), Rows([length] * 2), Rows([0, 0]))
+    together = type(policy).select_rows(rows, Held(scores.repeat(2, 1, 1)), Rows([length] * 2), Rows([0, 0]))
     assert together.expand(2, 2, -1).tolist() == [expected, expected]
 
 
@@ -108,13 +108,13 @@ def test_first_slot_of_the_sample_is_never_dropped():
     policy = make_policy("buzz", sink=1, window=2, stride=5, threshold=3)
     _, sampled = policy.advance(30)
     scores = torch.rand(1, 1, 30)
-    first = policy.select(scores, 30)[0, 0, 1].item()
+    first = policy.select(Held(scores), 30)[0, 0, 1].item()
     slots = list(range(30))
-    held = [slots[i] for i in policy.select(scores, 30)[0, 0].tolist()]
+    held = [slots[i] for i in policy.select(Held(scores), 30)[0, 0].tolist()]
     for t in range(30, 90):
         held.append(t)
         if policy.plan(len(held), sampled):
-            keep = policy.select(torch.rand(1, 1, len(held)), len(held), sampled)[0, 0].tolist()
+            keep = policy.select(Held(torch.rand(1, 1, len(held))), len(held), sampled)[0, 0].tolist()
             _, sampled = policy.advance(len(held), sampled)
             held = [held[i] for i in keep]
         assert held[1] == first

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.policies import POLICIES, Plan, Policy, make_policy
+from buzz.policies import POLICIES, Held, Plan, Policy, make_policy
 from tests.policies.naive import walked_peak, walked_steady
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
@@ -32,7 +32,7 @@ class Zigzag(Policy):
             return None
         return Plan(self.keeps[sampled], (sampled + 1) % len(self.limits) or len(self.limits) // 2)
 
-    def select(self, scores: torch.Tensor | None, length: int, sampled: int = 0) -> torch.Tensor:
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
         return torch.arange(self.keeps[sampled])[None, None]
 
 

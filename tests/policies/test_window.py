@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buzz.policies import POLICIES
+from buzz.policies import POLICIES, Held
 from buzz.policies.window import SlidingWindow
 from tests.policies.naive import walked_peak, walked_steady
 
@@ -21,7 +21,7 @@ def test_what_the_next_query_sees_is_held_and_is_the_newest(window, chunks, step
         held += range(seen, seen + tokens)
         seen += tokens
         if policy.plan(len(held)) is not None:
-            slots = policy.select(None, len(held))
+            slots = policy.select(Held(), len(held))
             assert slots.shape == (1, 1, policy.plan(len(held)).kept)
             held = [held[slot] for slot in slots[0, 0].tolist()]
         assert held == list(range(seen - len(held), seen))
