@@ -13,11 +13,12 @@ from buzz.cache.assignment import policies_of_layers, text_config
 from buzz.cache.call import Call, Shape, Slots
 from buzz.cache.calls import Calls
 from buzz.cache.compaction import Watch
+from buzz.cache.echo import Copy, Hearing, unheard
 from buzz.cache.figures import Curve
 from buzz.cache.heads import Heads
 from buzz.cache.layer import UNPATCHED, BeehiveLayer, Memory
 from buzz.cache.schedule import Eviction, PerRow
-from buzz.cache.settle import Waiting, settle, settle_prompt, settle_stack
+from buzz.cache.settle import Waiting, settle, settle_heard, settle_prompt, settle_stack
 from buzz.cache.stack import Stack
 from buzz.policies import Policy
 from buzz.policies.window import SlidingWindow
@@ -50,6 +51,7 @@ class BeehiveCache(Cache):
         on_evict: if set, called as `on_evict(layer, eviction, slots)` in every eviction, before anything moves: slots
             int64 [rows of the eviction or 1, H or 1, kept] are those that stay.
         heads: how the heads are spread over processes, which the patched model says; None: they are all here.
+        hearing: of the open call, if it is one that is read twice.
 
     Raises:
         ValueError: as many policies as layers are needed; no such policy; positions unknown; layers that are neither
@@ -84,6 +86,7 @@ class BeehiveCache(Cache):
         ]
         self._calls, self._memory = Calls(policies, self._shape.decided), Memory()
         self._waiting = Waiting()
+        self.hearing: Hearing | None = None
         self._stacks: dict[int, Stack] = {}
         # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
         super().__init__(layers=[BeehiveLayer(self._calls.columns, self._memory) for _ in range(n)])
@@ -116,9 +119,14 @@ class BeehiveCache(Cache):
     def begin(self, rows: int, columns: int, mask: torch.Tensor | None = None) -> Call:
         """Open a call of `columns` tokens per row; see `Calls.begin`.
 
-        The patched model does this; otherwise the first `append` does.
+        The patched model does this; otherwise the first `append` does. A call that is read twice (`hearing`) ends with
+        `end_copies`.
         """
-        return self._calls.begin(rows, columns, mask, self.heads)
+        call = self._calls.begin(rows, columns, mask, self.heads)
+        if columns > 1:
+            hearing = Hearing(call, self._calls.schedule_of)
+            self.hearing = hearing if hearing.copies else None
+        return call
 
     @property
     def is_in_call(self) -> bool:
@@ -126,7 +134,12 @@ class BeehiveCache(Cache):
         return self._calls.open is not None
 
     def cancel(self) -> None:
-        """Forget the open call, if no layer has appended anything yet."""
+        """Forget the open call, if no layer has appended anything yet, or if it still waits for its copy to be read."""
+        if self.hearing is not None:
+            self.hearing = None
+            self._calls.touched = False  # what was appended lies behind all slots, and no score was added
+            for layer in self.layers if not any(self.tokens) else ():
+                layer.reset()
         self._calls.cancel()
 
     def append(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> Slots:
@@ -137,7 +150,10 @@ class BeehiveCache(Cache):
             raise ValueError(f"the cache holds {store.keys.dtype} keys, the call gives {k.dtype}: reset() the cache")
         calls.touched = True
         step = call.steps[calls.schedule_of[layer]]
-        keys, values = store.append(k, v, step, self.least_slots(layer))
+        least, hearing = self.least_slots(layer), self.hearing
+        if hearing is not None:
+            least = max(least, hearing.slots(calls.schedule_of[layer]))
+        keys, values = store.append(k, v, step, least, borrow=hearing is None)
         return Slots(keys, values, step.starts, step.counts, step.spec, self._shape.windows[layer])
 
     def skip(self, layer: int) -> bool:
@@ -160,8 +176,13 @@ class BeehiveCache(Cache):
             raise RuntimeError("observe() without append()")
         calls, store = self._calls, self.layers[layer]
         schedule = calls.schedule_of[layer]
-        step = call.steps[schedule]
-        store.observe(scores, step)
+        step, hearing = call.steps[schedule], self.hearing
+        if hearing is not None:
+            hearing.take(layer, scores, step)
+            if calls.pass_layer():
+                calls.turn(hearing.call)
+            return
+        store.observe(unheard(step, scores, store.keys), step)
         if store.borrowed:
             tokens, last = len(call.counts) * call.width, layer == len(self.layers) - 1
             for group in self._waiting.add(layer, store, schedule, tokens, last):
@@ -172,6 +193,33 @@ class BeehiveCache(Cache):
             settle(store, step, self._least[layer], self._watch([layer]))
         if calls.pass_layer():
             self._end(call)
+
+    # A call that is read twice: once all layers have passed it, each of `hearing.copies` is another call.
+
+    def begin_copy(self, copy: Copy) -> Call:
+        """Open the call of one of `hearing.copies`, which ends with its last layer and leaves nothing behind."""
+        assert self.hearing is not None
+        call = self.hearing.repeat(copy)
+        self._calls.turn(call)
+        return call
+
+    def last_places(self, last: Sequence[int]) -> list[int]:
+        """The highest position that the copy of each row needs, those of the rows' last tokens being these."""
+        return list(last) if self.hearing is None else self.hearing.last_places(last)
+
+    def end_copies(self) -> None:
+        """All copies have been read: all layers take in what was heard, evict, and the call ends."""
+        hearing, calls, waiting = self.hearing, self._calls, Waiting()
+        assert hearing is not None
+        self.hearing = None  # from here on it cannot be taken back
+        steps, last = hearing.call.steps, len(self.layers) - 1
+        for layer, schedule in enumerate(calls.schedule_of):
+            store = self.layers[layer]
+            store.observe(hearing.scores(layer), steps[schedule])
+            for group in waiting.add(layer, store, schedule, len(store.keys) * store.capacity, layer == last):
+                stores, step = [self.layers[i] for i in group], steps[calls.schedule_of[group[0]]]
+                settle_heard(stores, step, self._least[group[0]], self._watch(group))
+        calls.close(self.nbytes)
 
     def _end(self, call: Call) -> None:
         """All layers have passed the call: evict after a step, and close it."""
@@ -341,7 +389,7 @@ class BeehiveCache(Cache):
     def reset(self) -> None:
         """Forget everything and give the memory back."""
         self._calls.clear()
-        self._waiting = Waiting()
+        self._waiting, self.hearing = Waiting(), None
         for layer in self.layers:
             layer.reset()
 

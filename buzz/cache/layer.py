@@ -60,7 +60,9 @@ class BeehiveLayer(CacheLayerMixin):
         """Keys, values and scores, as they are."""
         return Block(self.keys, self.values, self.scores)
 
-    def append(self, k: torch.Tensor, v: torch.Tensor, step: Step, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(
+        self, k: torch.Tensor, v: torch.Tensor, step: Step, least: int, borrow: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in a call's keys and values; give back all that its queries may see, [B, H, longest row, D].
 
         A first prompt is not copied: it is compacted into buffers once its own attention is done (`settle`).
@@ -68,9 +70,10 @@ class BeehiveLayer(CacheLayerMixin):
         Args:
             k, v: [B, H, L, D]; row b's tokens are the first step.counts[b] columns.
             least: slots to allocate at least.
+            borrow: whether that can be; else it is written to buffers like any other call.
         """
         k, v, end = k.detach(), v.detach(), max(step.ends)
-        if not self.is_initialized and k.shape[2] > 1:
+        if borrow and not self.is_initialized and k.shape[2] > 1:
             self.keys, self.values, self.borrowed = k, v, True
         else:
             if end > self.capacity or not self.is_initialized:
@@ -85,14 +88,19 @@ class BeehiveLayer(CacheLayerMixin):
 
     def observe(self, scores: torch.Tensor | None, step: Step) -> None:
         """Take in what the slots received in the call, float32 [B, H, longest row]; None if nobody asked."""
-        if scores is None or step.spec is None:
+        if scores is None or not step.scores:
             return
-        if not step.spec.accumulate:
+        spec = step.score_spec
+        if spec is None or not spec.accumulate:
             self.call_scores = scores
         elif self.borrowed:
             self.scores = scores
         else:
-            self.scores[:, :, : scores.shape[2]] += scores
+            old = self.scores[:, :, : scores.shape[2]]
+            if spec.of == "largest":
+                torch.maximum(old, scores, out=old)
+            else:
+                old += scores
 
     def adopt(self, block: Block, home: Stack | None) -> None:
         """From now on these are the layer's buffers, views of the stack `home` if that is given."""
