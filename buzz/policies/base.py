@@ -225,12 +225,20 @@ class Policy:
         """
         raise NotImplementedError
 
-    def share(self, held: Held, places: Places, length: int, sampled: int = 0) -> torch.Tensor:
+    @property
+    def shortlist(self) -> float | None:
+        """With scope "model", the most that `share` leaves a layer, as a multiple of the mean; None: there is no such
+        bound. Where prompts are read once, a layer is cut to that much at once, so that never more is held."""
+        return None
+
+    def share(self, held: Held, places: Places, kept: int) -> torch.Tensor:
         """`select` where heads share: the places that stay, with `kept` slots a head in the mean.
 
         Args:
             held: of the pool of each row, [R, P].
-            places: which slot of which head each place holds; `length` slots a head in the mean.
+            places: which slot of which head each place holds. Of one layer, with scope "model", it is the shortlist
+                that is asked for.
+            kept: fewer than the heads hold in the mean.
 
         Returns:
             bool [R, P], true in exactly `kept * places.heads` taken places of each row, at least one of each head.
