@@ -68,6 +68,7 @@ class Hearing:
 
     Attributes:
         copies: the chunks of the copy, in their order; none: the call need not be read twice.
+        is_read: whether pools count the call among what they hold.
     """
 
     def __init__(self, call: Call, schedule_of: Sequence[int]) -> None:
@@ -75,6 +76,8 @@ class Hearing:
         self.copies = list(_copies(call))
         self._first: list[torch.Tensor | None] = [None] * len(schedule_of)
         self._largest: list[torch.Tensor | None] = [None] * len(schedule_of)
+        self._ends: list[Rows] = [Rows()] * len(schedule_of)
+        self.is_read = False
 
     @cached_property
     def _longest(self) -> list[int]:
@@ -103,35 +106,42 @@ class Hearing:
         seen = [seen + count for seen, count in zip(self.call.seen, self.call.counts, strict=True)]
         return Call(copy.width, list(copy.counts), steps, None, None, first, seen)
 
-    def take(self, layer: int, scores: torch.Tensor | None, step: Step) -> None:
-        """A layer has read the call, or a chunk of its copy: what its slots received, float32 [B, H, at least S]."""
+    def take(self, layer: int, scores: torch.Tensor | None, ends: Rows, step: Step) -> None:
+        """A layer has read the call, or a chunk of its copy.
+
+        Args:
+            scores: what its slots received, float32 [R, H, S or more], a row of it for each row, or for each head.
+            ends: slots of each of these rows.
+        """
         if not isinstance(step, Repeated):
-            self._first[layer] = scores
+            self._first[layer], self._ends[layer] = scores, ends
         elif scores is not None:
-            scores = scores[:, :, : max(self._step(layer).ends)]
+            scores = scores[:, :, : max(self._ends[layer])]
             largest = self._largest[layer]
             self._largest[layer] = scores.clone() if largest is None else torch.maximum(largest, scores, out=largest)
 
     def scores(self, layer: int) -> torch.Tensor | None:
-        """What a layer's slots got in both readings, float32 [B, H, S], as its policies hear it; told once."""
-        step, first, echo = self._step(layer), self._first[layer], self._largest[layer]
+        """What a layer's slots got in both readings, float32 [R, H, S], as its policies hear it; told once."""
+        ends, first, echo = self._ends[layer], self._first[layer], self._largest[layer]
         self._first[layer] = self._largest[layer] = None
         if echo is None:
             return first
-        if len(set(step.ends)) > 1:  # behind the slots of a shorter row were those of its copy
-            ends = Rows(step.ends).on(echo.device)[:, None, None]
-            echo.masked_fill_(torch.arange(echo.shape[2], device=echo.device) >= ends, 0)
-        return heard(step, first, echo)
-
-    def _step(self, layer: int) -> Step:
-        return self.call.steps[self._schedule_of[layer]]
+        if len(set(ends)) > 1:  # behind the slots of a shorter row were those of its copy
+            slots = torch.arange(echo.shape[2], device=echo.device)
+            echo.masked_fill_(slots >= ends.on(echo.device)[:, None, None], 0)
+        return heard(self.call.steps[self._schedule_of[layer]], first, echo)
 
 
 def heard(step: Step, first: torch.Tensor | None, echo: torch.Tensor) -> torch.Tensor:
-    """The scores of a call by the policy of each row, float32 [B, H, S] like what it hears (`Policy.heard`)."""
+    """The scores of a call by the policy of each row, float32 like what it hears (`Policy.heard`).
+
+    Args:
+        first, echo: [R, H, S], as many rows of it for each row of the call. Zeros if there was no copy.
+    """
     rows: dict[Policy, list[int]] = {}
+    each = len(echo) // len(step.policies)
     for row, policy in enumerate(step.policies):
-        rows.setdefault(policy, []).append(row)
+        rows.setdefault(policy, []).extend(range(row * each, (row + 1) * each))
     if len(rows) == 1:
         return step.policies[0].heard(first, echo)
     scores = torch.empty_like(echo)
@@ -139,18 +149,6 @@ def heard(step: Step, first: torch.Tensor | None, echo: torch.Tensor) -> torch.T
         index = Rows(some).on(echo.device)
         scores[index] = policy.heard(None if first is None else first[index], echo[index])
     return scores
-
-
-def unheard(step: Step, first: torch.Tensor | None, keys: torch.Tensor) -> torch.Tensor | None:
-    """The scores of a call that was read once, of which attention gave `first`, like `heard`; None: nobody wants any.
-
-    Args:
-        keys: of the layer, [B, H, at least S, D].
-    """
-    if not step.echoes or not step.scores:
-        return first
-    echo = torch.zeros(*keys.shape[:2], max(step.ends), dtype=torch.float32, device=keys.device)
-    return heard(step, first, echo)
 
 
 def _copies(call: Call) -> Iterator[Copy]:

@@ -10,11 +10,12 @@ from typing import ClassVar
 import torch
 
 from buzz.cache.heads import Heads
-from buzz.policies import Held, Plan, Policy, RowPolicies, ScoreSpec
+from buzz.policies import Held, Plan, Policy, RowPolicies, Scope, ScoreSpec
 from buzz.rows import Rows
 
 _ROOM = 16  # buffers that grow have room for one part in so many more slots than they hold,
 _LEAST_ROOM = 16  # and for so many at least
+_ALIKE = ("logn_base", "scope", "positions", "echo_spec", "reads")  # what the policies of a batch agree in
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class PerRow:
     """One policy per batch row, all of one family, so that rows with budgets of their own share a batch.
 
     Raises:
-        TypeError: not policies, or of several families. ValueError: none, or rows differ in logn_base or echo.
+        TypeError: not policies, or of several families. ValueError: none, or rows differ in logn_base.
     """
 
     policies: tuple[Policy, ...]
@@ -36,10 +37,12 @@ class PerRow:
         if len({type(policy) for policy in self.policies}) > 1:
             names = ", ".join(sorted({policy.name for policy in self.policies}))
             raise TypeError(f"the rows of a batch need policies of one family, got {names}")
-        if len({policy.logn_base for policy in self.policies}) > 1:
-            raise ValueError("the rows of a batch need the same logn_base")
-        if len({_first_reading(policy) for policy in self.policies}) > 1:
-            raise ValueError("the rows of a batch need the same echo: all of them, or none, are read twice")
+        for name in _ALIKE:
+            if len({getattr(policy, name) for policy in self.policies}) > 1:
+                raise ValueError(f"the rows of a batch need the same {name}")
+        specs = [policy.score_spec for policy in self.policies]
+        if len({spec and (spec.of, spec.beyond) for spec in specs}) > 1:
+            raise ValueError("the rows of a batch need the same attention for scores (score_spec)")
 
     @property
     def name(self) -> str:
@@ -51,16 +54,20 @@ class PerRow:
         """Of all rows."""
         return self.policies[0].logn_base
 
+    @property
+    def scope(self) -> Scope:
+        """Of all rows."""
+        return self.policies[0].scope
+
+    @property
+    def positions(self) -> str | None:
+        """Of all rows."""
+        return self.policies[0].positions
+
     def per_layer(self, layers: int) -> list[PerRow]:
         """The policies of each of so many layers, the lowest first."""
         rows = [policy.per_layer(layers) for policy in self.policies]
         return [PerRow([row[layer] for row in rows]) for layer in range(layers)]
-
-
-def _first_reading(policy: Policy) -> tuple[ScoreSpec | None] | None:
-    """What the first reading of a call is asked for, by which rows may not differ; None: there is no second one."""
-    echo = policy.echo_spec
-    return None if echo is None else (None if echo.first is None else echo.first._replace(queries=None),)
 
 
 @dataclass(frozen=True)

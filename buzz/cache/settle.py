@@ -45,6 +45,11 @@ class Waiting:
             self._layers = []
         return due
 
+    def rest(self) -> list[int]:
+        """The layers that still wait, which wait no longer."""
+        rest, self._layers = self._layers, []
+        return rest
+
 
 def settle(layer: BeehiveLayer, step: Step, least: int, watch: Watch | None = None) -> None:
     """Run the evictions of a call in one layer; in place, unless a first prompt needs its buffers or much can go.
@@ -76,13 +81,15 @@ def settle_prompt(layers: Sequence[BeehiveLayer], step: Step, least: int, watch:
         layer.call_scores = None
 
 
-def settle_heard(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch | None = None) -> None:
-    """Run the evictions of a call that was read twice, in layers that are alike; the room for its copy is given back.
+def settle_alike(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch | None = None) -> None:
+    """Run the evictions of a prompt in layers that are alike: a first one, or one that was read twice.
+
+    The room for a copy is given back.
 
     Args:
         least, watch: as of `settle_prompt`.
     """
-    if layers[0].home is None and layers[0].capacity > max(step.capacity, least):
+    if layers[0].borrowed or (layers[0].home is None and layers[0].capacity > max(step.capacity, least)):
         settle_prompt(layers, step, least, watch)
         return
     for index, layer in enumerate(layers):

@@ -10,6 +10,7 @@ from buzz.cache import echo as module
 from buzz.cache.calls import Calls
 from buzz.cache.echo import Hearing
 from buzz.policies import ScoreSpec, make_policy
+from buzz.rows import Rows
 from tests.policies.twice import Once, Twice
 
 
@@ -22,12 +23,12 @@ def hearing(policies, counts, layers=1, columns=None):
 
 
 def test_every_row_is_cut_as_it_would_be_alone():
-    policy = PerRow([Twice(chunk=5), Twice(chunk=5), Twice(chunk=4), Twice(chunk=30)])
-    copies = hearing([policy], [14, 12, 13, 20]).copies  # the second row lets go of nothing
-    assert [tuple(copy.begins) for copy in copies] == [(0, 0, 0, 0), (5, 0, 4, 20), (10, 0, 8, 20), (14, 0, 12, 20)]
-    assert [tuple(copy.counts) for copy in copies] == [(5, 0, 4, 20), (5, 0, 4, 0), (4, 0, 4, 0), (0, 0, 1, 0)]
-    assert [copy.heard == copy.counts for copy in copies] == [True] * 4
-    assert [copy.width for copy in copies] == [20, 5, 4, 1]
+    policy = PerRow([Twice(chunk=5), Twice(chunk=5), Twice(chunk=5, capacity=3)])
+    copies = hearing([policy], [14, 12, 8]).copies  # the second row lets go of nothing
+    assert [tuple(copy.begins) for copy in copies] == [(0, 0, 0), (5, 0, 5), (10, 0, 8)]
+    assert [tuple(copy.counts) for copy in copies] == [(5, 0, 5), (5, 0, 3), (4, 0, 0)]
+    assert [copy.heard == copy.counts for copy in copies] == [True] * 3
+    assert [copy.width for copy in copies] == [5, 5, 4]
 
 
 def test_a_lead_in_does_not_count(monkeypatch):
@@ -84,13 +85,13 @@ def test_the_first_reading_is_asked_for_what_echo_says():
 def test_layers_hear_the_largest_of_their_own_slots():
     one = hearing([PerRow([Twice(mean=1.0), Twice(mean=2.0)])], [14, 13])
     first = torch.arange(14.0).expand(2, 2, -1)
-    one.take(0, first, one.call.steps[0])
+    one.take(0, first, Rows([14, 13]), one.call.steps[0])
     generator = torch.Generator().manual_seed(0)
     heard = []
     for copy in one.copies:
         step = one.repeat(copy).steps[0]
         heard.append(torch.rand(2, 2, max(step.ends), generator=generator))
-        one.take(0, heard[-1].clone(), step)
+        one.take(0, heard[-1].clone(), Rows(step.ends), step)
     most = torch.stack([scores[:, :, :14] for scores in heard]).amax(0)
     most[1, :, 13:] = 0  # the second row's own copy
     expected = most + first * torch.tensor([1.0, 2.0])[:, None, None]

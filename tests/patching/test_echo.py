@@ -91,7 +91,7 @@ def test_a_chunk_may_start_with_the_end_of_the_one_before(monkeypatch):
 
 ROWS = [tokens(1, n, seed=n)[0] for n in (23, 9, 17, 13, 2)]
 ALIKE = [Twice(), Twice(mean=3.0, of="sum"), Twice(of="echo")]
-PER_ROW = [Twice(mean=1.0), Twice(mean=2.0), Twice(chunk=4, mean=1.0), Twice(capacity=5, mean=1.0), Twice(mean=1.0)]
+PER_ROW = [Twice(mean=1.0), Twice(mean=2.0), Twice(lazy=1, mean=1.0), Twice(capacity=5, mean=1.0), Twice(mean=1.0)]
 
 
 @torch.no_grad()
@@ -132,13 +132,6 @@ def test_rows_together_are_rows_alone(name, policies, positions):
                 if a is not None:
                     torch.testing.assert_close(a[row, :, :n], b[0, :, :n], atol=1e-4, rtol=1e-4)
                     assert a is not store.scores or not a[row, :, n:].any()
-
-
-def test_rows_must_agree_in_whether_they_are_read_twice():
-    for other in (Twice(chunk=0), Twice(mean=1.0)):
-        with pytest.raises(ValueError, match="the rows of a batch need the same echo"):
-            PerRow([Twice(), other])
-    PerRow([Twice(), Twice(chunk=7, capacity=12)])
 
 
 # Later calls.

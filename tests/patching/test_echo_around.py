@@ -78,7 +78,7 @@ def test_only_what_lets_go_of_something_is_read_twice():
         run(model, Once(), [(tokens(1, 30), None)])
         assert reading.columns == [12, 30]
         reading.columns.clear()
-        run(model, PerRow([Twice(), Twice(chunk=4)]), [left_pad([tokens(1, 13)[0], tokens(1, 12)[0]])])
+        run(model, PerRow([Twice(), Twice(capacity=9)]), [left_pad([tokens(1, 13)[0], tokens(1, 12)[0]])])
         assert reading.columns == [13, 5, 5, 3]
 
 
