@@ -243,7 +243,7 @@ class Policy:
                 among them are all that would stay of it with any other layers beside it; None: `kept`.
 
         Returns:
-            bool [R, P], true in exactly `(chosen or kept) * places.heads` taken places of a row, one of each head or more.
+            bool [R, P], true in `(chosen or kept) * places.heads` taken places of a row, some of each head.
         """
         raise NotImplementedError
 
