@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -48,17 +47,15 @@ class SharedLayers:
         if not self._together:
             self._enter([index], self._equal([index], step), step, watch)
             return
-        bounds = [policy.shortlist for policy in step.policies]
-        if None in bounds:
-            return
-        source, kept = self._equal([index], step), list(step.ends)
+        if watch is not None or any(eviction.policy.shortlist is None for eviction in step.evictions):
+            return  # who watches is told of slots as they were in the call
+        source, held = self._equal([index], step), list(step.ends)
         for eviction in step.evictions:
-            bound = eviction.policy.shortlist
-            assert bound is not None
+            assert eviction.policy.shortlist is not None
             for row in _rows(eviction, step):
-                kept[row] = min(eviction.length, math.floor(eviction.kept * bound))
-        pool = self._empty([index], max(kept), source)
-        deal(pool, source, _stays(source, step, kept), Rows(kept), [1.0] * len(kept), Rows(range(len(kept))))
+                held[row] = min(eviction.length, eviction.kept * eviction.policy.shortlist)
+        pool = self._empty([index], max(held), source)
+        deal(pool, source, _stays(source, step, held), Rows(held), [1.0] * len(held), Rows(range(len(held))))
         self._shortlists.append(pool)
         self._layers[index].enter(pool, 0)
 
@@ -154,14 +151,14 @@ def _rows(eviction: Eviction, step: Step) -> Rows:
     return Rows(range(len(step.ends))) if eviction.rows is None else eviction.rows
 
 
-def _stays(source: Source, step: Step, kept: Sequence[int]) -> torch.Tensor:
-    """Which places stay if row b keeps kept[b] slots a head in the mean, bool [B, P]."""
-    stay = source.places.taken.expand(len(kept), -1).clone()
+def _stays(source: Source, step: Step, held: Sequence[int]) -> torch.Tensor:
+    """Which places stay if row b holds held[b] slots a head in the mean, bool [B, P]."""
+    stay = source.places.taken.expand(len(held), -1).clone()
     for eviction in step.evictions:
-        rows = _rows(eviction, step)
-        if kept[rows[0]] < eviction.length:
+        rows, policy = _rows(eviction, step), eviction.policy
+        if held[rows[0]] < eviction.length:
             part = source.units(rows)
-            stay[list(rows)] = eviction.policy.share(part.held(eviction.policy), part.places, kept[rows[0]])
+            stay[list(rows)] = policy.share(part.held(policy), part.places, eviction.kept, held[rows[0]])
     return stay
 
 

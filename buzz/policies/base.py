@@ -227,22 +227,23 @@ class Policy:
         raise NotImplementedError
 
     @property
-    def shortlist(self) -> float | None:
+    def shortlist(self) -> int | None:
         """With scope "model", the most that `share` leaves a layer, as a multiple of the mean; None: there is no such
-        bound. Where prompts are read once, a layer is cut to that much at once, so that never more is held."""
+        bound. A layer that is done with a prompt is cut to that much at once, so that no more is held meanwhile."""
         return None
 
-    def share(self, held: Held, places: Places, kept: int) -> torch.Tensor:
+    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
         """`select` where heads share: the places that stay, with `kept` slots a head in the mean.
 
         Args:
             held: of the pool of each row, [R, P].
-            places: which slot of which head each place holds. Of one layer, with scope "model", it is the shortlist
-                that is asked for.
+            places: which slot of which head each place holds.
             kept: fewer than the heads hold in the mean.
+            chosen: of one layer, with scope "model": so many are marked, `kept * shortlist` or all that there are, and
+                among them are all that would stay of it with any other layers beside it; None: `kept`.
 
         Returns:
-            bool [R, P], true in exactly `kept * places.heads` taken places of each row, at least one of each head.
+            bool [R, P], true in `(chosen or kept) * places.heads` taken places of a row, some of each head.
         """
         raise NotImplementedError
 

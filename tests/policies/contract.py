@@ -106,7 +106,7 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
     places = Places(heads, layers, head, slot, lengths)
     keys, values = torch.randn(2, rows, head.shape[1], 2, generator=generator)
     held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values)
-    mask = policy.share(held, places, length, sampled)
+    mask = policy.share(held, places, kept)
     assert (mask.dtype, mask.shape) == (torch.bool, head.shape)
     assert mask.sum(-1).tolist() == [kept * heads] * rows
     assert not (mask & ~places.taken).any()
@@ -114,7 +114,7 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
         assert set(head[row][mask[row]].tolist()) == set(range(heads))
         alone = Places(heads, layers, head[row : row + 1], slot[row : row + 1], lengths[row : row + 1])
         one = Held(*(None if t is None else t[row : row + 1] for t in held))
-        assert torch.equal(policy.share(one, alone, length, sampled)[0], mask[row])
+        assert torch.equal(policy.share(one, alone, kept)[0], mask[row])
 
 
 def check_figures(policy: Policy, prompt: int) -> None:
