@@ -42,7 +42,7 @@ def assert_heaviest(policy, slots, scores):
 def check_prompt(model, policy, positions, lead=0):
     """A prompt of one row against the naive reading, in the layers that the policy decides over."""
     ids = tokens(1, 23, seed=3)
-    scores = naive_scores(model, ids, policy, lead)
+    scores = naive_scores(model, ids, policy.chunk, policy.mean, lead=lead)
     values = model(ids, use_cache=True).past_key_values
     with buzz.patch_model(model):
         cache, evictions = watched(policy, model, positions)
