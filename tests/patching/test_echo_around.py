@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import buzz
-from buzz.cache import PerRow
+from buzz.cache import Curve, PerRow
 from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
-from tests.decoding.test_loop import assert_same, both, generate
+from tests.decoding.test_loop import assert_same, both, generate, static
 from tests.models.tiny import tiny
 from tests.policies.twice import Once, Twice
 
@@ -119,6 +119,21 @@ def test_static_memory_takes_what_two_readings_leave(name, of, positions):
     results = both(tiny(name), [turn, turn], Twice(of=of, mean=1.0), positions)
     assert_same(results)
     assert all(layer.home is not None for layer in results[1][1].layers)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("of", ["sum", "echo"])
+def test_a_call_that_fits_waits_in_static_memory(of):
+    """An arena with room for prompt and copy: there the prompt is written, and compacted in place."""
+    ids, results = tokens(2, 20, seed=9), []
+    for patch in (buzz.patch_model, static):
+        model = tiny_llama()
+        with patch(model):
+            cache = buzz.BeehiveCache(Twice(of=of, mean=1.0), model, capacity=64)
+            cache.curve = Curve()
+            results.append(([generate(ids, max_new_tokens=10)(model, cache)], cache))
+    assert_same(results)
+    assert all(layer.home is not None and layer.capacity >= 25 for layer in results[1][1].layers)
 
 
 # What goes wrong.

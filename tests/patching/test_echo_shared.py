@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import buzz
+from buzz.cache import PerRow
 from buzz.policies import Held, Places, Plan
 from buzz.policies.comb import CombPolicy
 from tests.conftest import left_pad, tiny_llama, tokens
@@ -66,8 +67,10 @@ def outputs(model, policy, positions, calls):
 
 @BOTH
 @SCOPES
-def test_heads_that_share_and_get_the_same_are_heads_that_do_not(scope, positions):
+@pytest.mark.parametrize("lead", [0, 2])
+def test_heads_that_share_and_get_the_same_are_heads_that_do_not(monkeypatch, scope, positions, lead):
     """In pools a later call is read twice as elsewhere."""
+    monkeypatch.setattr("buzz.cache.echo._LEAD", lead)
     model = tiny_llama()
     calls = [(tokens(2, n, seed=n), None) for n in (25, 1, 1, 9, 1, 1, 30, 1)]
     with buzz.patch_model(model):
@@ -121,15 +124,18 @@ def test_chunks_are_calls_that_are_taken_back_from_pools(scope, positions):
 
 @SCOPES
 @torch.no_grad()
-def test_rows_together_are_rows_alone(scope):
+@pytest.mark.parametrize("capacities", [(10, 10, 10, 10), (12, 10, 8, 9)], ids=str)
+def test_rows_together_are_rows_alone(scope, capacities):
     model, rows = tiny_llama(), [tokens(1, n, seed=n)[0] for n in (31, 12, 20, 2)]
+    policies = [comb(scope=scope, capacity=capacity) for capacity in capacities]
+    policy = PerRow(policies) if len(set(policies)) > 1 else policies[0]
     ids, mask = left_pad(rows)
     further = [tokens(4, n, seed=60 + n) for n in (1, 1, 9, 1, 1, 14, 1)]
     with buzz.patch_model(model):
-        together, cache = outputs(model, comb(scope=scope), "cache", [(ids, mask), *((more, None) for more in further)])
+        together, cache = outputs(model, policy, "cache", [(ids, mask), *((more, None) for more in further)])
         for row, text in enumerate(rows):
             calls = [(text[None], None), *((more[row : row + 1], None) for more in further)]
-            alone, single = outputs(model, comb(scope=scope), "cache", calls)
+            alone, single = outputs(model, policies[row], "cache", calls)
             for a, b in zip(together, alone, strict=True):
                 torch.testing.assert_close(a[row], b[0], atol=1e-4, rtol=1e-4)
             assert single.lengths == [cache.lengths[row]]
