@@ -95,10 +95,8 @@ class BeehiveLayer(CacheLayerMixin):
 
     def append_to_pool(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor, Rows]:
         """`append` of a layer in a pool; what its queries may see as of `Pool.seen`."""
-        pool, end = self.pool, max(step.ends)
+        pool = self.pool
         assert pool is not None
-        if end > pool.capacity:
-            pool.grow(max(end, step.capacity))
         pool.append(self.member, k.detach(), v.detach(), step.counts)
         return pool.seen(self.member, step.counts)
 
