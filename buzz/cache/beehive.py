@@ -166,7 +166,9 @@ class BeehiveCache(Cache):
         if store.pool is None:
             keys, values = store.append(k, v, step, least, borrow=hearing is None)
             return Slots(keys, values, step.starts, step.counts, step.spec, self._shape.windows[layer])
-        keys, values, starts = store.append_to_pool(k, v, step, least)
+        schedule = calls.schedule_of[layer]
+        self._shared[schedule].make_room(calls.groups[schedule].index(layer), step, least)
+        keys, values, starts = store.append_to_pool(k, v, step)
         heads = k.shape[1]
         counts, spec = Rows(count for count in step.counts for _ in range(heads)), step.spec
         if spec is not None and isinstance(spec.queries, tuple):
@@ -263,13 +265,13 @@ class BeehiveCache(Cache):
         step = call.steps[self._calls.schedule_of[group[0]]]
         settle_alike([self.layers[i] for i in group], step, self._least[group[0]], self._watch(group))
 
-    def _end(self, call: Call) -> None:
+    def _end(self, call: Call, served: bool = False) -> None:
         """All layers have passed the call: run the evictions that are still due, and close it."""
         if rest := self._waiting.rest():
             self._settle_alike(call, rest)
         calls, stacked = self._calls, set(self._shared)
         for schedule, shared in self._shared.items():
-            shared.end(call.steps[schedule], self._watch(calls.groups[schedule]))
+            shared.end(call.steps[schedule], self._watch(calls.groups[schedule]), served)
         if call.columns == 1:
             for schedule, stack in self._stacks.items():
                 layers = calls.groups[schedule]
@@ -403,7 +405,7 @@ class BeehiveCache(Cache):
 
     def finish(self) -> None:
         """End the open one-token call: its tokens are in the stacks, and so is what the slots received."""
-        self._end(self._open)
+        self._end(self._open, served=True)
 
     def mark(self) -> Any:
         """The state of everything but the tensors, for `rewind`."""
@@ -412,6 +414,9 @@ class BeehiveCache(Cache):
     def rewind(self, mark: Any) -> None:
         """Forget the calls since `mark()`: those wrote nothing that counts, and nothing was evicted."""
         self._calls.rewind(mark)
+        for shared in self._shared.values():
+            for pool in shared.pools:
+                pool.forget_lengths()
 
     # The interface of transformers.Cache.
 
@@ -457,8 +462,8 @@ class BeehiveCache(Cache):
             raise ValueError("no row of the cache would be left: reset() it instead")
         for layer in self.layers:
             layer.take(rows)
-        for pool in self._pools:
-            pool.take(rows)
+        for shared in self._shared.values():
+            shared.take(rows)
         self._calls.take(taken)
 
     def crop(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -97,14 +97,10 @@ class BeehiveLayer(CacheLayerMixin):
         self.is_initialized = True
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def append_to_pool(
-        self, k: torch.Tensor, v: torch.Tensor, step: Step, least: int
-    ) -> tuple[torch.Tensor, torch.Tensor, Rows]:
+    def append_to_pool(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor, Rows]:
         """`append` of a layer in a pool; what its queries may see as of `Pool.seen`."""
-        pool, end = self.pool, max(least, *step.ends)
+        pool = self.pool
         assert pool is not None
-        if end > pool.capacity:
-            pool.grow(max(end, step.capacity))
         pool.append(self.member, k.detach(), v.detach(), step.counts)
         return pool.seen(self.member, step.counts)
 
