@@ -47,11 +47,12 @@ class NaiveHead:
         if self.name == "full":
             return everything, 0
         if self.name == "h2o":
-            if n <= p["heavy"] + p["window"]:
+            first = p.get("sink", 0)
+            if n <= first + p["heavy"] + p["window"]:
                 return everything, 0
-            before = everything[: n - p["window"]]
+            before = everything[first : n - p["window"]]
             ranked = sorted(before, key=lambda i: (-self.scores[i], i))
-            return sorted(ranked[: p["heavy"]]) + everything[n - p["window"] :], 0
+            return everything[:first] + sorted(ranked[: p["heavy"]]) + everything[n - p["window"] :], 0
         if self.name == "tova":
             if n <= p["capacity"]:
                 return everything, 0
