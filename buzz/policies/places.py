@@ -38,5 +38,9 @@ class Places(NamedTuple):
         """The layer that a place belongs to, int64 [R or 1, P]."""
         return self.head // (self.heads // self.layers)
 
+    def unpacked(self, length: int) -> torch.Tensor:
+        """The taken places where every head holds `length` slots: int64 [R or 1, heads * length], head after head."""
+        return (~self.taken).to(torch.uint8).argsort(dim=-1, stable=True)[:, : self.heads * length]
+
 
 __all__ = ["Places"]
