@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 
@@ -22,11 +23,17 @@ def attend(
     counts: Rows,
     scale: float,
     window: int | None = None,
+    of: Literal["sum", "largest"] = "sum",
+    lag: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and scores of one call, all its valid queries counted; see `buzz.attention.attend` for the arguments.
 
     Memory beyond the results is O(chunk * C). Softmax statistics and scores are float32 (float64 for float64 inputs,
     scores excepted).
+
+    Args:
+        of: what a slot's score is of the probabilities that it received.
+        lag: a query counts for the slots that are at least so many before its own.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     B, Hq, Lq, _ = q.shape
@@ -45,7 +52,8 @@ def attend(
         )  # [B, Hkv, G, n, end - begin]
         probs = torch.softmax(hide(logits, starts, i, begin, window), dim=-1)
         outputs.append(torch.matmul(probs.flatten(2, 3), v[:, :, begin - low : end - low]).unflatten(2, (-1, n)))
-        scores[..., begin:end] += _received(probs, counts, i)
+        before, received = scores[..., begin:end], _received(probs, starts, counts, i, begin, of, lag)
+        scores[..., begin:end] = before.maximum(received) if of == "largest" else before + received
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)  # [B, Hkv, G, Lq, D]
     return output.flatten(1, 2), scores
 
@@ -96,15 +104,31 @@ def seen(
     return (slots <= last) & (slots > last - window)
 
 
-def _received(probs: torch.Tensor, counts: Rows, first: int) -> torch.Tensor:
-    """Probability received per slot, float32 [B, Hkv, S], from the valid queries of this chunk."""
-    n = probs.shape[-2]
+def _received(
+    probs: torch.Tensor, starts: Rows, counts: Rows, first: int, begin: int, of: str, lag: int
+) -> torch.Tensor:
+    """Probability received per slot from `begin` on, float32 [B, Hkv, S], from the valid queries of this chunk."""
+    n, slots = probs.shape[-2:]
     if min(counts) < first + n:
         index = torch.arange(first, first + n, device=probs.device)
         valid = index < counts.on(probs.device)[:, None]  # [B, n]
         # Filled, not multiplied: a query past its row's end may hold anything.
         probs = probs.masked_fill(~valid[:, None, None, :, None], 0.0)
-    return probs.sum(dim=(2, 3), dtype=torch.float32)
+    if lag:
+        behind = seen(starts, first - lag, n, begin, begin + slots, probs.device)
+        probs = probs.masked_fill(~behind[:, None, None], 0.0)
+    return probs.amax(dim=(2, 3)).float() if of == "largest" else probs.sum(dim=(2, 3), dtype=torch.float32)
+
+
+def counted(
+    starts: Rows, firsts: Rows, counts: Rows, slots: int, device: torch.device, window: int | None = None, lag: int = 0
+) -> torch.Tensor:
+    """How many of the queries firsts[b] .. counts[b] - 1 count for each of so many slots: int64 [B, slots]."""
+    start, first, end = (rows.on(device)[:, None] for rows in (starts, firsts, counts))
+    query = torch.arange(slots, device=device) - start  # the one that sits in the slot
+    if window is not None:
+        end = end.minimum(query + window)
+    return (end - first.maximum(query + lag)).clamp(min=0)
 
 
 def attend_step(
@@ -122,34 +146,63 @@ def attend_step(
     sin: torch.Tensor | None = None,
     live: torch.Tensor | None = None,
     window: int | None = None,
+    of: str = "sum",
+    beyond: int = 0,
+    begin: torch.Tensor | None = None,
+    longest: int | None = None,
 ) -> torch.Tensor:
-    """`buzz.attention.step.attend_step`: all C slots under a mask, float32 arithmetic (float64 for float64 inputs)."""
+    """`buzz.attention.step.attend_step`: all slots under a mask, float32 arithmetic (float64 for float64 inputs)."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    B, Hkv, C, D = keys.shape
-    slot = lengths.long()
-    at = slot[:, None, None, None].expand(B, Hkv, 1, D)
-    keys.scatter_(2, at, k[:, :, None])
-    values.scatter_(2, at, v[:, :, None])
-    queries, seen = q.to(dtype), keys.to(dtype)
+    Hkv, D = k.shape[1:]
+    if begin is None:
+        slot, C, places = lengths.long()[:, None], keys.shape[2], None  # [B, 1]: of all heads
+        at = slot[..., None, None].expand(-1, Hkv, 1, D)
+        keys.scatter_(2, at, k[:, :, None])
+        values.scatter_(2, at, v[:, :, None])
+        seen_keys, seen_values = keys, values
+    else:
+        assert longest is not None
+        slot, C = lengths.long(), longest  # [B, Hkv]
+        at = (begin + slot)[..., None].expand(-1, -1, D)
+        keys.scatter_(1, at, k)
+        values.scatter_(1, at, v)
+        # What follows a head's slots belongs to others, and is masked.
+        places = (begin.long()[..., None] + torch.arange(C, device=q.device)).clamp(max=keys.shape[1] - 1)
+        gathered = places.flatten(1)[..., None].expand(-1, -1, D)
+        seen_keys, seen_values = (pool.gather(1, gathered).unflatten(1, (Hkv, C)) for pool in (keys, values))
+    queries, seen_keys = q.to(dtype).unflatten(1, (Hkv, -1)), seen_keys.to(dtype)  # [B, Hkv, G, D], [B, Hkv, C, D]
     if cos is not None and sin is not None:
-        queries = _rotate(queries, cos[slot][:, None], sin[slot][:, None])
-        seen = _rotate(seen, cos[:C], sin[:C])
-    queries = queries.unflatten(1, (Hkv, -1)) * scale  # [B, Hkv, G, D]
+        queries = _rotate(queries, cos[slot][:, :, None], sin[slot][:, :, None])
+        seen_keys = _rotate(seen_keys, cos[:C], sin[:C])
+    queries = queries * scale
     if logn_base is not None:
-        queries = queries * ((slot + 1).to(dtype).log() / math.log(logn_base))[:, None, None, None]
-    logits = queries @ seen.transpose(2, 3)  # [B, Hkv, G, C]
-    slots = torch.arange(C, device=q.device)
-    hidden = slots > slot[:, None]
+        queries = queries * ((slot + 1).to(dtype).log() / math.log(logn_base))[..., None, None]
+    logits = queries @ seen_keys.transpose(2, 3)  # [B, Hkv, G, C]
+    slots, last = torch.arange(C, device=q.device), slot[..., None]
+    hidden = slots > last  # [B, 1 or Hkv, C]
     if window is not None:
-        hidden |= slots <= slot[:, None] - window
-    probs = logits.masked_fill_(hidden[:, None, None], -torch.inf).softmax(dim=-1)
+        hidden |= slots <= last - window
+    probs = logits.masked_fill_(hidden[:, :, None], -torch.inf).softmax(dim=-1)
     if scores is not None:
-        received = probs.sum(dim=2, dtype=torch.float32)  # [B, Hkv, C]
-        scores.add_(received if live is None else received.masked_fill_(live == 0, 0.0))
-    return (probs @ values.to(dtype)).flatten(1, 2).to(q.dtype)
+        received = probs.amax(dim=2).float() if of == "largest" else probs.sum(dim=2, dtype=torch.float32)
+        if of == "mean":
+            received /= probs.shape[2]
+        if beyond:
+            received.masked_fill_(slots >= last - beyond, 0.0)
+        if live is not None:
+            received.masked_fill_(live == 0, 0.0)
+        # Where nothing is received, adding 0 and the larger of a score and 0 leave what is there.
+        if places is not None:
+            how = "amax" if of == "largest" else "sum"
+            scores.scatter_reduce_(1, places.flatten(1), received.flatten(1), how)
+        elif of == "largest":
+            torch.maximum(scores, received, out=scores)
+        else:
+            scores.add_(received)
+    return (probs @ seen_values.to(dtype)).flatten(1, 2).to(q.dtype)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [B, H, L, D] or [B, H, D] with its halves rotated against each other; sin is signed."""
+    """x [B, H, L, D] with its halves rotated against each other; sin is signed."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat([x[..., half:], x[..., :half]], dim=-1) * sin

@@ -193,10 +193,11 @@ class Engine:
             )
             for (schedule, layers), capacity, scores in zip(groups.items(), key.capacities, key.scores, strict=True)
         }  # fmt: skip
-        layers = []
+        layers, received = [], dict(zip(groups, key.received, strict=True))
         for layer, (schedule, base) in enumerate(zip(key.schedules, key.bases, strict=True)):
             table = self._table(layer, max(key.capacities), like) if key.slot_positions else None
-            layers.append(Place(schedule, groups[schedule].index(layer), cache.window(layer), base, table))
+            member = groups[schedule].index(layer)
+            layers.append(Place(schedule, member, cache.window(layer), base, table, received[schedule]))
         head, stacked = self.model.get_output_embeddings(), list(stacks.values())
         slots = key.slot_positions
         step = StaticStep(self._family, self._positions, self._backbone, head, stacked, layers, slots)

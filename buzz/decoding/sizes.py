@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from buzz.cache import BeehiveCache
 from buzz.policies import Policy
@@ -12,17 +12,26 @@ _ROUND, _ROUND_UNBOUNDED = 64, 512  # slots; coarse where a cache grows with its
 _AHEAD = 4096  # most steps that such a cache gets room for in advance; a bound above this counts as none
 
 
+class Received(NamedTuple):
+    """What a slot's score is made of; see `ScoreSpec`."""
+
+    of: Literal["sum", "mean", "largest"]
+    beyond: int
+
+
 class Key(NamedTuple):
     """What buffers and a captured step depend on.
 
     schedules, bases: of each layer: its schedule and its log-n base. capacities, scores: of each schedule: slots, and
-    the kind of scores.
+    the kind of scores. received: of each schedule, what scores are made of: `of` and `beyond` of its `ScoreSpec`; None
+    where there are none.
     """
 
     rows: int
     schedules: tuple[int, ...]
     capacities: tuple[int, ...]
     scores: tuple[str | None, ...]
+    received: tuple[Received | None, ...]
     bases: tuple[float | None, ...]
     slot_positions: bool
 
@@ -43,14 +52,17 @@ class Sizes:
         """
         capacities: list[int] = []
         scores: list[str | None] = []
+        received: list[Received | None] = []
         for schedule, layers in cache.groups.items():
             policies = cache.row_policies(schedule, rows)
             capacity = self._capacity(policies, states[schedule], steps, cache.least_slots(layers[0]))
             spec = policies[0].score_spec
             if spec is None or (not spec.accumulate and not _evicts(policies, states[schedule], capacity)):
                 scores.append(None)
+                received.append(None)
             else:
                 scores.append("kept" if spec.accumulate else "call")
+                received.append(Received(spec.of, spec.beyond))
             capacities.append(capacity)
         schedules = {layer: schedule for schedule, layers in cache.groups.items() for layer in layers}
         return Key(
@@ -58,6 +70,7 @@ class Sizes:
             schedules=tuple(schedules[layer] for layer in range(len(cache.layers))),
             capacities=tuple(capacities),
             scores=tuple(scores),
+            received=tuple(received),
             bases=tuple(cache.logn_base(layer) for layer in range(len(cache.layers))),
             slot_positions=cache.positions == "cache",
         )

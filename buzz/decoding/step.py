@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from buzz.cache.stack import Stack
+from buzz.decoding.sizes import Received
 from buzz.kernels.device import runs_triton
 from buzz.models.family import Family
 from buzz.models.positions import Learned, Rotary
@@ -32,13 +33,15 @@ MODULES = Stages(run_layer, run_head)
 
 class Place(NamedTuple):
     """A layer: its schedule, its number in the stack of that, its window and base of the log-n scaling if it has them,
-    and the rotation of its slots: cos and sin [at least capacity, D], None where none is to be rotated."""
+    the rotation of its slots: cos and sin [at least capacity, D], None where none is to be rotated; and what its scores
+    are made of, if it has any."""
 
     schedule: int
     member: int
     window: int | None
     logn_base: float | None
     table: tuple[torch.Tensor, torch.Tensor] | None
+    received: Received | None
 
 
 class StaticStep:
@@ -80,9 +83,10 @@ class StaticStep:
             if stack.call_scores is not None:
                 scores = stack.call_scores[place.member]
             cos, sin = (None, None) if place.table is None else place.table
+            how = {} if place.received is None else place.received._asdict()
             lengths = self.lengths[place.schedule]
             self.layers.append(
-                StaticLayer(keys, values, scores, lengths, self.live, place.window, place.logn_base, cos, sin)
+                StaticLayer(keys, values, scores, lengths, self.live, place.window, place.logn_base, cos, sin, **how)
             )
 
     def __call__(self, stages: Stages = MODULES) -> None:

@@ -226,15 +226,24 @@ class Policy:
         """
         raise NotImplementedError
 
-    def share(self, held: Held, places: Places, length: int, sampled: int = 0) -> torch.Tensor:
+    @property
+    def shortlist(self) -> int | None:
+        """With scope "model", the most that `share` leaves a layer, as a multiple of the mean; None: there is no such
+        bound. A layer that is done with a prompt is cut to that much at once, so that no more is held meanwhile."""
+        return None
+
+    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
         """`select` where heads share: the places that stay, with `kept` slots a head in the mean.
 
         Args:
             held: of the pool of each row, [R, P].
-            places: which slot of which head each place holds; `length` slots a head in the mean.
+            places: which slot of which head each place holds.
+            kept: fewer than the heads hold in the mean.
+            chosen: of one layer, with scope "model": so many are marked, `kept * shortlist` or all that there are, and
+                among them are all that would stay of it with any other layers beside it; None: `kept`.
 
         Returns:
-            bool [R, P], true in exactly `kept * places.heads` taken places of each row, at least one of each head.
+            bool [R, P], true in `(chosen or kept) * places.heads` taken places of a row, some of each head.
         """
         raise NotImplementedError
 

@@ -15,6 +15,7 @@ from buzz.policies.ranking import ends_and_highest
 from buzz.policies.sharing import share
 
 _NEAR = 16  # slots behind a query that are too near to count in the mean of the first reading
+_SHORTLIST = 2  # slots that a layer keeps at most until a prompt is read, as a multiple of the mean
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,10 +112,14 @@ class CombPolicy(Policy):
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
         return ends_and_highest(self._worth(held)[..., :length], self.capacity, self.sink, self.window)
 
-    def share(self, held: Held, places: Places, length: int, sampled: int = 0) -> torch.Tensor:
+    @property
+    def shortlist(self) -> int | None:
+        return _SHORTLIST if self.scope == "model" and not self.echo else None
+
+    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
         return share(
-            self._worth(held), places, self.capacity,
-            sink=self.sink, window=self.window, floor=self.floor, ceiling=self.ceiling,
+            self._worth(held), places, kept, chosen,
+            sink=self.sink, window=self.window, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.shortlist,
         )  # fmt: skip
 
     def _worth(self, held: Held) -> torch.Tensor:

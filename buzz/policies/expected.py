@@ -66,18 +66,20 @@ class ExpectedAttentionPolicy(PromptPolicy):
     def least_share(self) -> float:
         return self.floor
 
-    def worth(self, held: Held, length: int) -> torch.Tensor:
-        keys = held.keyed(self.name)[..., :length, :].float()  # [R, H, L, D]
+    def worth(self, held: Held, end: torch.Tensor) -> torch.Tensor:
+        keys = held.keyed(self.name).float()  # [R, H, L, D]
         if held.queries is None:
             raise ValueError(f"{self.name}: select needs the moments of queries")
         rows, heads = keys.shape[:2]
         means = held.queries.mean.view(rows, heads, -1, keys.shape[-1])  # [R, H, group, D]
         covariances = held.queries.covariance.view(*means.shape, -1)  # [R, H, group, D, D]
+        slots = torch.arange(keys.shape[2], device=keys.device)
+        apart = (slots < self.sink) | (slots >= end)  # [.., L]
         total = torch.zeros(keys.shape[:-1], device=keys.device)
         for mean, covariance in zip(means.unbind(2), covariances.unbind(2), strict=True):
-            logits = keys @ mean[..., None] + ((keys @ covariance) * keys).sum(-1, keepdim=True) / 2
-            total[..., self.sink :] += logits[..., self.sink :, 0].softmax(dim=-1)
-        norms = held.valued(self.name)[..., :length, :].float().norm(dim=-1)
+            logits = (keys @ mean[..., None])[..., 0] + ((keys @ covariance) * keys).sum(-1) / 2
+            total += logits.masked_fill(apart, -torch.inf).softmax(dim=-1)
+        norms = held.valued(self.name).float().norm(dim=-1)
         return total / means.shape[2] * norms
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:

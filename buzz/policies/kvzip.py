@@ -58,8 +58,8 @@ class KVzipPolicy(PromptPolicy):
     def ends(self) -> tuple[int, int]:
         return self.sink, self.window
 
-    def worth(self, held: Held, length: int) -> torch.Tensor:
-        return held.scored(self.name)[..., :length]
+    def worth(self, held: Held, end: torch.Tensor) -> torch.Tensor:
+        return held.scored(self.name)
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if "capacity" in fixed:

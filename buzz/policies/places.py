@@ -31,16 +31,22 @@ class Places(NamedTuple):
     @property
     def taken(self) -> torch.Tensor:
         """Which places hold a slot: bool [R or 1, P]."""
-        return self.slot < self.length.gather(1, self.head)
+        return self.slot < self.of_head(self.length)
+
+    def of_head(self, figures: torch.Tensor) -> torch.Tensor:
+        """What each place's head has of figures [R or 1, heads]: [R or 1, P]."""
+        rows = max(len(figures), len(self.head))
+        return figures.expand(rows, -1).gather(1, self.head.expand(rows, -1))
+
+    def counted(self, which: torch.Tensor) -> torch.Tensor:
+        """How many places of each head are true of `which`, bool [R, P]: int64 [R, heads]."""
+        counts = torch.zeros(len(which), self.heads, dtype=torch.int64, device=which.device)
+        return counts.scatter_add_(1, self.head.expand(len(which), -1), which.long())
 
     @property
     def layer(self) -> torch.Tensor:
         """The layer that a place belongs to, int64 [R or 1, P]."""
         return self.head // (self.heads // self.layers)
-
-    def unpacked(self, length: int) -> torch.Tensor:
-        """The taken places where every head holds `length` slots: int64 [R or 1, heads * length], head after head."""
-        return (~self.taken).to(torch.uint8).argsort(dim=-1, stable=True)[:, : self.heads * length]
 
 
 __all__ = ["Places"]

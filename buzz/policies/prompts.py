@@ -16,7 +16,7 @@ class PromptPolicy(Policy):
 
     So the cache grows with the answer, and a text that is read token by token is not compressed at all. A prompt that
     fits is left alone for good. `sampled` marks a row whose first call is over. All heads hold equally many slots when
-    they share, since none has evicted before.
+    they share, in rooms of equal size, since none has evicted before.
     """
 
     capacity: int
@@ -31,8 +31,13 @@ class PromptPolicy(Policy):
         """Part of the capacity that a head has at least, where heads share."""
         return 0.0
 
-    def worth(self, held: Held, length: int) -> torch.Tensor:
-        """What slots are ranked by, float32 [R, H, length], of equal heads; of slots that stay anyway anything."""
+    def worth(self, held: Held, end: torch.Tensor) -> torch.Tensor:
+        """What slots are ranked by, float32 [R, H, L]; anything past `end`, and of slots that stay anyway.
+
+        Args:
+            held: of equal heads, [R, H, L].
+            end: slots that they hold, int64, broadcast to [R, H, L]; what lies past them is undefined.
+        """
         raise NotImplementedError
 
     @property
@@ -50,32 +55,22 @@ class PromptPolicy(Policy):
         return Plan(kept, kept)
 
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
-        worth = self.worth(held, length)
+        worth = self.worth(held, torch.tensor(length, device=held.device))[..., :length]
         if length <= self.capacity:
             return torch.arange(length, device=worth.device).expand(*worth.shape[:2], -1)
         return ends_and_highest(worth, self.capacity, *self.ends)
 
-    def share(self, held: Held, places: Places, length: int, sampled: int = 0) -> torch.Tensor:
-        at = places.unpacked(length).expand(held.shape[0], -1)  # [R, heads * length]
-        kept = self.divide(
-            held.each(lambda t: _gathered(t, at, places.heads)), min(length, self.capacity), places.layers
-        )
-        return at.new_zeros(held.shape, dtype=torch.bool).scatter(1, at, kept.flatten(1))
-
-    def divide(self, held: Held, kept: int, layers: int) -> torch.Tensor:
-        """`share` for equal heads without a free place between them: a mask, bool [R, heads, length]."""
-        _, heads, length = held.shape
+    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
         sink, window = self.ends
+        worth = self.worth(by_head(held, places), places.length[:, :1, None])
         return share(
-            self.worth(held, length).flatten(1), Places.equal(heads, layers, length, held.device), kept,
-            sink=sink, window=window, floor=self.least_share,
-        ).unflatten(1, (heads, length))  # fmt: skip
+            worth.flatten(1), places, kept, chosen, sink=sink, window=window, floor=self.least_share
+        )  # fmt: skip
 
     def _widest(self) -> dict[str, int]:
         return {"capacity": self.most.get("capacity", LONGEST)}
 
 
-def _gathered(tensor: torch.Tensor, at: torch.Tensor, heads: int) -> torch.Tensor:
-    """The places of an index [R, N] of what a pool holds, [R, P, ...], as [R, heads, N / heads, ...]."""
-    index = at.view(*at.shape, *[1] * (tensor.dim() - 2)).expand(-1, -1, *tensor.shape[2:])
-    return tensor.gather(1, index).unflatten(1, (heads, -1))
+def by_head(held: Held, places: Places) -> Held:
+    """What a pool holds [R, P] as [R, heads, P / heads], where all heads hold equally much in rooms of equal size."""
+    return held.each(lambda t: t.unflatten(1, (places.heads, -1)))

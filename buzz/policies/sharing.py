@@ -12,6 +12,7 @@ def share(
     worth: torch.Tensor,
     places: Places,
     kept: int,
+    chosen: int | None = None,
     *,
     sink: int = 0,
     window: int = 0,
@@ -36,10 +37,11 @@ def share(
         worth: float32 [R, P]; of free places anything.
         places: which slot of which head each place holds; all heads of a row together at least `kept * heads` slots.
         kept: slots that a head keeps in the mean; at least 1, sink + window and what floor asks for.
+        chosen: so many are marked in place of `kept`, in the same order.
         ceiling, layer_ceiling: at least 1; None: there is none.
 
     Returns:
-        bool [R, P], true in `kept * places.heads` taken places of each row.
+        bool [R, P], true in `(chosen or kept) * places.heads` taken places of each row.
     """
     rows, size = worth.shape
     head, slot, length = (t.expand(rows, -1) for t in (places.head, places.slot, places.length))  # [R, P], [R, heads]
@@ -59,7 +61,7 @@ def share(
         turn = _turns(layer, group * size + rank, taken, lengths, here)
         group = group.where((group != 1) | (turn < int(layer_ceiling * kept * heads)), 2)
     order = torch.where(taken, group * size + rank, 4 * size).argsort(dim=-1, stable=True)
-    return torch.zeros_like(taken).scatter(1, order, here < kept * places.heads)
+    return torch.zeros_like(taken).scatter(1, order, here < (chosen or kept) * places.heads)
 
 
 def _turns(

@@ -11,12 +11,11 @@ import torch.nn.functional as F
 
 from buzz.policies.base import Policy, Scope, ScoreSpec
 from buzz.policies.held import Held
-from buzz.policies.prompts import PromptPolicy
+from buzz.policies.places import Places
+from buzz.policies.prompts import PromptPolicy, by_head
 from buzz.policies.ranking import kept_slots, ranked
 
-# Of CriticalKV: the part of a head's slots that attention alone decides, and what is added to mean attention.
-_FIRST = 0.5
-_EPSILON = 1e-4
+_EPSILON = 1e-4  # of CriticalKV: what is added to mean attention
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,42 +86,42 @@ class SnapKVPolicy(PromptPolicy):
     def least_share(self) -> float:
         return self.floor
 
-    def worth(self, held: Held, length: int) -> torch.Tensor:
-        scores = held.scored(self.name)[..., :length]
-        history = scores[..., : max(0, length - self.window)]
-        if not history.shape[-1]:
-            return scores
+    def worth(self, held: Held, end: torch.Tensor) -> torch.Tensor:
+        scores = held.scored(self.name)
+        history = torch.arange(scores.shape[-1], device=scores.device) < end - self.window
         # Zeros beside the ends take part in the average, as in the paper's release.
-        pooled = F.avg_pool1d(history, self.kernel, stride=1, padding=self.kernel // 2)
-        return torch.cat([pooled, scores[..., history.shape[-1] :]], dim=-1)
+        return F.avg_pool1d(scores.where(history, 0), self.kernel, stride=1, padding=self.kernel // 2)
 
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
         if not self.values or length <= self.capacity:
             return super().select(held, length, sampled)
-        worth = self.worth(held, length)
-        return kept_slots(self._critical(held, worth, worth.new_full((1, 1, 1), self.capacity), 1), self.capacity)
+        end, budgets = (torch.tensor(n, device=held.device) for n in (length, self.capacity))
+        return kept_slots(self._critical(held, end, budgets, 1), self.capacity)
 
-    def divide(self, held: Held, kept: int, layers: int) -> torch.Tensor:
-        mask = super().divide(held, kept, layers)
+    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
+        mask = super().share(held, places, kept, chosen)
         if not self.values:
             return mask
+        budgets = mask.unflatten(1, (places.heads, -1)).sum(dim=-1, keepdim=True)  # [R, heads, 1]
         least = int(self.floor * kept)
-        return self._critical(held, self.worth(held, held.shape[-1]), mask.sum(dim=-1, keepdim=True), least)
+        return self._critical(by_head(held, places), places.length[:, :1, None], budgets, least).flatten(1)
 
-    def _critical(self, held: Held, worth: torch.Tensor, budgets: torch.Tensor, least: int) -> torch.Tensor:
+    def _critical(self, held: Held, end: torch.Tensor, budgets: torch.Tensor, least: int) -> torch.Tensor:
         """CriticalKV's slots of each head: a mask, bool [R, H, L].
 
         Args:
-            worth: mean attention, float32 [R, H, L].
+            held: of equal heads, [R, H, L]; scores are means.
+            end: slots that they hold, as for `worth`.
             budgets: slots that a head keeps, broadcast to [R, H, 1].
             least: slots that attention alone decides at least.
         """
-        length = worth.shape[-1]
-        slots = torch.arange(length, device=worth.device)
-        window = (slots >= length - self.window).expand(worth.shape)
-        by_attention = _best(worth, window, (budgets * _FIRST).floor().clamp(min=max(least, self.window)))
-        norms = held.valued(self.name)[..., :length, :].float().abs().sum(dim=-1)
-        return _best((worth + _EPSILON) * norms, by_attention, budgets)
+        worth = self.worth(held, end)
+        slots = torch.arange(worth.shape[-1], device=worth.device)
+        past, window = (slots >= end - n for n in (0, self.window))
+        first = (budgets // 2).clamp(min=max(least, self.window))
+        by_attention = _best(worth.masked_fill(past, -torch.inf), window & ~past, first)
+        norms = held.valued(self.name).float().abs().sum(dim=-1)
+        return _best(((worth + _EPSILON) * norms).masked_fill(past, -torch.inf), by_attention, budgets)
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if "capacity" in fixed:
@@ -137,9 +136,11 @@ class SnapKVPolicy(PromptPolicy):
 def _best(worth: torch.Tensor, first: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Mask of a head's `counts` [R, H, 1] slots [R, H, L]: those that come first, then those of highest worth."""
     order = ranked(worth)
-    order = order.gather(-1, (~first.gather(-1, order)).to(torch.uint8).argsort(dim=-1, stable=True))
+    order = order.gather(
+        -1, (~first.expand(worth.shape).gather(-1, order)).to(torch.uint8).argsort(dim=-1, stable=True)
+    )
     chosen = torch.arange(worth.shape[-1], device=worth.device) < counts
-    return torch.zeros_like(first).scatter(-1, order, chosen.expand_as(order))
+    return torch.zeros_like(worth, dtype=torch.bool).scatter(-1, order, chosen.expand_as(order))
 
 
 @dataclass(frozen=True, repr=False)

@@ -25,9 +25,9 @@ def test_shares_equal_the_reference(policy, seed, data):
     places = places_of([lengths], [lengths], 2)
     scores = torch.randint(0, 4, (1, 4 * length), generator=generator).float()
     values = torch.randint(0, 3, (1, 4 * length, 1), generator=generator).half()
-    mask = policy.share(Held(scores, values=values), places, length)
+    mask = policy.share(Held(scores, values=values), places, policy.capacity)
     worth = scores * values[..., 0] if policy.values else scores
-    rule = (policy.sink, policy.window, policy.floor, policy.ceiling, None)
+    rule = (policy.sink, policy.window, policy.floor, policy.ceiling, policy.shortlist)
     assert set(mask[0].nonzero()[:, 0].tolist()) == naive_share(worth, places, 0, policy.capacity, *rule)
 
 
@@ -70,7 +70,7 @@ def test_it_evicts_once_in_so_many_tokens(lazy, slack):
 
 def test_slots_of_equal_worth_fall_to_the_lower_head_and_the_older_slot():
     policy = make_policy("comb", capacity=3, sink=0, window=1, floor=0, lazy=1)
-    mask = policy.share(Held(torch.ones(1, 10)), Places.equal(2, 2, 5, torch.device("cpu")), 5)
+    mask = policy.share(Held(torch.ones(1, 10)), Places.equal(2, 2, 5, torch.device("cpu")), 3)
     assert mask.view(2, 5).tolist() == [[True] * 5, [False] * 4 + [True]]
 
 
@@ -81,6 +81,6 @@ def test_what_it_reads_must_be_there(scope):
     with pytest.raises(ValueError, match="comb: select needs values"):
         policy.select(Held(scores), 5)
     with pytest.raises(ValueError, match="comb: select needs values"):
-        policy.share(Held(scores.view(1, 10)), places, 5)
+        policy.share(Held(scores.view(1, 10)), places, 3)
     with pytest.raises(ValueError, match="comb: select needs scores"):
-        policy.share(Held(), places, 5)
+        policy.share(Held(), places, 3)

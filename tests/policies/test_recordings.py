@@ -26,12 +26,12 @@ def seen(layer: int, scores: str | None, mean: bool = False) -> Held:
 
 def kept_by(policy: Policy, held: Held, layers: int = 1) -> list[list[int]]:
     """The slots that each head keeps."""
-    assert policy.plan(LENGTH) is not None
+    assert policy.plan(LENGTH).kept < LENGTH
     if policy.scope == "head":
         return policy.select(held, LENGTH)[0].tolist()
     heads = held.shape[1]
     pool = held.each(lambda t: t.flatten(1, 2))
-    mask = policy.share(pool, Places.equal(heads, layers, LENGTH, torch.device("cpu")), LENGTH)
+    mask = policy.share(pool, Places.equal(heads, layers, LENGTH, torch.device("cpu")), CAPACITY)
     return [head.nonzero()[:, 0].tolist() for head in mask.view(heads, LENGTH)]
 
 
