@@ -162,7 +162,7 @@ class Policy:
 
     @property
     def reads(self) -> frozenset[str]:
-        """What else `select` and `share` look at: "keys", "values"."""
+        """What else `select` and `share` look at: "keys", "values", "queries" (`buzz.policies.held.Held`)."""
         return frozenset()
 
     @property
