@@ -385,22 +385,31 @@ class BeehiveCache(Cache):
         """`(length, sampled)` of each row in one schedule."""
         return self._calls.states(schedule)
 
-    def offer(self, stacks: Mapping[int, Stack]) -> None:
-        """Let new buffers be allocated in the stack of each schedule; those in use stay where they are."""
-        self._stacks = dict(stacks)
+    def offer(self, stacks: Mapping[int, Stack | Pool]) -> None:
+        """Let new buffers be in the stack, or the pool, of each schedule; those in use stay where they are."""
+        self._stacks = {schedule: stack for schedule, stack in stacks.items() if isinstance(stack, Stack)}
         for schedule, layers in self.groups.items():
+            buffers = stacks[schedule]
+            if isinstance(buffers, Pool):
+                self._shared[schedule].offer(buffers)
+                continue
             for index, layer in enumerate(layers):
-                self.layers[layer].offer(stacks[schedule], index)
+                self.layers[layer].offer(buffers, index)
 
     def move_in(self) -> None:
         """Bring all layers to the stacks that were offered, which must have the room."""
+        for schedule, shared in self._shared.items():
+            shared.move_in(Rows(length for length, _ in self._calls.states(schedule)))
         for layer, store in enumerate(self.layers):
-            store.move_in(max(self.layer_lengths(layer)))
+            if store.pool is None:
+                store.move_in(max(self.layer_lengths(layer)))
 
     def leave(self) -> None:
         """Bring the layers that live in stacks to buffers of their own."""
         for layer in self.layers:
             layer.move_out()
+        for shared in self._shared.values():
+            shared.leave()
         self._stacks = {}
 
     def finish(self) -> None:

@@ -65,9 +65,12 @@ class Source(NamedTuple):
 
     def held(self, policy: Policy) -> Held:
         """What a policy is shown of it: [U, P] and [U, P, D]."""
-        names = ("scores", *(name for name in ("keys", "values") if name in policy.reads))
         equal = self.parts[0].keys.dim() == 4
-        return Held(**{name: _whole([getattr(part, name) for part in self.parts], equal) for name in names})
+        scores, keys, values = (
+            _whole([getattr(part, name) for part in self.parts], equal) if name in {"scores"} | policy.reads else None
+            for name in ("scores", "keys", "values")
+        )
+        return Held(scores, keys, values)
 
 
 def _whole(tensors: Sequence[torch.Tensor | None], equal: bool) -> torch.Tensor | None:
