@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from transformers import LlamaForCausalLM, LogitsProcessor, StoppingCriteria
 
 import buzz
 from buzz.decoding.arena import Uncaptured
+from buzz.policies import ScoreSpec
+from buzz.policies.h2o import H2OPolicy
 from tests.conftest import MODELS, left_pad, recorded, tiny_llama, tiny_opt, tokens
 from tests.models.tiny import tiny, tiny_config
 
@@ -81,6 +85,20 @@ def assert_same_caches(expected, got):
                 assert not b.scores[row, :, length:].any()
 
 
+@dataclass(frozen=True, repr=False)
+class Afar(H2OPolicy):
+    """H2O by other scores."""
+
+    name: ClassVar[str] = "afar"
+    accumulate: bool = True
+    of: str = "sum"
+    beyond: int = 0
+
+    @property
+    def score_spec(self):
+        return ScoreSpec(self.accumulate, None, self.of, self.beyond)
+
+
 def generate(prompt, mask=None, **settings):
     return lambda model, cache: model.generate(
         prompt, attention_mask=mask, past_key_values=cache, **{**GREEDY, **settings}
@@ -98,6 +116,37 @@ def test_every_policy(name, positions, kind):
     assert_same(results)
     cache = results[1][1]
     assert all(layer.home is not None for layer in cache.layers)  # it did run in static memory
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "of", "beyond"),
+    [(True, "largest", 0), (True, "largest", 5), (True, "sum", 5), (False, "largest", 3), (False, "mean", 5)],
+)
+@pytest.mark.parametrize("rows", [False, True])
+def test_largest_scores_from_afar(accumulate, of, beyond, rows):
+    how = {"window": 6, "accumulate": accumulate, "of": of, "beyond": beyond}
+    policy = buzz.PerRow([Afar(heavy=h, **how) for h in (4, 9, 7)]) if rows else Afar(heavy=7, **how)
+    results = both(tiny_llama(2), [generate(*RAGGED, max_new_tokens=30)], policy)
+    assert_same(results)
+    assert all(layer.home is not None for layer in results[1][1].layers)
+
+
+def test_steps_of_other_scores_are_other_steps():
+    """Memory of the same size does not serve two caches whose scores are made otherwise."""
+    model = tiny_llama(2)
+    policies = [
+        Afar(heavy=7, window=6, of=of, beyond=beyond) for of, beyond in (("sum", 0), ("largest", 0), ("sum", 5))
+    ]
+
+    def run(patch):
+        caches = [recorded(policy, model.config) for policy in policies]
+        with patch(model):
+            return [generate(*RAGGED, max_new_tokens=30)(model, cache) for cache in caches], caches
+
+    (ids, before), (got, after) = run(buzz.patch_model), run(static)
+    for i in range(len(policies)):
+        assert ids[i].tolist() == got[i].tolist()
+        assert_same_caches(before[i], after[i])
 
 
 @pytest.mark.parametrize("name", ["buzz", "tova", "full"])
