@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -13,9 +11,8 @@ from transformers import LlamaForCausalLM, LogitsProcessor, StoppingCriteria
 
 import buzz
 from buzz.decoding.arena import Uncaptured
-from buzz.policies import ScoreSpec
-from buzz.policies.h2o import H2OPolicy
 from tests.conftest import MODELS, left_pad, recorded, tiny_llama, tiny_opt, tokens
+from tests.decoding.afar import Afar
 from tests.models.tiny import tiny, tiny_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
@@ -83,20 +80,6 @@ def assert_same_caches(expected, got):
                     torch.testing.assert_close(y[row, :, :length], x[row, :, :length], atol=1e-5, rtol=1e-4)
             if b.scores is not None:
                 assert not b.scores[row, :, length:].any()
-
-
-@dataclass(frozen=True, repr=False)
-class Afar(H2OPolicy):
-    """H2O by other scores."""
-
-    name: ClassVar[str] = "afar"
-    accumulate: bool = True
-    of: str = "sum"
-    beyond: int = 0
-
-    @property
-    def score_spec(self):
-        return ScoreSpec(self.accumulate, None, self.of, self.beyond)
 
 
 def generate(prompt, mask=None, **settings):
