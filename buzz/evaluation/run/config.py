@@ -26,8 +26,9 @@ from buzz.evaluation.show.section import WandbConfig
 from buzz.evaluation.tasks import make_task, parse_task
 from buzz.evaluation.tasks.section import TaskConfig
 
-# Keys that the config.yaml of an older run folder may lack, and what was the case when they did not exist.
-ADDED_KEYS = {"generation.prefill_chunk_size": None}
+# Keys that the config.yaml of an older run folder may lack, and what was the case when they did not exist; some are
+# options of a task, so not every config has them.
+ADDED_KEYS = {"generation.prefill_chunk_size": None, "task.rows": "all", "task.segment": None}
 ADDED_METHOD_KEYS = {"match_by": None}  # the same, of every method
 
 

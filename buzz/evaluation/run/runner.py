@@ -6,6 +6,7 @@ All that can be wrong with a config is found before the model's weights are read
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -38,6 +39,7 @@ from buzz.evaluation.run.work import Records, Work, full_method, has_fidelity
 from buzz.evaluation.show.report.write import write_report
 from buzz.evaluation.show.tracking import Tracker, track
 from buzz.evaluation.tasks import Sample, Task, make_task
+from buzz.evaluation.tasks.section import remarks
 
 STOP = "stop"  # the flag by which one process ends the run of all
 
@@ -250,7 +252,7 @@ class _Run:
             kept = [f"every layer of this model has {window}, which it keeps: the methods decide nothing"]
         else:
             kept = self._idle()
-        return [*self._uncompared(), *kept, *self._missed()]
+        return [*remarks(dataclasses.asdict(self.config.task)), *self._uncompared(), *kept, *self._missed()]
 
     def _idle(self) -> list[str]:
         """The methods with room for more than any sample needed."""

@@ -101,10 +101,10 @@ class RunFolder:
             added = dict(ADDED_KEYS)
             for number in range(len(there["methods"])):
                 added |= {f"methods[{number}].{key}": value for key, value in ADDED_METHOD_KEYS.items()}
-            old = added | _flat(there)
+            new = _flat(yaml.safe_load(to_yaml(config)))
+            old = {key: value for key, value in added.items() if key in new} | _flat(there)
         except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError("output", f"{path} is not the config of a run", _OTHER) from error
-        new = _flat(yaml.safe_load(to_yaml(config)))
         keys = [key for key in [*old, *(key for key in new if key not in old)] if not _free(key)]
         differing = [key for key in keys if key not in old or key not in new or old[key] != new[key]]
         if differing:

@@ -14,6 +14,7 @@ from buzz.evaluation.tasks.data import read_hub_rows, read_rows
 from buzz.evaluation.tasks.fields import Row
 from buzz.evaluation.tasks.hub import FileSource, HubSource
 from buzz.evaluation.tasks.section import TaskConfig
+from buzz.evaluation.tasks.split import taker
 
 # A template: literal text and the placeholder that follows it, if any.
 Parts = list[tuple[str, "str | None"]]
@@ -45,8 +46,8 @@ class Task(ABC):
     """Data source, prompt and metrics of one benchmark.
 
     A task sets the class attributes and `reference` and `score`; one whose prompt is not made of the fields as they
-    are overrides `filling`, one that is not asked row by row (a stream, say) overrides `load`. Config keys of its own
-    are the fields of a frozen dataclass `Options`.
+    are overrides `filling`, one that is not asked row by row (a stream, say) overrides `samples`. Config keys of its
+    own are the fields of a frozen dataclass `Options`.
 
     Args:
         config: the run's `task` section.
@@ -70,15 +71,25 @@ class Task(ABC):
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
         self.options: Any = self.Options(**config.options)
+        self.taken = taker(config.rows)
         self._template = self.template if config.prompt is None else config.prompt
         self._parts = parse_template(self._template, ["id", *(self.placeholders or self.fields)], "task.prompt")
 
     def load(self) -> list[Sample]:
-        """The first `task.limit` samples, in the order of the data.
+        """The first `task.limit` samples of `task.rows`, in the order of the data; at least one.
 
         Raises:
-            ConfigError: the file or the hub data set cannot be read, or a row lacks something.
+            ConfigError: the file or the hub data set cannot be read, or a row lacks something; or none is left.
         """
+        samples = self.samples()
+        if not samples:
+            of, other = ("tuning", "test") if self.config.rows == "tune" else ("test", "tune")
+            what = f"is {self.config.rows}, but no id of the data is that of a {of} row"
+            raise ConfigError("task.rows", what, f"all or {other}, or more data, is wanted")
+        return samples
+
+    def samples(self) -> list[Sample]:
+        """`load`, if anything is left."""
         return [Sample(row["id"], self.prompt(row), self.reference(row), row) for row in self._rows()]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -126,9 +137,11 @@ class Task(ABC):
     def _rows(self) -> Iterator[Row]:
         config = self.config
         if config.data is None:
-            return read_hub_rows(self.hub, config.split, self.fields, config.limit, problem=self.problem)
+            return read_hub_rows(
+                self.hub, config.split, self.fields, config.limit, problem=self.problem, keep=self.taken
+            )
         path = resolve_path(config.data, "task.data")
-        return read_rows(path, self.fields, config.limit, problem=self.problem)
+        return read_rows(path, self.fields, config.limit, problem=self.problem, keep=self.taken)
 
 
 def continuation(prompt: str, answer: str) -> str:

@@ -1,0 +1,54 @@
+"""What a run's figures are of: which rows, read how; told in the report, and part of what a folder is known by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.run.config import load_config
+from buzz.evaluation.run.runner import run
+from buzz.evaluation.show.table import text_table
+
+TUNING = {"s0", "s1"}  # of s0 to s5
+
+
+def ids(config, method="full"):
+    lines = (Path(config.output) / "samples" / f"{method}.jsonl").read_text().splitlines()
+    return {json.loads(line)["id"] for line in lines}
+
+
+@pytest.mark.parametrize(("rows", "left"), [("tune", TUNING), ("test", {"s2", "s3", "s4", "s5"})])
+def test_a_run_has_these_rows_and_says_so(write_config, rows, left):
+    config = load_config(write_config(), [f"task.rows={rows}"])
+    summary = run(config)
+    assert ids(config) == left
+    word = {"tune": "tuning", "test": "test"}[rows]
+    note = f"{word} rows alone (task.rows: {rows})"
+    assert note in summary["run"]["notes"]
+    assert note in text_table(summary)
+    for name in ("report.md", "report.html"):
+        assert note in (Path(config.output) / name).read_text()
+
+
+def test_a_folder_of_other_rows_is_refused(write_config):
+    path = write_config(methods=["full"])
+    run(load_config(path, ["task.rows=test"]))
+    with pytest.raises(ConfigError, match=r"another config \(task\.rows is 'test' there and 'tune' now\)"):
+        run(load_config(path, ["task.rows=tune"]))
+
+
+def test_a_folder_from_before_there_was_a_split_has_all_rows(write_config):
+    path = write_config(methods=["full"])
+    config = load_config(path)
+    run(config)
+    there = Path(config.output) / "config.yaml"
+    data = yaml.safe_load(there.read_text())
+    assert data["task"].pop("rows") == "all"
+    there.write_text(yaml.safe_dump(data))
+    run(config)
+    with pytest.raises(ConfigError, match=r"task\.rows is 'all' there and 'test' now"):
+        run(load_config(path, ["task.rows=test"]))
