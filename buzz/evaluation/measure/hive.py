@@ -22,7 +22,9 @@ _MOST_BYTES = 4  # of a character in UTF-8, so it has at most so many tokens
 
 
 def recordable(record: Mapping[str, Any], chunk: int | None) -> bool:
-    """Whether a sample can be shown: the view has one call for a prompt, and chunks would evict in between."""
+    """Whether a sample can be shown: the view has one call for a prompt; several would evict in between."""
+    if "context_tokens" in record:
+        return False
     return chunk is None or record["prompt_tokens"] <= chunk
 
 

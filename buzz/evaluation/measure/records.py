@@ -15,7 +15,7 @@ _RECORD = {
     **{"id": str, "prompt_hash": str, "policy": dict, "metrics": dict, "cache": dict},
     **{"new_tokens": int, "seconds": float},
 }
-_OPTIONAL = {"prompt_tokens": int, "output": str, "output_ids": list}
+_OPTIONAL = {"prompt_tokens": int, "context_tokens": int, "output": str, "output_ids": list}
 _TOKENS = ("mean_tokens", "peak_tokens", "full_mean_tokens")
 _BYTES = ("mean_bytes", "peak_bytes", "full_mean_bytes")
 _ENVIRONMENT = {

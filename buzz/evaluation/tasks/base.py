@@ -34,12 +34,14 @@ class Sample:
         prompt: the raw prompt, before any chat template.
         reference: what `Task.score` compares an answer with; text, or a list of accepted answers.
         row: the data row the sample was made from.
+        context: the start of the prompt that is read in a call of its own, before the rest; empty: all is read at once.
     """
 
     id: str
     prompt: str
     reference: Any
     row: Row
+    context: str = ""
 
 
 class Task(ABC):
@@ -53,7 +55,8 @@ class Task(ABC):
         config: the run's `task` section.
 
     Raises:
-        ConfigError: `task.prompt` is no template over the row's fields.
+        ConfigError: `task.prompt` is no template over the row's fields; or `task.query_aware` is false, and no context
+            comes before a question.
     """
 
     Options: ClassVar[type] = NoOptions
@@ -64,6 +67,9 @@ class Task(ABC):
     fields: ClassVar[dict[str, Any]]  # what every row must have, see buzz.evaluation.tasks.fields
     template: ClassVar[str]  # the default of task.prompt
     placeholders: ClassVar[Sequence[str]] = ()  # what a template may name beside {id}; empty: the fields
+    asks: ClassVar[tuple[str, str] | None] = (
+        None  # placeholders of a context and of the question about it; None: neither
+    )
     hub: ClassVar[HubSource | FileSource]  # where rows come from when task.data is null
     metrics: ClassVar[list[str]]  # in the order of the tables
     headline: ClassVar[str]  # the metric of plots
@@ -74,6 +80,8 @@ class Task(ABC):
         self.taken = taker(config.rows)
         self._template = self.template if config.prompt is None else config.prompt
         self._parts = parse_template(self._template, ["id", *(self.placeholders or self.fields)], "task.prompt")
+        if not config.query_aware:
+            self._check_order()
 
     def load(self) -> list[Sample]:
         """The first `task.limit` samples of `task.rows`, in the order of the data; at least one.
@@ -90,7 +98,12 @@ class Task(ABC):
 
     def samples(self) -> list[Sample]:
         """`load`, if anything is left."""
-        return [Sample(row["id"], self.prompt(row), self.reference(row), row) for row in self._rows()]
+        return [self.sample(row) for row in self._rows()]
+
+    def sample(self, row: Row) -> Sample:
+        """What is asked about a row."""
+        context = "" if self.config.query_aware else self._context(row)
+        return Sample(row["id"], self.prompt(row), self.reference(row), row, context)
 
     def fingerprint(self) -> dict[str, Any]:
         """Which data `load` reads: path, bytes and sha256 of a local file, or hub data set, revision and split."""
@@ -100,8 +113,7 @@ class Task(ABC):
 
     def prompt(self, row: Row) -> str:
         """The template filled in for a row; braces inside what is filled in are text."""
-        values = self.filling(row)
-        return "".join(literal + (str(values[field]) if field else "") for literal, field in self.parts(row))
+        return self._filled(row, self.parts(row))
 
     def parts(self, row: Row) -> Parts:
         """The row's template, parsed; the same for all rows unless a task has several."""
@@ -133,6 +145,28 @@ class Task(ABC):
     @abstractmethod
     def score(self, prediction: str, sample: Sample) -> dict[str, float]:
         """Every metric of `metrics` for one answer."""
+
+    def _filled(self, row: Row, parts: Parts) -> str:
+        values = self.filling(row)
+        return "".join(literal + (str(values[field]) if field else "") for literal, field in parts)
+
+    def _context(self, row: Row) -> str:
+        """The prompt up to the end of its context."""
+        assert self.asks is not None
+        parts = self.parts(row)
+        last = max(i for i, (_, field) in enumerate(parts) if field == self.asks[0])
+        return self._filled(row, parts[: last + 1])
+
+    def _check_order(self) -> None:
+        """Refuse a task or a template in which no context comes before a question."""
+        if self.asks is None:
+            what = f"is false, but {self.name} asks no question about a context"
+            raise ConfigError("task.query_aware", what, "true, or a task that does, is wanted")
+        context, question = self.asks
+        names = [field for _, field in self._parts]
+        if context not in names or question in names[: len(names) - names[::-1].index(context)]:
+            what = f"is false, but task.prompt has no {{{context}}} before {{{question}}}"
+            raise ConfigError("task.query_aware", what, "true, or a prompt that has, is wanted")
 
     def _rows(self) -> Iterator[Row]:
         config = self.config

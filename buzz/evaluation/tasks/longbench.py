@@ -119,6 +119,7 @@ class LongBench(Task):
         "all_classes": Maybe([str]),
     }
     placeholders: ClassVar[Sequence[str]] = ("dataset", "input", "context")
+    asks: ClassVar[tuple[str, str] | None] = ("context", "input")
     template: ClassVar[str] = _PASSAGES  # of most question sets; the others have theirs in DATA_SETS
     # The repository's main revision is a loading script, which `datasets` no longer runs, around this archive.
     hub: ClassVar[FileSource] = FileSource(

@@ -83,6 +83,7 @@ class Passkey(Task):
     template: ClassVar[str] = (
         "Somewhere in the following text pass keys are hidden. Remember them.\n\n{text}\n\n{question}\nAnswer:\n"
     )
+    asks: ClassVar[tuple[str, str] | None] = ("text", "question")
     metrics: ClassVar[list[str]] = ["recall", "answer_nll"]
     headline: ClassVar[str] = "recall"
 
@@ -108,7 +109,7 @@ class Passkey(Task):
             path = resolve_path(self.config.data, "task.data")
             sentences = sentences_of(path, max(self.options.lengths), "task.data")
         rows = (self._row(length, depth, index, sentences) for length, depth, index in self._grid())
-        return [Sample(row["id"], self.prompt(row), self.reference(row), row) for row in rows]
+        return [self.sample(row) for row in rows]
 
     def fingerprint(self) -> dict[str, Any]:
         if self.config.data is not None:

@@ -52,3 +52,42 @@ def test_a_folder_from_before_there_was_a_split_has_all_rows(write_config):
     run(config)
     with pytest.raises(ConfigError, match=r"task\.rows is 'all' there and 'test' now"):
         run(load_config(path, ["task.rows=test"]))
+
+
+QUESTIONS = [
+    {
+        "id": f"q{i}",
+        "question": "Who won the vote",
+        "answers": ["bee"],
+        "ctxs": [{"title": "Vote", "text": "The river stone bee won " * (3 + 2 * i)}],
+    }
+    for i in range(3)
+]
+
+
+def test_a_context_is_compressed_before_the_question(write_config, tmp_path):
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    task = {"name": "ten_qa", "data": str(data), "prompt": "{documents}\n{question}?"}
+    methods = ["full", {"policy": "h2o", "name": "h2o", "reduction": 2}, {"policy": "tova", "match": "h2o"}]
+    path = write_config(task=task, methods=methods)
+    aware = load_config(path, [f"output={tmp_path / 'aware'}"])
+    config = load_config(path, ["task.query_aware=false", f"output={tmp_path / 'not'}"])
+    before, after = run(aware), run(config)
+    note = "contexts are read, and compressed, before the questions (task.query_aware: false)"
+    assert after["run"]["notes"] == [note]
+    assert note not in before["run"].get("notes", [])
+    full, theirs = (records_of(one, "full") for one in (config, aware))
+    assert [record["output_ids"] for record in full] == [record["output_ids"] for record in theirs]
+    assert after["methods"]["h2o"]["cache"]["reduction"] == pytest.approx(2, rel=0.02)
+    for record in records_of(config, "h2o"):
+        assert record["prompt_tokens"] - record["context_tokens"] == len("\nWho won the vote?")
+    kl = [summary["methods"]["h2o"]["metrics"]["fidelity_kl"]["mean"] for summary in (before, after)]
+    assert kl[0] != pytest.approx(kl[1], rel=1e-3)
+    assert not (Path(config.output) / "hive").exists()  # the view has a single call for a prompt
+    assert run(config)["methods"] == after["methods"]
+
+
+def records_of(config, method):
+    lines = (Path(config.output) / "samples" / f"{method}.jsonl").read_text().splitlines()
+    return sorted(map(json.loads, lines), key=lambda record: record["id"])

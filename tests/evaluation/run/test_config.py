@@ -32,7 +32,15 @@ def test_defaults(base: Path) -> None:
     assert to_dict(load_config(base)) == {
         "name": "test",
         "model": {"id": "some/model", "gguf": None, "dtype": "auto", "device": "auto", "chat_template": False},
-        "task": {"name": "xsum", "data": None, "split": "validation", "limit": 200, "rows": "all", "prompt": None},
+        "task": {
+            "name": "xsum",
+            "data": None,
+            "split": "validation",
+            "limit": 200,
+            "rows": "all",
+            "prompt": None,
+            "query_aware": True,
+        },
         "methods": [
             {
                 "name": "full",
@@ -318,7 +326,11 @@ def test_round_trip(
         ("wandb.group=' '", "wandb.group: is ' '", "the name of a group"),
         # a task's own keys
         ("task.options={}", "task.options: unknown key", "allowed: name, data"),
-        ("task.protocol=lines", "task.protocol: unknown key", "allowed: name, data, split, limit, rows, prompt"),
+        (
+            "task.protocol=lines",
+            "task.protocol: unknown key",
+            "allowed: name, data, split, limit, rows, prompt, query_aware",
+        ),
         ("task=xsum", "task: is 'xsum' (text)", "a mapping"),
         ("task.name=3", "task.name: is 3", "text is wanted"),
         # a sweep is no run
