@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, metric_info
-from buzz.evaluation.measure.resampling import Resampler, ci95
+from buzz.evaluation.measure.resampling import Resampler, ci95, p_below
 
 Record = Mapping[str, Any]
 MIB = 2**20
@@ -109,6 +109,7 @@ def summarise(
     failures: Mapping[str, str],
     run: Mapping[str, Any],
     seed: int = 0,
+    compare: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """summary.json.
 
@@ -125,6 +126,8 @@ def summarise(
         run: facts about the run, kept as they are under `run`. Its `headline` (default: the first metric) chooses the
             rivals, its `full` names the full cache.
         seed: of the resampling.
+        compare: what else to compare with, by a name for it: for each method the other one. Under `paired` it has the
+            key `against NAME`; of losses also the ratio of the two means.
     """
     resampler = Resampler(seed)
     scores = {name: Scores(known, resampler) for name, known in records.items()}
@@ -141,6 +144,8 @@ def summarise(
         }
         if full in scores:
             methods[name] |= _retention(own, scores[full], metrics)
+    for label, baselines in (compare or {}).items():
+        _compare(methods, scores, label, baselines, metrics)
     for name, reason in failures.items():
         methods[name]["failed"] = reason
     return {"run": dict(run), "methods": methods}
@@ -155,14 +160,28 @@ def compared_with(
         summary: as `summarise` makes it from the records. other: a method that has records. seed: of the resampling.
     """
     resampler = Resampler(seed)
-    theirs = Scores(records[other], resampler)
+    scores = {name: Scores(known, resampler) for name, known in records.items()}
     methods = dict(summary["methods"])
-    for name, known in records.items():
-        found = _differences(Scores(known, resampler), theirs, summary["run"]["metrics"]) if name != other else {}
-        if found:
-            pairs = {**methods[name].get("paired", {}), f"against {other}": {"method": other, "metrics": found}}
-            methods[name] = {**methods[name], "paired": pairs}
+    _compare(methods, scores, other, {name: other for name in records if name != other}, summary["run"]["metrics"])
     return {**summary, "methods": methods}
+
+
+def _compare(
+    methods: dict[str, Any],
+    scores: Mapping[str, Scores],
+    label: str,
+    baselines: Mapping[str, str],
+    metrics: Sequence[str],
+) -> None:
+    """Compare methods with others, and put it into their entries: under the key `against LABEL` of `paired`."""
+    for name, other in baselines.items():
+        own, theirs = scores[name], scores[other]
+        found = _differences(own, theirs, metrics)
+        for metric, pair in found.items():
+            pair |= _ratio(own, theirs, metric)
+        if found:
+            pairs = {**methods[name].get("paired", {}), f"against {label}": {"method": other, "metrics": found}}
+            methods[name] = {**methods[name], "paired": pairs}
 
 
 def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
@@ -248,6 +267,18 @@ def _differences(own: Scores, other: Scores, metrics: Sequence[str]) -> dict[str
                 "p": p_values[ids][metric],
             }
     return found
+
+
+def _ratio(own: Scores, other: Scores, metric: str) -> dict[str, Any]:
+    """Of a loss: this method's figure over the other's on the samples that both have, its paired bootstrap interval,
+    and the one-sided p-value of its being below 1. Nothing where the other's is not above 0 in every resample."""
+    ids = own.shared(other, metric)
+    drawn = other.resampled(metric, ids)
+    if metric_info(metric).higher_is_better or not (drawn > 0).all():
+        return {}
+    ratios = own.resampled(metric, ids) / drawn
+    ratio = own.figure(metric, ids) / other.figure(metric, ids)
+    return {"ratio": ratio, "ratio_ci95": _interval(ratios), "ratio_p": p_below(ratios, 1)}
 
 
 def _retention(own: Scores, full: Scores, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -31,7 +31,7 @@ from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.load import ModelLoader, quiet_transformers
 from buzz.evaluation.models.source import ModelSource, check_model
 from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target
-from buzz.evaluation.run.config import RunConfig, to_dict
+from buzz.evaluation.run.config import RunConfig, comparisons, to_dict
 from buzz.evaluation.run.distributed import Group, PeerLostError, join
 from buzz.evaluation.run.signals import Interrupted, held_back
 from buzz.evaluation.run.store import RunFolder
@@ -212,7 +212,8 @@ class _Run:
         order = [sample.id for sample in self.samples]
         records = {name: [known[sample] for sample in order if sample in known] for name, known in self.records.items()}
         metrics = [*self.task.metrics, *(FIDELITY_METRICS if self._compared() else ())]
-        summary = summarise(records, metrics, self.failures, self._facts(metrics), self.config.seed)
+        facts, compare = self._facts(metrics), comparisons(self.config)
+        summary = summarise(records, metrics, self.failures, facts, self.config.seed, compare)
         self.folder.write_summary(summary)
         if any(records.values()):
             write_report([self.folder.path], self.folder.path)

@@ -27,8 +27,8 @@ from buzz.evaluation.run.config import ADDED_KEYS, ADDED_METHOD_KEYS, RunConfig,
 from buzz.evaluation.run.distributed import ALONE, Group
 
 # Keys in which a continued run may differ from the one that made the folder, since they change no result: what the run
-# is called, the spelling of the folder's own path, and tracking. Everything else must be equal.
-FREE_KEYS = ("name", "output", "wandb")
+# is called, the spelling of the folder's own path, tracking, and comparisons. Everything else must be equal.
+FREE_KEYS = ("name", "output", "wandb", "compare")
 _LETTERS = 40  # of a value in a message
 _TOLD = 2  # of the keys in which two configs differ
 _SHARD = r"\.shard-\d{3,}$"  # what a process's own file of samples has after the method's name
@@ -324,7 +324,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+    return any(key == free or key.startswith((f"{free}.", f"{free}[")) for free in FREE_KEYS)
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

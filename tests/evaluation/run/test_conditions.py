@@ -54,6 +54,22 @@ def test_a_folder_from_before_there_was_a_split_has_all_rows(write_config):
         run(load_config(path, ["task.rows=test"]))
 
 
+def test_methods_are_compared_with_a_named_one(write_config):
+    methods = ["full", {"policy": "h2o", "name": "h2o", "reduction": 2}, {"policy": "tova", "match": "h2o"}]
+    path = write_config(methods=methods)
+    config = load_config(path, ["compare=h2o"])
+    summary = run(config)
+    pair = summary["methods"]["tova-match-h2o"]["paired"]["against h2o"]
+    assert pair["method"] == "h2o"
+    kl = {name: summary["methods"][name]["metrics"]["fidelity_kl"]["mean"] for name in ("h2o", "tova-match-h2o")}
+    assert pair["metrics"]["fidelity_kl"]["ratio"] == pytest.approx(kl["tova-match-h2o"] / kl["h2o"])
+    for name, mark in (("report.md", "## Ratio to h2o"), ("report.html", "<h3>Ratio to h2o</h3>")):
+        assert mark in (Path(config.output) / name).read_text()
+    # What is compared changes no sample, so the same folder will do.
+    again = run(load_config(path, ["compare=[full, h2o]"]))
+    assert set(again["methods"]["h2o"]["paired"]) == {"full", "rival", "against full"}
+
+
 QUESTIONS = [
     {
         "id": f"q{i}",

@@ -57,6 +57,7 @@ def test_defaults(base: Path) -> None:
         "batch_size": 8,
         "seed": 0,
         "hive": 1,
+        "compare": [],
         "output": "runs/test",
         "wandb": {"mode": "disabled", "project": "buzz", "group": None},
     }
@@ -254,6 +255,9 @@ def test_round_trip(
         ("task.name=xsun", "task.name: unknown task 'xsun' (did you mean 'xsum'?)", "xsum, cnn_dm"),
         ("task.prompt='{article}'", "task.prompt: unknown placeholder {article}", "{document}"),
         ("model.id=null", "model: neither id nor gguf", "GGUF"),
+        ("compare=h2o", "compare: 'h2o' is no method to compare others with", "one of full is wanted"),
+        ("compare=full", "compare: 'full' is no method to compare others with", "one of full"),
+        ("compare=3", "compare: is 3 (an integer)", "the name of a method, or a list of such names"),
         # budget and match
         ("methods=[{policy: h2o, budget: 0}]", "methods[0] (h2o).budget: is 0", "a share of the prompt"),
         ("methods=[{policy: h2o, budget: 0.0}]", "methods[0] (h2o).budget: is 0.0", "a share of the prompt"),
