@@ -43,7 +43,7 @@ def test_budget_and_match(base: Path) -> None:
 
 def test_what_methods_are_compared_with(base: Path) -> None:
     text = (
-        "[full, {policy: h2o, name: h2o-reduction2.5, reduction: 2.5}, {policy: h2o, name: h2o-reduction4, reduction: 4},"
+        "[full, {policy: h2o, name: h2o-reduction2.5, reduction: 2.5}, {policy: h2o, reduction: 4},"
         " {policy: tova, reduction: 4}, {policy: buzz, reduction: 2.5}, {policy: snapkv, reduction: 8}, streaming]"
     )
     config = load_config(base, [f"methods={text}", "compare=[h2o, streaming, h2o]"])
