@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -17,6 +17,14 @@ class Spec(Protocol):
     @property
     def queries(self) -> int | Sequence[int] | None:
         """How many of a row's last queries count, for all rows or for each; None: all."""
+
+    @property
+    def of(self) -> Literal["sum", "mean", "largest"]:
+        """What a slot gets of the probabilities that the counted queries give it."""
+
+    @property
+    def beyond(self) -> int:
+        """A query counts for the slots that are more than so many before its own; 0: for all that it sees."""
 
 
 def attend(
@@ -49,7 +57,8 @@ def attend(
 
     Returns:
         output [B, Hq, Lq, D] in q's dtype, and scores float32 [B, Hkv, C] or None: the attention probability that
-        every slot received, summed over the counted queries and over the query heads of the group.
+        every slot received, summed over the counted queries and over the query heads of the group, or, as `spec.of`
+        says, the mean or the largest of these. 0 where no query counts for a slot.
 
     Raises:
         ValueError: shapes that do not fit together, a window of no slot.
@@ -73,14 +82,20 @@ def attend(
         return fused.attend(q, k, v, starts=starts, **how), None
     last = counts if spec.queries is None else [spec.queries] * B if isinstance(spec.queries, int) else spec.queries
     firsts = Rows(max(0, count - n) for count, n in zip(counts, last, strict=True))
+    lag = spec.beyond + 1 if spec.beyond else 0
+    want: dict[str, Any] = {"of": "largest" if spec.of == "largest" else "sum", "lag": lag}
     if window is None and fused.gives_scores(q):
-        return fused.attend_scored(q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale)
-    if any(firsts):
+        output, scores = fused.attend_scored(q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale, **want)
+    elif any(firsts):
         # The output needs no scores, and the scores only a few queries.
         few, starts_few, counts_few = _last_queries(q, starts, counts, firsts)
-        _, scores = naive.attend(few, k, v, starts=starts_few, counts=counts_few, **how)
-        return fused.attend(q, k, v, starts=starts, **how), scores
-    output, scores = naive.attend(q, k, v, starts=starts, counts=counts, **how)
+        _, scores = naive.attend(few, k, v, starts=starts_few, counts=counts_few, **how, **want)
+        output = fused.attend(q, k, v, starts=starts, **how)
+    else:
+        output, scores = naive.attend(q, k, v, starts=starts, counts=counts, **how, **want)
+    if spec.of == "mean":
+        number = naive.counted(starts, firsts, counts, k.shape[2], q.device, window, lag) * (Hq // k.shape[1])
+        scores = scores / number.clamp(min=1)[:, None]
     return output.to(q.dtype), scores
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -90,19 +90,29 @@ def gives_scores(q: torch.Tensor) -> bool:
 
 
 def attend_scored(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, firsts: Rows, counts: Rows, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    starts: Rows,
+    firsts: Rows,
+    counts: Rows,
+    scale: float,
+    of: Literal["sum", "largest"] = "sum",
+    lag: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and scores of one call; see `buzz.attention.attend` for the arguments.
+    """Output and scores of one call; see `buzz.attention.attend` and `buzz.attention.naive.attend` for the arguments.
 
     Args:
         firsts: of row b the queries firsts[b] .. counts[b] - 1 count for the scores.
     """
-    from buzz.kernels.column_sums import column_sums
+    from buzz.kernels.received import received
 
     if q.stride(-1) != 1:
         q = q.contiguous()
     output, lse = _by_rows(q, k, v, starts, counts, scale)
-    return output, column_sums(q, k, lse, starts=starts, firsts=firsts, counts=counts, scale=scale)
+    how: dict[str, Any] = {"scale": scale, "of": of, "lag": lag}
+    return output, received(q, k, lse, starts=starts, firsts=firsts, counts=counts, **how)
 
 
 def _by_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 
@@ -22,11 +23,17 @@ def attend(
     counts: Rows,
     scale: float,
     window: int | None = None,
+    of: Literal["sum", "largest"] = "sum",
+    lag: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and scores of one call, all its valid queries counted; see `buzz.attention.attend` for the arguments.
 
     Memory beyond the results is O(chunk * C). Softmax statistics and scores are float32 (float64 for float64 inputs,
     scores excepted).
+
+    Args:
+        of: what a slot's score is of the probabilities that it received.
+        lag: a query counts for the slots that are at least so many before its own.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     B, Hq, Lq, _ = q.shape
@@ -45,7 +52,8 @@ def attend(
         )  # [B, Hkv, G, n, end - begin]
         probs = torch.softmax(hide(logits, starts, i, begin, window), dim=-1)
         outputs.append(torch.matmul(probs.flatten(2, 3), v[:, :, begin - low : end - low]).unflatten(2, (-1, n)))
-        scores[..., begin:end] += _received(probs, counts, i)
+        before, received = scores[..., begin:end], _received(probs, starts, counts, i, begin, of, lag)
+        scores[..., begin:end] = before.maximum(received) if of == "largest" else before + received
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)  # [B, Hkv, G, Lq, D]
     return output.flatten(1, 2), scores
 
@@ -96,15 +104,31 @@ def seen(
     return (slots <= last) & (slots > last - window)
 
 
-def _received(probs: torch.Tensor, counts: Rows, first: int) -> torch.Tensor:
-    """Probability received per slot, float32 [B, Hkv, S], from the valid queries of this chunk."""
-    n = probs.shape[-2]
+def _received(
+    probs: torch.Tensor, starts: Rows, counts: Rows, first: int, begin: int, of: str, lag: int
+) -> torch.Tensor:
+    """Probability received per slot from `begin` on, float32 [B, Hkv, S], from the valid queries of this chunk."""
+    n, slots = probs.shape[-2:]
     if min(counts) < first + n:
         index = torch.arange(first, first + n, device=probs.device)
         valid = index < counts.on(probs.device)[:, None]  # [B, n]
         # Filled, not multiplied: a query past its row's end may hold anything.
         probs = probs.masked_fill(~valid[:, None, None, :, None], 0.0)
-    return probs.sum(dim=(2, 3), dtype=torch.float32)
+    if lag:
+        behind = seen(starts, first - lag, n, begin, begin + slots, probs.device)
+        probs = probs.masked_fill(~behind[:, None, None], 0.0)
+    return probs.amax(dim=(2, 3)).float() if of == "largest" else probs.sum(dim=(2, 3), dtype=torch.float32)
+
+
+def counted(
+    starts: Rows, firsts: Rows, counts: Rows, slots: int, device: torch.device, window: int | None = None, lag: int = 0
+) -> torch.Tensor:
+    """How many of the queries firsts[b] .. counts[b] - 1 count for each of so many slots: int64 [B, slots]."""
+    start, first, end = (rows.on(device)[:, None] for rows in (starts, firsts, counts))
+    query = torch.arange(slots, device=device) - start  # the one that sits in the slot
+    if window is not None:
+        end = end.minimum(query + window)
+    return (end - first.maximum(query + lag)).clamp(min=0)
 
 
 def attend_step(

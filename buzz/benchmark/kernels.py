@@ -136,10 +136,10 @@ class _Prompt:
             return fused
         if what == "attend, scores":
             return lambda: attend(q, k, v, starts=zero, counts=counts, scale=scale, spec=_EVERYTHING)
-        from buzz.kernels.column_sums import column_sums
+        from buzz.kernels.received import received
 
         how = {"starts": zero, "firsts": zero, "counts": counts, "scale": scale, "tiles": tiles}
-        return lambda: (None, column_sums(q, k, lse, **how))  # type: ignore[arg-type]
+        return lambda: (None, received(q, k, lse, **how))  # type: ignore[arg-type]
 
 
 def reference(

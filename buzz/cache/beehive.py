@@ -18,9 +18,11 @@ from buzz.cache.heads import Heads
 from buzz.cache.layer import UNPATCHED, BeehiveLayer, Memory
 from buzz.cache.schedule import Eviction, PerRow
 from buzz.cache.settle import Waiting, settle, settle_prompt, settle_stack
+from buzz.cache.shared import SharedLayers
 from buzz.cache.stack import Stack
 from buzz.policies import Policy
 from buzz.policies.window import SlidingWindow
+from buzz.rows import Rows
 
 POSITIONS = ("cache", "original")
 
@@ -42,7 +44,8 @@ class BeehiveCache(Cache):
             used), or one per batch row (`PerRow`).
         config: the model, or its configuration.
         positions: "cache": a key is rotated to its slot, so positions never exceed the cache length; "original":
-            keys keep the position they had in the text. None: "cache" for rotary models, else "original".
+            keys keep the position they had in the text. None: what the policy prefers (`Policy.positions`), or else
+            "cache" for rotary models and "original" for others.
         capacity: slots to allocate per row at least; None: as many as are needed, some more as it grows.
         budget: mean cached tokens per head in the long run that the policy is fitted to (`Policy.from_budget`).
 
@@ -67,9 +70,7 @@ class BeehiveCache(Cache):
     ) -> None:
         config = text_config(config)
         n = config.num_hidden_layers
-        if positions is None:
-            positions = "cache" if getattr(config, "rope_parameters", None) else "original"
-        if positions not in POSITIONS:
+        if positions is not None and positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
         if capacity is not None and (type(capacity) is not int or capacity < 1):
             raise ValueError(f"capacity must be an integer of at least 1, got {capacity!r}")
@@ -77,7 +78,9 @@ class BeehiveCache(Cache):
         policies = policies_of_layers(policy, budget, self._shape, stacklevel=2)
         self.on_evict: Callable[[int, Eviction, torch.Tensor], None] | None = None
         self.heads: Heads | None = None
-        self.positions = positions
+        rotary = getattr(config, "rope_parameters", None)
+        preferred = policies[self._shape.decided[0]].positions
+        self.positions = positions or preferred or ("cache" if rotary else "original")
         self.least = capacity or 0
         self._least = [
             min(self.least, p.peak(0) or 0) if isinstance(p, SlidingWindow) else self.least for p in policies
@@ -87,6 +90,11 @@ class BeehiveCache(Cache):
         self._stacks: dict[int, Stack] = {}
         # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
         super().__init__(layers=[BeehiveLayer(self._calls.columns, self._memory) for _ in range(n)])
+        self._shared = {
+            schedule: SharedLayers([self.layers[i] for i in group], scope == "model", self._least[group[0]])
+            for schedule, group in self._calls.groups.items()
+            if (scope := policies[group[0]].scope) != "head"
+        }
 
     # What it was built for.
 
@@ -133,12 +141,17 @@ class BeehiveCache(Cache):
         """Take in the keys and values [B, H, L, D] of a call in one layer, valid columns at the left."""
         calls, store = self._calls, self.layers[layer]
         call = calls.open or self.begin(k.shape[0], k.shape[2])
-        if store.is_initialized and store.keys.dtype != k.dtype:
-            raise ValueError(f"the cache holds {store.keys.dtype} keys, the call gives {k.dtype}: reset() the cache")
+        if store.is_initialized and store.dtype != k.dtype:
+            raise ValueError(f"the cache holds {store.dtype} keys, the call gives {k.dtype}: reset() the cache")
         calls.touched = True
         step = call.steps[calls.schedule_of[layer]]
-        keys, values = store.append(k, v, step, self.least_slots(layer))
-        return Slots(keys, values, step.starts, step.counts, step.spec, self._shape.windows[layer])
+        if store.pool is None:
+            keys, values = store.append(k, v, step, self.least_slots(layer))
+            return Slots(keys, values, step.starts, step.counts, step.spec, self._shape.windows[layer])
+        keys, values, starts = store.append_to_pool(k, v, step)
+        heads = k.shape[1]
+        counts = Rows(count for count in step.counts for _ in range(heads))
+        return Slots(keys, values, starts, counts, step.spec, None, apart=heads)
 
     def skip(self, layer: int) -> bool:
         """Whether the open call has no token in any row, so that a layer has nothing to do and has passed it."""
@@ -162,21 +175,32 @@ class BeehiveCache(Cache):
         schedule = calls.schedule_of[layer]
         step = call.steps[schedule]
         store.observe(scores, step)
-        if store.borrowed:
+        shared = self._shared.get(schedule)
+        if shared is not None and (step.evictions or store.pool is not None):
+            if call.columns > 1:
+                shared.layer_done(calls.groups[schedule].index(layer), step, self._watch(calls.groups[schedule]))
+        elif store.borrowed:
             tokens, last = len(call.counts) * call.width, layer == len(self.layers) - 1
             for group in self._waiting.add(layer, store, schedule, tokens, last):
-                first = group[0]
-                step, least = call.steps[calls.schedule_of[first]], self._least[first]
-                settle_prompt([self.layers[i] for i in group], step, least, self._watch(group))
+                self._settle_prompt(call, group)
         elif call.columns > 1:
             settle(store, step, self._least[layer], self._watch([layer]))
         if calls.pass_layer():
             self._end(call)
 
+    def _settle_prompt(self, call: Call, group: list[int]) -> None:
+        """Let go of a first prompt in layers that are alike."""
+        step = call.steps[self._calls.schedule_of[group[0]]]
+        settle_prompt([self.layers[i] for i in group], step, self._least[group[0]], self._watch(group))
+
     def _end(self, call: Call) -> None:
-        """All layers have passed the call: evict after a step, and close it."""
+        """All layers have passed the call: run the evictions that are still due, and close it."""
+        if rest := self._waiting.rest():
+            self._settle_prompt(call, rest)
+        calls, stacked = self._calls, set(self._shared)
+        for schedule, shared in self._shared.items():
+            shared.end(call.steps[schedule], self._watch(calls.groups[schedule]))
         if call.columns == 1:
-            calls, stacked = self._calls, set()
             for schedule, stack in self._stacks.items():
                 layers = calls.groups[schedule]
                 if settle_stack(stack, [self.layers[i] for i in layers], call.steps[schedule], self._watch(layers)):
@@ -197,10 +221,6 @@ class BeehiveCache(Cache):
     def _open(self) -> Call:
         assert self._calls.open is not None
         return self._calls.open
-
-    def query_slots(self, layer: int, device: torch.device) -> slice | torch.Tensor:
-        """Index into a table by slot, in one layer: a slice where all rows agree, else int64 [B, 1, width]."""
-        return self._open.query_slots(self._calls.schedule_of[layer], device)
 
     def query_columns(self, device: torch.device) -> torch.Tensor:
         """Columns, pads and earlier calls counted: int64 [1 or B, width]."""
@@ -244,7 +264,7 @@ class BeehiveCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes allocated for keys, values and scores in all layers."""
-        return self._memory.nbytes
+        return self._memory.nbytes + sum(pool.nbytes for shared in self._shared.values() for pool in shared.pools)
 
     @property
     def calls(self) -> int:
@@ -342,6 +362,8 @@ class BeehiveCache(Cache):
         """Forget everything and give the memory back."""
         self._calls.clear()
         self._waiting = Waiting()
+        for shared in self._shared.values():
+            shared.clear()
         for layer in self.layers:
             layer.reset()
 
@@ -365,6 +387,8 @@ class BeehiveCache(Cache):
             raise ValueError("no row of the cache would be left: reset() it instead")
         for layer in self.layers:
             layer.take(rows)
+        for pool in {pool for shared in self._shared.values() for pool in shared.pools}:
+            pool.take(rows)
         self._calls.take(taken)
 
     def crop(self, *args: Any, **kwargs: Any) -> NoReturn:

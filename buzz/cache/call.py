@@ -21,7 +21,9 @@ class Slots(NamedTuple):
 
     keys, values: [B, H, S, D], S the slots of the longest row. starts, counts: cached slots before the call and
     tokens of the call, per row. spec: the scores to give to `observe`, None for none. window: a query sees so many
-    slots at most, its own included: the newest up to there; None: all up to there.
+    slots at most, its own included: the newest up to there; None: all up to there. apart: the KV heads of a layer whose
+    heads hold unequal numbers of slots: here each head of each row is a row of its own, [B * H, 1, S, D], and queries,
+    output and scores must be so too; None: heads are alike.
     """
 
     keys: torch.Tensor
@@ -30,6 +32,23 @@ class Slots(NamedTuple):
     counts: Rows
     spec: ScoreSpec | None
     window: int | None = None
+    apart: int | None = None
+
+    def fold(self, q: torch.Tensor) -> torch.Tensor:
+        """Queries [B, Hq, L, D] for these keys: [B * H, Hq / H, L, D] where heads are apart."""
+        return q if self.apart is None else q.reshape(-1, q.shape[1] // self.apart, *q.shape[2:])
+
+    def unfold(self, output: torch.Tensor) -> torch.Tensor:
+        """What attention gives for such queries, as [B, Hq, L, D]."""
+        return output if self.apart is None else output.reshape(-1, self.apart * output.shape[1], *output.shape[2:])
+
+    def query_slots(self, width: int, device: torch.device) -> slice | torch.Tensor:
+        """Slots of a call's queries as an index into a table by slot: a slice where all rows agree, else int64
+        [rows, 1, width]. Past a row's end: any slot."""
+        if len(set(self.starts)) == 1 == len(set(self.counts)):
+            return slice(self.starts[0], self.starts[0] + width)
+        slots = self.starts.on(device)[:, None, None] + torch.arange(width, device=device)
+        return slots.clamp(max=max(1, self.keys.shape[2]) - 1)
 
 
 @dataclass(frozen=True)
@@ -60,13 +79,6 @@ class Call:
         return not any(self.counts)
 
     # Where the queries are. Past a row's end: any place that the call has.
-
-    def query_slots(self, schedule: int, device: torch.device) -> slice | torch.Tensor:
-        """Index into a table by slot: a slice where all rows agree, else int64 [B, 1, width]."""
-        step = self.steps[schedule]
-        if step.uniform:
-            return slice(step.starts[0], step.starts[0] + self.width)
-        return step.positions(self.width, device)[:, None]
 
     def query_columns(self, device: torch.device) -> torch.Tensor:
         """Columns, pads and earlier calls counted: int64 [1 or B, width]."""

@@ -73,6 +73,7 @@ def _compact(
         packed = _gather(_rows(old, rows)[:, :, : due.length], slots)
         index = _index(rows, new)
         if new is target.scores:  # a slot's score starts at zero
+            packed = _faded(packed, step.policies if rows is None else [step.policies[row] for row in due.rows or []])
             if due.ends is not None:
                 ends = due.ends.on(packed.device).repeat(layers)[:, None, None]
                 packed.masked_fill_(torch.arange(kept, device=packed.device) >= ends, 0)
@@ -94,6 +95,14 @@ def _chosen(choose: Callable[[Held], torch.Tensor], held: Held, heads: Heads | N
     if heads is None or held.scores is None:
         return choose(held)
     return heads.select(lambda scores: choose(held._replace(scores=scores)), held.scores)
+
+
+def _faded(scores: torch.Tensor, policies: Sequence[Policy]) -> torch.Tensor:
+    """Scores [N * R, H, K] of N layers times the decays of R rows' policies."""
+    decays = [policy.decay for policy in policies]
+    if len(set(decays)) == 1:
+        return scores if decays[0] == 1 else scores.mul_(decays[0])
+    return scores.mul_(torch.tensor(decays * (len(scores) // len(decays)), device=scores.device)[:, None, None])
 
 
 def _in_all_layers(rows: Rows | None, layers: int, batch: int) -> Rows | None:

@@ -10,8 +10,10 @@ from transformers.cache_utils import CacheLayerMixin
 
 from buzz.cache.columns import Columns
 from buzz.cache.compaction import Block
+from buzz.cache.pool import Pool
 from buzz.cache.schedule import Step
 from buzz.cache.stack import Stack
+from buzz.rows import Rows
 
 UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
 
@@ -29,12 +31,14 @@ class BeehiveLayer(CacheLayerMixin):
     keys, values: [B, H, capacity, D] in the model's dtype. scores: float32 [B, H, capacity], zero past a row's end,
     or None where the policy accumulates none. call_scores: float32 [B, H, S], what the slots received in the open call
     alone. borrowed: keys and values are the model's own, of a first prompt that is still to be settled. home: the stack
-    that these are views of, None for buffers of its own. offered: a stack and a place in it for buffers to come.
+    that these are views of, None for buffers of its own. offered: a stack and a place in it for buffers to come. pool:
+    what it shares with other heads, in place of all buffers; it is number `member` of the layers in there.
     """
 
     keys: Any  # a tensor once `is_initialized`
     values: Any
     scores: Any
+    pool: Pool | None
     is_compileable = False
     is_croppable = False
 
@@ -46,6 +50,7 @@ class BeehiveLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Give all memory back."""
+        self.pool, self.member = None, 0
         self.adopt(Block(None, None, None), None)
         self.call_scores: torch.Tensor | None = None
         self.is_initialized = False
@@ -54,6 +59,11 @@ class BeehiveLayer(CacheLayerMixin):
     def capacity(self) -> int:
         """Allocated slots per row and head."""
         return 0 if self.keys is None else self.keys.shape[2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the keys, once there are some."""
+        return (self.keys if self.pool is None else self.pool.keys).dtype
 
     @property
     def tensors(self) -> Block:
@@ -83,14 +93,27 @@ class BeehiveLayer(CacheLayerMixin):
         self.is_initialized = True
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def append_to_pool(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor, Rows]:
+        """`append` of a layer in a pool; what its queries may see as of `Pool.seen`."""
+        pool, end = self.pool, max(step.ends)
+        assert pool is not None
+        if end > pool.capacity:
+            pool.grow(max(end, step.capacity))
+        pool.append(self.member, k.detach(), v.detach(), step.counts)
+        return pool.seen(self.member, step.counts)
+
     def observe(self, scores: torch.Tensor | None, step: Step) -> None:
         """Take in what the slots received in the call, float32 [B, H, longest row]; None if nobody asked."""
         if scores is None or step.spec is None:
             return
-        if not step.spec.accumulate:
+        if self.pool is not None:
+            self.pool.receive(self.member, scores, step.spec, step.counts)
+        elif not step.spec.accumulate:
             self.call_scores = scores
         elif self.borrowed:
             self.scores = scores
+        elif step.spec.of == "largest":
+            torch.maximum(self.scores[:, :, : scores.shape[2]], scores, out=self.scores[:, :, : scores.shape[2]])
         else:
             self.scores[:, :, : scores.shape[2]] += scores
 
@@ -104,6 +127,11 @@ class BeehiveLayer(CacheLayerMixin):
             nbytes = sum(t.numel() * t.element_size() for t in block if t is not None)
         self._memory.nbytes += nbytes - self._nbytes
         self._nbytes = nbytes
+
+    def enter(self, pool: Pool, member: int) -> None:
+        """From now on the layer's slots are in a pool, and its buffers are given back."""
+        self.adopt(Block(None, None, None), None)
+        self.pool, self.member = pool, member
 
     # Life in a stack.
 
@@ -151,7 +179,7 @@ class BeehiveLayer(CacheLayerMixin):
 
     def take(self, rows: torch.Tensor) -> None:
         """Make row i what row rows[i] was; the number of rows may change."""
-        if self.is_initialized:
+        if self.is_initialized and self.pool is None:
             rows = rows.to(self.keys.device)
             with torch.inference_mode(False):  # normal tensors, as in `allocate`
                 self.adopt(Block(*(None if t is None else t.index_select(0, rows) for t in self.tensors)), None)

@@ -10,11 +10,12 @@ from typing import ClassVar
 import torch
 
 from buzz.cache.heads import Heads
-from buzz.policies import Held, Plan, Policy, RowPolicies, ScoreSpec
+from buzz.policies import Held, Plan, Policy, RowPolicies, Scope, ScoreSpec
 from buzz.rows import Rows
 
 _ROOM = 16  # buffers that grow have room for one part in so many more slots than they hold,
 _LEAST_ROOM = 16  # and for so many at least
+_ALIKE = ("logn_base", "scope", "positions", "echo_spec", "reads")  # what the policies of a batch agree in
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,12 @@ class PerRow:
         if len({type(policy) for policy in self.policies}) > 1:
             names = ", ".join(sorted({policy.name for policy in self.policies}))
             raise TypeError(f"the rows of a batch need policies of one family, got {names}")
-        if len({policy.logn_base for policy in self.policies}) > 1:
-            raise ValueError("the rows of a batch need the same logn_base")
+        for name in _ALIKE:
+            if len({getattr(policy, name) for policy in self.policies}) > 1:
+                raise ValueError(f"the rows of a batch need the same {name}")
+        specs = [policy.score_spec for policy in self.policies]
+        if len({spec and (spec.of, spec.beyond) for spec in specs}) > 1:
+            raise ValueError("the rows of a batch need the same attention for scores (score_spec)")
 
     @property
     def name(self) -> str:
@@ -48,6 +53,16 @@ class PerRow:
     def logn_base(self) -> float | None:
         """Of all rows."""
         return self.policies[0].logn_base
+
+    @property
+    def scope(self) -> Scope:
+        """Of all rows."""
+        return self.policies[0].scope
+
+    @property
+    def positions(self) -> str | None:
+        """Of all rows."""
+        return self.policies[0].positions
 
     def per_layer(self, layers: int) -> list[PerRow]:
         """The policies of each of so many layers, the lowest first."""

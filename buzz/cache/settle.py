@@ -45,6 +45,11 @@ class Waiting:
             self._layers = []
         return due
 
+    def rest(self) -> list[int]:
+        """The layers that still wait, which wait no longer."""
+        rest, self._layers = self._layers, []
+        return rest
+
 
 def settle(layer: BeehiveLayer, step: Step, least: int, watch: Watch | None = None) -> None:
     """Run the evictions of a call in one layer; in place, unless a first prompt needs its buffers or much can go.

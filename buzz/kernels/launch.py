@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tiles:
-    """How `column_sums` is cut up; None: as is best known for the dtype and head dimension.
+    """How `received` is cut up; None: as is best known for the dtype and head dimension.
 
     Args:
         queries, keys: of a tile, powers of two, at least 16. A program has one block of keys for all of its queries.

@@ -39,24 +39,25 @@ def attend_in_call(
     q, k, v = (x.transpose(1, 2) for x in family.project(family, module, hidden))  # [B, H, L, D]
     if not isinstance(positions, Rotary) or not family.rotates(module):
         slots = cache.append(k, v, layer)
-        keys = slots.keys
+        q, keys = slots.fold(q), slots.keys
     else:
         q, k = positions.ordered(module, q), positions.ordered(module, k)
         if cache.positions == "cache":
             slots = cache.append(k, v, layer)
             n = slots.keys.shape[2]
             cos, sin = positions.table(module, n, q)
-            at = cache.query_slots(layer, q.device)
+            q = slots.fold(q)
+            at = slots.query_slots(q.shape[2], q.device)
             q = rotate(q, cos[at], sin[at])
             keys = rotate(slots.keys, cos[:n], sin[:n])
         else:
             cos, sin = (t[:, None] for t in positions.given(module, kwargs))  # [1 or B, 1, L, D]
             q = rotate(q, cos, sin)
             slots = cache.append(rotate(k, cos, sin), v, layer)
-            keys = slots.keys
+            q, keys = slots.fold(q), slots.keys
     output, scores = _attend(q, keys, slots, family.scale(module), cache.logn_base(layer))
     cache.observe(scores, layer)
-    return _output(module)(output.transpose(1, 2).flatten(2))
+    return _output(module)(slots.unfold(output).transpose(1, 2).flatten(2))
 
 
 def _attend(

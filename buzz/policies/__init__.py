@@ -8,6 +8,7 @@ from typing import Any
 
 from buzz.policies.base import Echo, Plan, Policy, RowPolicies, Scope, ScoreSpec, Steady
 from buzz.policies.buzz import BuzzFastPolicy, BuzzNoMaxPolicy, BuzzPolicy
+from buzz.policies.comb import CombPolicy
 from buzz.policies.full import FullPolicy
 from buzz.policies.h2o import H2OPolicy
 from buzz.policies.held import Held
@@ -24,6 +25,7 @@ POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
         policy.name: policy
         for policy in (
             FullPolicy,
+            CombPolicy,
             LocalPolicy,
             StreamingPolicy,
             H2OPolicy,

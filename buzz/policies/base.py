@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 
 from buzz.policies.held import Held
-from buzz.policies.numbers import finite, integer, number
+from buzz.policies.numbers import number
+from buzz.policies.parameters import base_of_logs, choice, flag, integer_within, number_within
 from buzz.policies.places import Places
 from buzz.rows import Rows
 from buzz.words import hint, shown
@@ -108,7 +109,7 @@ class Policy:
     BUZZ how many slots, right after the sink, were kept by earlier evictions (most others pass 0). Every head of a
     layer keeps the same number of slots.
 
-    Integers and numbers may be of numpy or torch as well; a policy holds Python's own. A bool is no integer.
+    Integers, numbers and bools may be of numpy or torch as well; a policy holds Python's own. A bool is no integer.
 
     Args:
         logn_base: if given, attention logits are multiplied by ln(n) / ln(logn_base), n the number of keys in the
@@ -123,30 +124,30 @@ class Policy:
     name: ClassVar[str]
     # Whether what a head keeps depends on the scores of the layer's other heads: `select` must then see them all.
     across_heads: ClassVar[bool] = False
-    # Smallest legal value of each integer parameter, and the largest one where that is not `LONGEST`.
+    # Smallest legal value of each integer parameter, and the largest one where that is not `LONGEST`. A parameter whose
+    # default is None may be None as well.
     least: ClassVar[dict[str, int]] = {}
     most: ClassVar[dict[str, int]] = {}
+    # Smallest and largest legal value of each parameter that is a number; the words that a parameter may be. Parameters
+    # whose default is a bool are bools.
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __post_init__(self) -> None:
-        for name, low in self.least.items():
-            value, high = integer(getattr(self, name)), self.most.get(name, LONGEST)
-            if value is None:
-                raise TypeError(f"{self.name}: {name} must be an integer, got {shown(getattr(self, name))}")
-            if value < low:
-                raise ValueError(f"{self.name}: {name} must be at least {low}, got {shown(value)}")
-            if value > high:
-                raise ValueError(f"{self.name}: {name} must be at most {high}, got {shown(value)}")
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            where = f"{self.name}: {name}"
+            if name == "logn_base":
+                value = value if value is None else base_of_logs(where, value)
+            elif name in self.least and not (value is None and field.default is None):
+                value = integer_within(where, value, self.least[name], self.most.get(name, LONGEST))
+            elif name in self.ranges:
+                value = number_within(where, value, *self.ranges[name])
+            elif name in self.choices:
+                value = choice(where, value, self.choices[name])
+            elif isinstance(field.default, bool):
+                value = flag(where, value)
             object.__setattr__(self, name, value)
-        if self.logn_base is None:
-            return
-        base = number(self.logn_base)
-        if base is None:
-            raise TypeError(f"{self.name}: logn_base must be a number, got {shown(self.logn_base)}")
-        if not base > 1:
-            raise ValueError(f"{self.name}: logn_base must be above 1, got {shown(base)}")
-        if not finite(base):
-            raise ValueError(f"{self.name}: logn_base must be finite, got {shown(base)}")
-        object.__setattr__(self, "logn_base", base)
 
     def __repr__(self) -> str:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -225,15 +226,24 @@ class Policy:
         """
         raise NotImplementedError
 
-    def share(self, held: Held, places: Places, length: int, sampled: int = 0) -> torch.Tensor:
+    @property
+    def shortlist(self) -> int | None:
+        """With scope "model", the most that `share` leaves a layer, as a multiple of the mean; None: there is no such
+        bound. A layer that is done with a prompt is cut to that much at once, so that no more is held meanwhile."""
+        return None
+
+    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
         """`select` where heads share: the places that stay, with `kept` slots a head in the mean.
 
         Args:
             held: of the pool of each row, [R, P].
-            places: which slot of which head each place holds; `length` slots a head in the mean.
+            places: which slot of which head each place holds.
+            kept: fewer than the heads hold in the mean.
+            chosen: of one layer, with scope "model": so many are marked, `kept * shortlist` or all that there are, and
+                among them are all that would stay of it with any other layers beside it; None: `kept`.
 
         Returns:
-            bool [R, P], true in exactly `kept * places.heads` taken places of each row, at least one of each head.
+            bool [R, P], true in `(chosen or kept) * places.heads` taken places of a row, some of each head.
         """
         raise NotImplementedError
 

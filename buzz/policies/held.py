@@ -29,13 +29,21 @@ class Held(NamedTuple):
 
     def scored(self, name: str) -> torch.Tensor:
         """The scores. Raises ValueError, in the name of a policy, where there are none."""
-        if self.scores is None:
-            raise ValueError(f"{name}: select needs scores, float32 [R, H, length]")
-        return self.scores
+        return _shown(name, "scores, float32 [R, H, length]", self.scores)
+
+    def valued(self, name: str) -> torch.Tensor:
+        """The values. Raises ValueError, in the name of a policy, where there are none."""
+        return _shown(name, "values [R, H, length, D]", self.values)
 
     def rows(self, index: torch.Tensor, length: int) -> Held:
         """Of the rows of an index int64 [N], the first `length` slots of each head."""
         return Held(*(None if t is None else t.index_select(0, index)[:, :, :length] for t in self))
+
+
+def _shown(name: str, what: str, tensor: torch.Tensor | None) -> torch.Tensor:
+    if tensor is None:
+        raise ValueError(f"{name}: select needs {what}")
+    return tensor
 
 
 __all__ = ["Held"]

@@ -1,4 +1,4 @@
-"""What may be given for a number: Python's own, numpy's and torch's; never a bool."""
+"""What may be given for a number or a bool: Python's own, numpy's and torch's; a bool is never a number."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def number(value: Any) -> int | float | None:
         return whole
     try:
         return float(value)
+    except (TypeError, ValueError, RuntimeError):  # an array or a tensor of several
+        return None
+
+
+def truth(value: Any) -> bool | None:
+    """Python's bool of what is one; None for anything else."""
+    try:
+        return bool(value) if _boolean(value) else None
     except (TypeError, ValueError, RuntimeError):  # an array or a tensor of several
         return None
 

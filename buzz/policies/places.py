@@ -31,7 +31,17 @@ class Places(NamedTuple):
     @property
     def taken(self) -> torch.Tensor:
         """Which places hold a slot: bool [R or 1, P]."""
-        return self.slot < self.length.gather(1, self.head)
+        return self.slot < self.of_head(self.length)
+
+    def of_head(self, figures: torch.Tensor) -> torch.Tensor:
+        """What each place's head has of figures [R or 1, heads]: [R or 1, P]."""
+        rows = max(len(figures), len(self.head))
+        return figures.expand(rows, -1).gather(1, self.head.expand(rows, -1))
+
+    def counted(self, which: torch.Tensor) -> torch.Tensor:
+        """How many places of each head are true of `which`, bool [R, P]: int64 [R, heads]."""
+        counts = torch.zeros(len(which), self.heads, dtype=torch.int64, device=which.device)
+        return counts.scatter_add_(1, self.head.expand(len(which), -1), which.long())
 
     @property
     def layer(self) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,12 +13,13 @@ from buzz.attention import attend
 from buzz.policies import ScoreSpec
 
 
-def naive(q, k, v, starts, counts, scale, queries, window=None):
-    """Output and scores, one query at a time."""
+def naive(q, k, v, starts, counts, scale, queries, window=None, of="sum", beyond=0):
+    """Output and scores, one query at a time; what every slot gets is gathered probability by probability."""
     q, k, v = q.double(), k.double(), v.double()
     B, Hq, Lq, D = q.shape
     Hkv, C = k.shape[1:3]
     output, scores = torch.zeros(B, Hq, Lq, D).double(), torch.zeros(B, Hkv, C).double()
+    received = {}
     for b in range(B):
         for h in range(Hq):
             for i in range(counts[b]):
@@ -27,7 +30,12 @@ def naive(q, k, v, starts, counts, scale, queries, window=None):
                 output[b, h, i] = probs @ v[b, kv, begin:end]
                 last = queries[b] if isinstance(queries, tuple) else queries
                 if last is None or i >= counts[b] - last:
-                    scores[b, kv, begin:end] += probs
+                    for slot in range(begin, end):
+                        if beyond == 0 or starts[b] + i - slot > beyond:
+                            received.setdefault((b, kv, slot), []).append(float(probs[slot - begin]))
+    join = {"sum": sum, "mean": statistics.fmean, "largest": max}[of]
+    for place, probs in received.items():
+        scores[place] = join(probs)
     return output, scores
 
 
@@ -78,6 +86,21 @@ def test_output_and_scores(seed, rows, kv_heads, groups, ragged, fresh, width, w
 
 @settings(max_examples=300, deadline=None)
 @calls
+def test_means_and_largest_from_afar(seed, rows, kv_heads, groups, ragged, fresh, width, window):
+    q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)
+    queries = (None, 3, tuple(1 + (seed + row) % 4 for row in range(rows)))[seed % 3]
+    for of in ("sum", "mean", "largest"):
+        for beyond in (0, 1 + seed % 7):
+            spec = ScoreSpec(False, queries, of, beyond)
+            output, scores = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec, window=window)
+            expected, expected_scores = naive(q, k, v, starts, counts, 0.3, queries, window, of, beyond)
+            check(output, expected, counts)
+            assert scores.dtype == torch.float32
+            torch.testing.assert_close(scores.double(), expected_scores, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=300, deadline=None)
+@calls
 def test_output_without_scores(seed, rows, kv_heads, groups, ragged, fresh, width, window):
     q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)
     output, scores = attend(q, k, v, starts=torch.tensor(starts), counts=counts, scale=0.3, spec=None, window=window)
@@ -87,7 +110,16 @@ def test_output_without_scores(seed, rows, kv_heads, groups, ragged, fresh, widt
 
 
 @pytest.mark.parametrize("window", [None, 1, 13, 50])
-@pytest.mark.parametrize("spec", [None, ScoreSpec(True, None), ScoreSpec(False, 40)])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        None,
+        ScoreSpec(True, None),
+        ScoreSpec(False, 40),
+        ScoreSpec(True, None, "largest", 3),
+        ScoreSpec(False, 50, "mean", 9),
+    ],
+)
 def test_chunks_change_nothing(spec, window, monkeypatch):
     q, k, v, starts, counts = draw_call(3, 2, 2, 3, True, False, 90)
     how = {"starts": starts, "counts": counts, "scale": 0.3, "spec": spec, "window": window}
@@ -179,7 +211,10 @@ def test_a_gpu_gives_what_the_cpu_gives(groups, window, dtype, tolerance):
         slots = max(s + c for s, c in zip(starts, counts, strict=True))
         q, k, v = (torch.randn(2, h, n, 64, generator=generator).to(dtype) for h, n in
                    ((2 * groups, max(counts)), (2, slots), (2, slots)))  # fmt: skip
-        for spec in (None, ScoreSpec(True, None), ScoreSpec(False, 5)):
+        for spec in (
+            None, ScoreSpec(True, None), ScoreSpec(False, 5),
+            ScoreSpec(True, None, "largest", 4), ScoreSpec(False, 9, "mean", 2), ScoreSpec(False, None, "largest"),
+        ):  # fmt: skip
             how = {"starts": starts, "counts": counts, "scale": 0.125, "spec": spec, "window": window}
             output, scores = attend(q.cuda(), k.cuda(), v.cuda(), **how)
             expected, expected_scores = attend(q.float(), k.float(), v.float(), **how)

@@ -37,7 +37,8 @@ def plain_causal(q, k, v, scale):
         ([30, 0], [20, 0], [5, 5]),  # a row that takes no part
     ],
 )
-def test_prompts_and_chunks(monkeypatch, starts, counts, last):
+@pytest.mark.parametrize(("of", "lag"), [("sum", 0), ("sum", 7), ("largest", 0), ("largest", 7)])
+def test_prompts_and_chunks(monkeypatch, starts, counts, last, of, lag):
     generator = torch.Generator().manual_seed(sum(starts))
     slots = max(s + c for s, c in zip(starts, counts, strict=True)) + 2
     q = torch.randn(2, 6, max(counts), 16, generator=generator).to(DEVICE)
@@ -45,14 +46,20 @@ def test_prompts_and_chunks(monkeypatch, starts, counts, last):
     monkeypatch.setattr(fused, "causal", plain_causal)
     firsts = Rows([0, 0] if last is None else [max(0, c - n) for c, n in zip(counts, last, strict=True)])
     how = {"starts": Rows(starts), "counts": Rows(counts), "scale": 0.25}
-    output, scores = fused.attend_scored(q, k, v, firsts=firsts, **how)
+    output, scores = fused.attend_scored(q, k, v, firsts=firsts, of=of, lag=lag, **how)
     expected, _ = naive.attend(q, k, v, **how)
     wanted = torch.zeros_like(scores)
     for row, (start, first, count) in enumerate(zip(starts, firsts, counts, strict=True)):
         torch.testing.assert_close(output[row, :, :count], expected[row, :, :count], atol=1e-5, rtol=1e-4)
         if count > first:
             one = slice(row, row + 1)
-            how = {"starts": Rows([start + first]), "counts": Rows([count - first]), "scale": 0.25}
+            how = {
+                "starts": Rows([start + first]),
+                "counts": Rows([count - first]),
+                "scale": 0.25,
+                "of": of,
+                "lag": lag,
+            }
             wanted[one] = naive.attend(q[one, :, first:count], k[one], v[one], **how)[1]
     torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=1e-4)
 
@@ -96,3 +103,28 @@ def test_long_prompts(length, group, dim, dtype):
             assert not received[:, count:].any()
             assert torch.equal(got, runs[1][0][row, :, :count])
         assert torch.equal(runs[0][1], runs[1][1])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("group", "dim"), [(1, 128), (4, 80), (8, 64), (2, 256)])
+@pytest.mark.parametrize(
+    ("starts", "counts"), [([0, 0], [3000, 3000]), ([0, 0], [3000, 1111]), ([900, 37], [700, 650])]
+)
+@pytest.mark.parametrize("of", ["sum", "mean", "largest"])
+@pytest.mark.parametrize("beyond", [0, 16, 500])
+def test_long_prompts_from_afar(beyond, of, starts, counts, group, dim, dtype):
+    """Scores of `attend` against the reference in float32; twice the same bits."""
+    generator = torch.Generator("cuda").manual_seed(dim)
+    how = {"device": "cuda", "dtype": dtype, "generator": generator}
+    slots = max(s + c for s, c in zip(starts, counts, strict=True))
+    q = torch.randn(2, max(counts), 2 * group, dim, **how).transpose(1, 2)
+    k, v = (torch.randn(2, slots, 2, dim, **how).transpose(1, 2) for _ in range(2))
+    for queries in (None, 400):
+        how = {"starts": starts, "counts": counts, "scale": dim**-0.5, "spec": ScoreSpec(False, queries, of, beyond)}
+        scores, again = (attend(q, k, v, **how)[1] for _ in range(2))
+        expected = attend(q.float(), k.float(), v.float(), **how)[1]
+        assert (scores - expected).norm() < 1e-3 * expected.norm()
+        assert torch.equal(scores == 0, expected == 0)
+        assert torch.equal(scores, again)

@@ -62,7 +62,6 @@ def test_a_call_knows_what_was_before_it():
     cpu = torch.device("cpu")
     assert call.query_columns(cpu).tolist() == [[3]]
     assert call.query_positions(cpu).tolist() == [[2], [3]]
-    assert call.query_slots(1, cpu).tolist() == [[[2]], [[3]]]
     assert call.last_position == 3
     calls.close(0)
     assert call.seen == [2, 3]
@@ -74,7 +73,6 @@ def test_columns_of_ragged_calls_are_those_of_the_tokens():
     assert (call.width, call.empty) == (2, False)
     assert call.query_columns(cpu)[0].tolist() == [1, 2]
     assert call.query_columns(cpu)[1, 0] == 2
-    assert call.query_slots(0, cpu).tolist() == [[[0, 1]]] * 2
     assert mixed().begin(1, 2, torch.zeros(1, 2)).empty
 
 

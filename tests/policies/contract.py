@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 import buzz
-from buzz.policies import Held, Policy, RowPolicies
+from buzz.policies import Held, Places, Policy, RowPolicies
 from buzz.rows import Rows
 from tests.policies.naive import walked_peak, walked_steady
 
@@ -58,22 +58,63 @@ def check_selection(policies: Sequence[Policy], calls: list[int], seed: int = 0)
     rows = [(policy, *state) for policy in policies for state in due_states(policy, calls)]
     if not rows:
         return
-    scored = policies[0].score_spec is not None
-    scores = scores_of(max(length for _, length, _ in rows) + 3, len(rows), seed) if scored else None  # some to spare
+    shown = held_of(policies[0], max(length for _, length, _ in rows) + 3, len(rows), seed)  # some to spare
+    blind = all(policy.is_blind for policy in policies)
     of_rows, lengths, sampled = zip(*rows, strict=True)
-    together = type(policies[0]).select_rows(RowPolicies(of_rows), Held(scores), Rows(lengths), Rows(sampled))
+    together = type(policies[0]).select_rows(RowPolicies(of_rows), shown, Rows(lengths), Rows(sampled))
     assert together.dtype == torch.int64
     for row, (policy, length, sample) in enumerate(rows):
         kept = policy.plan(length, sample).kept
-        slots = policy.select(Held(None if scores is None else scores[row : row + 1, :, :length]), length, sample)
+        slots = policy.select(shown.rows(torch.tensor([row]), length), length, sample)
         assert slots.dtype == torch.int64
-        assert slots.shape in ([(1, HEADS, kept), (1, 1, kept)] if scored else [(1, 1, kept)])
+        assert slots.shape in ([(1, 1, kept)] if blind else [(1, HEADS, kept), (1, 1, kept)])
         assert (slots.diff(dim=-1) > 0).all()
         assert not kept or 0 <= slots.min() <= slots.max() < length
         assert torch.equal(together[row, :, :kept].expand(HEADS, -1), slots[0].expand(HEADS, -1))
-    if not scored:
+    if blind:
         with torch.device("meta"):  # whatever the default device is
             assert policies[0].select(Held(), *due_states(policies[0], [10**4])[0]).device.type == "cpu"
+
+
+def held_of(policy: Policy, length: int, rows: int = 1, seed: int = 0) -> Held:
+    """What a policy is shown of rows of equal heads."""
+    if policy.is_blind:
+        return Held()
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, rows, HEADS, length, 2, generator=generator)
+    scored = policy.score_spec is not None or policy.echo_spec is not None
+    return Held(scores_of(length, rows, seed) if scored else None, keys, values)
+
+
+def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
+    """Heads that share keep as many places as planned, each head one at least, and a row what it keeps alone.
+
+    Heads have lengths of their own, but for those policies that evict from a row's first call alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = 2 if policy.scope == "model" else 1
+    heads, rows, kept = HEADS * layers, 2, policy.plan(length, sampled).kept
+    cuts = torch.randint(0, (length - 1) * heads + 1, (rows, heads - 1), generator=generator).sort(dim=-1).values
+    ends = torch.cat([torch.zeros(rows, 1), cuts, torch.full((rows, 1), (length - 1) * heads)], dim=-1)
+    lengths = ends.diff(dim=-1).long() + 1  # [rows, heads], of `length` in the mean
+    if not policy.bounded:
+        lengths = torch.full_like(lengths, length)
+    rooms = lengths.clone()
+    rooms[:, -1] += 3  # some places are free
+    head = torch.stack([torch.arange(heads).repeat_interleave(row) for row in rooms])
+    slot = torch.stack([torch.cat([torch.arange(n) for n in row.tolist()]) for row in rooms])
+    places = Places(heads, layers, head, slot, lengths)
+    keys, values = torch.randn(2, rows, head.shape[1], 2, generator=generator)
+    held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values)
+    mask = policy.share(held, places, kept)
+    assert (mask.dtype, mask.shape) == (torch.bool, head.shape)
+    assert mask.sum(-1).tolist() == [kept * heads] * rows
+    assert not (mask & ~places.taken).any()
+    for row in range(rows):
+        assert set(head[row][mask[row]].tolist()) == set(range(heads))
+        alone = Places(heads, layers, head[row : row + 1], slot[row : row + 1], lengths[row : row + 1])
+        one = Held(*(None if t is None else t[row : row + 1] for t in held))
+        assert torch.equal(policy.share(one, alone, kept)[0], mask[row])
 
 
 def check_figures(policy: Policy, prompt: int) -> None:
@@ -97,8 +138,15 @@ def check_value(policy: Policy) -> None:
     assert len(policy.per_layer(5)) == 5
 
 
+def caches_hold(policy: Policy) -> bool:
+    """Whether a cache can do what the policy asks: not yet shared slots, second readings and what is not scores."""
+    return policy.scope == "head" and policy.echo_spec is None and not policy.reads
+
+
 def check_cache(policy: Policy, calls: list[int]) -> None:
     """A cache holds what the plan says, layer by layer, and the slots that the selection names."""
+    if not caches_hold(policy):
+        return
     config = LlamaConfig(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=HEADS, hidden_size=4)
     cache, layers = buzz.BeehiveCache(policy, config), policy.per_layer(2)
     states, held = [(0, 0)] * 2, [torch.zeros(HEADS, 0)] * 2

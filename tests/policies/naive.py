@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 # Layers of pyramidkv are snapkv.
-NAMES = ["full", "local", "streaming", "h2o", "buzz", "buzz_fast", "buzz_no_max", "snapkv", "tova", "random"]
+NAMES = ["full", "comb", "local", "streaming", "h2o", "buzz", "buzz_fast", "buzz_no_max", "snapkv", "tova", "random"]
 
 
 @dataclass
@@ -29,9 +29,13 @@ class NaiveHead:
         self.scores += [0.0] * len(labels)
         if self.name in ("buzz_fast", "snapkv", "tova"):
             self.scores = list(received)
+        elif self.name == "comb":
+            self.scores = [max(old, new) for old, new in zip(self.scores, received, strict=True)]
         else:
             self.scores = [old + new for old, new in zip(self.scores, received, strict=True)]
         keep, self.sampled = self.kept()
+        if self.name == "comb" and len(keep) < len(self.slots):
+            self.scores = [score * self.params["decay"] for score in self.scores]
         self.slots = [self.slots[i] for i in keep]
         self.scores = [self.scores[i] for i in keep]
 
@@ -55,6 +59,13 @@ class NaiveHead:
         if self.name == "snapkv":
             return self.kept_of_prompt(everything)
         sink, window = p["sink"], p["window"]
+        if self.name == "comb":
+            lazy = max(1, p["capacity"] // 8) if p["lazy"] is None else p["lazy"]
+            if n <= p["capacity"] + lazy:
+                return everything, 0
+            ranked = sorted(everything[sink : n - window], key=lambda i: (-self.scores[i], i))
+            heavy = sorted(ranked[: p["capacity"] - sink - window])
+            return everything[:sink] + heavy + everything[n - window :], 0
         if self.name == "random":
             if n <= p["capacity"]:
                 return everything, self.sampled

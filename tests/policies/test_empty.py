@@ -14,6 +14,8 @@ from tests.policies.strategies import settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
 
+ALIKE = torch.ones(1, 1, 1, 1)  # values
+
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_nothing_becomes_of_nothing(name):
@@ -42,14 +44,15 @@ def test_rows_without_tokens_are_not_called(setting, data):
         for head, count, got in zip(heads, step.counts, received, strict=True):
             old = torch.zeros(got.shape[2])
             old[: len(head.slots)] = torch.tensor(head.scores)
-            scores.append(got if name in ("buzz_fast", "snapkv", "tova") else got + old)
+            together = torch.maximum(old, got) if name == "comb" else old + got
+            scores.append(got if name in ("buzz_fast", "snapkv", "tova") else together)
             if count:
                 head.slots = list(range(len(head.slots)))
                 head.call(list(range(len(head.slots), got.shape[2])), got[0, 0].tolist())
         for eviction in step.evictions:
             for row in range(rows) if eviction.rows is None else eviction.rows:
                 slots = eviction.policy.select(
-                    Held(shared_scores(name, scores[row])), eviction.length, eviction.sampled
+                    Held(shared_scores(name, scores[row]), values=ALIKE), eviction.length, eviction.sampled
                 )
                 assert slots[0, 0].tolist() == heads[row].slots
         schedule.close(step)

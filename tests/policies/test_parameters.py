@@ -40,6 +40,22 @@ STREAMING = [name for name in SIZED if make_policy(name).bounded]
         ("pyramidkv", {"beta": 0}, ValueError, "beta must be at least 1"),
         ("random", {"capacity": 35}, ValueError, "capacity must be at least sink"),
         ("tova", {"capacity": 0}, ValueError, "capacity must be at least 1"),
+        ("comb", {"capacity": 35}, ValueError, "comb: capacity must be at least sink .* got capacity 35"),
+        ("comb", {"lazy": -1}, ValueError, "comb: lazy must be at least 0, got -1"),
+        ("comb", {"lazy": 2.5}, TypeError, r"comb: lazy must be an integer, got 2\.5"),
+        ("comb", {"decay": 1.5}, ValueError, r"comb: decay must be at most 1, got 1\.5"),
+        ("comb", {"decay": float("nan")}, ValueError, "decay must be at least 0, got nan"),
+        ("comb", {"decay": True}, TypeError, "decay must be a number, got True"),
+        ("comb", {"floor": "0.5"}, TypeError, r"floor must be a number, got '0\.5'"),
+        ("comb", {"ceiling": 0.9}, ValueError, r"ceiling must be at least 1, got 0\.9"),
+        ("comb", {"ceiling": float("inf")}, ValueError, "ceiling must be at most 2147483647, got inf"),
+        ("comb", {"afar": -1}, ValueError, "afar must be at least 0, got -1"),
+        ("comb", {"afar": 10**400}, ValueError, "afar must be at most 2147483647, got 1000"),
+        ("comb", {"echo": 1}, TypeError, "comb: echo must be True or False, got 1"),
+        ("comb", {"echo": None}, TypeError, "echo must be True or False, got None"),
+        ("comb", {"values": torch.ones(2, dtype=torch.bool)}, TypeError, "values must be True or False"),
+        ("comb", {"scope": "layers"}, ValueError, r"scope must be one of head, layer, model, got 'layers' \(did you "),
+        ("comb", {"scope": None}, TypeError, "scope must be one of head, layer, model, got None"),
         # Too much: more than 2**31 - 1 tokens fit nowhere.
         ("buzz", {"window": 2**31}, ValueError, "buzz: window must be at most 2147483647, got 2147483648"),
         ("buzz", {"stride": 10**12}, ValueError, "stride must be at most 2147483647"),
@@ -67,8 +83,8 @@ STREAMING = [name for name in SIZED if make_policy(name).bounded]
         ("buzz", {"Window": 5, "strde": 3, "x": 1, "sink": 2}, TypeError,
          r"buzz: unknown parameters 'Window' \(did you .* 'window'\?\), 'strde' \(did .* 'stride'\?\), 'x', it takes"),
         ("full", {"window": 5}, TypeError, "full: unknown parameter 'window', it takes logn_base"),
-        ("bux", {}, ValueError, "choose one of full, local, streaming, h2o, buzz, buzz_fast, buzz_no_max"),
-        ("buz", {}, ValueError, r"^unknown policy 'buz' \(did you mean 'buzz'\?\), choose one of full, local"),
+        ("bux", {}, ValueError, "choose one of full, comb, local, streaming, h2o, buzz, buzz_fast, buzz_no_max"),
+        ("buz", {}, ValueError, r"^unknown policy 'buz' \(did you mean 'buzz'\?\), choose one of full, comb"),
         ("BUZZ", {}, ValueError, "did you mean 'buzz'"),
         ("buzz-fast", {}, ValueError, "did you mean 'buzz_fast'"),
         ("snap_kv", {}, ValueError, "did you mean 'snapkv'"),
@@ -106,6 +122,20 @@ def test_integers_of_every_kind_are_held_as_pythons_own(kind):
 def test_a_base_of_every_kind_is_held_as_pythons_own(kind):
     policy = make_policy("buzz", logn_base=kind(2.5))
     assert (policy.logn_base, type(policy.logn_base)) == (2.5, float)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor, Fraction, Decimal, float])
+def test_numbers_of_every_kind_are_held_as_pythons_own(kind):
+    policy = make_policy("comb", floor=kind(0.5), afar=kind(2), lazy=None)
+    assert policy == make_policy("comb", floor=0.5, afar=2)
+    assert (type(policy.floor), type(policy.afar)) == (float, float)
+
+
+@pytest.mark.parametrize("kind", [bool, np.bool_, torch.tensor])
+def test_bools_of_every_kind_are_held_as_pythons_own(kind):
+    policy = make_policy("comb", echo=kind(True), values=kind(False))
+    assert (policy.echo, policy.values) == (True, False)
+    assert (type(policy.echo), type(policy.values)) == (bool, bool)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -203,6 +233,9 @@ def test_what_is_held_beside_a_budget_is_not_checked_against_what_it_replaces():
     assert POLICIES["snapkv"].from_budget(1000, window=300) == make_policy("snapkv", capacity=1000, window=300)
     assert POLICIES["pyramidkv"].from_budget(1000, window=300).capacity == 1000
     assert POLICIES["random"].from_budget(1000, window=600) == make_policy("random", capacity=1000, window=600)
+    assert POLICIES["comb"].from_budget(1000, window=600, lazy=0) == make_policy(
+        "comb", capacity=1000, window=600, lazy=0
+    )
     assert POLICIES["random"].from_budget(5) == make_policy("random", capacity=5, window=1)  # all that its sink leaves
     assert POLICIES["buzz"].from_budget(300, window=50, stride=5).threshold > 0
     assert make_policy("buzz", threshold=0).from_budget(300, window=50).steady().mean == pytest.approx(300, abs=0.5)
@@ -212,7 +245,8 @@ def test_what_is_held_beside_a_budget_is_not_checked_against_what_it_replaces():
     ("name", "held", "tokens"),
     [
         ("streaming", {"window": 50}, 54), ("local", {"window": 50}, 50), ("h2o", {"window": 50, "heavy": 20}, 70),
-        ("tova", {"capacity": 50}, 50), ("random", {"capacity": 50}, 50), ("snapkv", {"capacity": 50}, 50),
+        ("comb", {"capacity": 50}, 53), ("tova", {"capacity": 50}, 50),
+        ("random", {"capacity": 50}, 50), ("snapkv", {"capacity": 50}, 50),
         ("pyramidkv", {"capacity": 50}, 50), ("buzz", {"window": 160, "threshold": 400}, 411),
     ],
 )  # fmt: skip
@@ -251,7 +285,8 @@ def test_full_has_nothing_to_fit():
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens"), [("streaming", 4), ("h2o", 1), ("buzz", 2), ("streaming", 0), ("random", 4), ("snapkv", 0)]
+    ("name", "tokens"),
+    [("streaming", 4), ("h2o", 1), ("buzz", 2), ("streaming", 0), ("random", 4), ("snapkv", 0), ("comb", 4)],
 )
 def test_impossible_budgets_say_so(name, tokens):
     with pytest.raises(ValueError, match="budget"):

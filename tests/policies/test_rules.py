@@ -27,20 +27,23 @@ def test_plan_and_select_equal_the_reference(setting, data):
     rows, heads = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
     seed = data.draw(st.integers(0, 2**16))
     # Few distinct values, so that ties are common.
-    scores = torch.randint(0, 4, (rows, heads, length), generator=torch.Generator().manual_seed(seed)).float()
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 4, (rows, heads, length), generator=generator).float()
+    values = torch.randint(0, 3, (rows, heads, length, 1), generator=generator).float()  # whose norms are exact
+    worth = scores * values[..., 0] if params.get("values") else scores
 
     plan = policy.plan(length, sampled)
     for row in range(rows):
         for head in range(heads):
             naive = NaiveHead(
-                name, params, list(range(length)), shared_scores(name, scores)[row, head].tolist(), sampled
+                name, params, list(range(length)), shared_scores(name, worth)[row, head].tolist(), sampled
             )
             kept, new_sampled = naive.kept()
             if plan is None:
                 assert kept == list(range(length))
                 assert new_sampled == sampled
                 continue
-            slots = policy.select(Held(scores), length, sampled)
+            slots = policy.select(Held(scores, values=values), length, sampled)
             assert slots.dtype == torch.int64
             assert slots.shape in [(rows, heads, plan.kept), (1, 1, plan.kept)]
             assert slots.expand(rows, heads, -1)[row, head].tolist() == kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from buzz.evaluation.config.methods import MethodConfig, default_name
+from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.run.config import comparisons, load_config
 from buzz.policies import POLICIES
 
@@ -24,6 +26,19 @@ def test_method_parameters(base: Path) -> None:
     policy = method.make_policy()
     assert (policy.window, policy.stride, policy.logn_base) == (64, 7, 512)
     assert type(policy) is POLICIES["buzz"]
+
+
+def test_parameters_of_every_kind(base: Path) -> None:
+    (method,) = methods(base, "[{policy: comb, scope: layer, lazy: null, decay: 1, echo: true, budget: 0.4}]")
+    assert method.params == {"scope": "layer", "lazy": None, "decay": 1.0, "echo": True}
+    assert method.make_policy().scope == "layer"
+    for wrong, says in [
+        ("scope: layers", "is 'layers'"), ("echo: 1", "is 1"), ("lazy: 2.5", "is 2.5"),
+            ("decay: 2", "is 2.0, must be at"),
+        ("floor: many", "is 'many'"), ("capacity: 7", "must be at least sink + window"),
+    ]:  # fmt: skip
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            methods(base, f"[{{policy: comb, {wrong}}}]")
 
 
 def test_budget_and_match(base: Path) -> None:

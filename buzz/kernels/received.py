@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -22,32 +22,38 @@ except ImportError:  # an older Triton
 LOG2E = 1.4426950408889634
 
 
-@triton.jit
-def _column_sums(
+@triton.jit(do_not_specialize=["lag"])
+def _received(
     Q, K, LSE, ROWS, OUT,
     q_row, q_head, q_token, q_column, k_row, k_head, k_slot, lse_row, lse_head, out_row, out_head,
-    kv_heads, slots, scale,
+    kv_heads, slots, lag, scale,
     GROUP: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    TILES: tl.constexpr,
+    TILES: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-    """One program sums, for N keys of one KV head, exp2(scale q k - lse) over all queries that see them.
+    """One program sums, for N keys of one KV head, exp2(scale q k - lse) over all queries that count for them.
 
-    ROWS int32 [B, 3]: cached slots before the call, first and end of the queries that count. Q is a pointer, and its
+    With LARGEST it takes the maximum instead. ROWS int32 [B, 3]: cached slots before the call, first and end of the
+    queries that count; for a key they do so from `lag` tokens behind it on. Q is a pointer, and its
     strides count elements; with TILES it is a descriptor of a matrix, and its strides count rows of that, q_column
     columns. The key blocks with the most queries come first. No atomics: the same input gives the same bits.
     """
     row, head = tl.program_id(1) // kv_heads, tl.program_id(1) % kv_heads
     start, first, end = tl.load(ROWS + 3 * row), tl.load(ROWS + 3 * row + 1), tl.load(ROWS + 3 * row + 2)
+    start -= lag  # as if every query came so much earlier
     n = tl.program_id(0) * N + tl.arange(0, N)
     d = tl.arange(0, D_PADDED)
     inside = (n < slots)[:, None] & (d < D)[None, :]
     keys = K + row.to(tl.int64) * k_row + head.to(tl.int64) * k_head
     k = tl.load(keys + n[:, None].to(tl.int64) * k_slot + d[None, :], mask=inside, other=0.0)  # [N, D]
 
-    # A sum for every two places of a tile that one thread has, until the end: no thread waits for another.
-    sums = tl.zeros([M // 16, 8, N], dtype=tl.float32)
+    # A result for every two places of a tile that one thread has, until the end: no thread waits for another. The
+    # largest probability is that of the largest logit less lse, so it takes one exponential a key.
+    if LARGEST:
+        results = tl.full([M // 16, 8, N], float("-inf"), dtype=tl.float32)
+    else:
+        results = tl.zeros([M // 16, 8, N], dtype=tl.float32)
     begin = tl.maximum(first, tl.program_id(0) * N - start) // M * M
-    # Queries in [clear, full) see every key of the block and all count: nothing is masked there.
+    # Queries in [clear, full) count for every key of the block: nothing is masked there.
     clear = tl.maximum(first, tl.program_id(0) * N + N - 1 - start)
     clear = tl.minimum((clear + M - 1) // M * M, end)
     full = tl.maximum(end // M * M, clear)
@@ -56,15 +62,19 @@ def _column_sums(
         lses = LSE + row.to(tl.int64) * lse_row + query_head.to(tl.int64) * lse_head
         for m0 in range(begin, clear, M):
             q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, True)
-            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, True)
+            results = _joined(results, q, k, lses, m0, n, start, first, end, scale, M, True, LARGEST)
         for m0 in range(clear, full, M):
             q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, False)
-            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, False)
+            results = _joined(results, q, k, lses, m0, n, start, first, end, scale, M, False, LARGEST)
         for m0 in range(full, end, M):
             q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, True)
-            sums += _received(q, k, lses, m0, n, start, first, end, scale, M, True)
+            results = _joined(results, q, k, lses, m0, n, start, first, end, scale, M, True, LARGEST)
     out = OUT + row.to(tl.int64) * out_row + head.to(tl.int64) * out_head
-    tl.store(out + n, tl.sum(tl.sum(sums, axis=0), axis=0), mask=n < slots)
+    if LARGEST:
+        result = tl.exp2(tl.max(tl.max(results, axis=0), axis=0))
+    else:
+        result = tl.sum(tl.sum(results, axis=0), axis=0)
+    tl.store(out + n, result, mask=n < slots)
 
 
 @triton.jit
@@ -89,10 +99,10 @@ def _queries(
 
 
 @triton.jit
-def _received(
-    q, k, lses, m0, n, start, first, end, scale, M: tl.constexpr, MASKED: tl.constexpr
+def _joined(
+    results, q, k, lses, m0, n, start, first, end, scale, M: tl.constexpr, MASKED: tl.constexpr, LARGEST: tl.constexpr
 ):  # fmt: skip
-    """Probabilities of M queries, those of every two that are eight apart added: [M / 16, 8, N].
+    """Results [M / 16, 8, N] with the probabilities of M queries, every two of them that are eight apart together.
 
     Of the result of a matrix product, a thread holds just such pairs of rows.
     """
@@ -100,14 +110,22 @@ def _received(
     lse = tl.load(lses + m, mask=m < end, other=0.0) if MASKED else tl.load(lses + m)
     logits = tl.dot(q, tl.trans(k), input_precision="ieee")
     logits = logits * scale - (lse * 1.4426950408889634)[:, None]
-    probs = tl.exp2(logits)
     if MASKED:
-        seen = (n[None, :] <= start + m[:, None]) & ((m >= first) & (m < end))[:, None]
-        probs = tl.where(seen, probs, 0.0)
-    return tl.sum(tl.reshape(probs, [M // 16, 2, 8, probs.shape[1]]), axis=1)
+        counts = (n[None, :] <= start + m[:, None]) & ((m >= first) & (m < end))[:, None]
+    if LARGEST:
+        if MASKED:
+            logits = tl.where(counts, logits, float("-inf"))
+        pairs = tl.max(tl.reshape(logits, [M // 16, 2, 8, logits.shape[1]]), axis=1)
+        results = tl.maximum(results, pairs)
+    else:
+        probs = tl.exp2(logits)
+        if MASKED:
+            probs = tl.where(counts, probs, 0.0)
+        results += tl.sum(tl.reshape(probs, [M // 16, 2, 8, probs.shape[1]]), axis=1)
+    return results
 
 
-def column_sums(
+def received(
     q: torch.Tensor,
     k: torch.Tensor,
     lse: torch.Tensor,
@@ -116,9 +134,11 @@ def column_sums(
     firsts: Rows,
     counts: Rows,
     scale: float,
+    of: Literal["sum", "largest"] = "sum",
+    lag: int = 0,
     tiles: Tiles | None = None,
 ) -> torch.Tensor:
-    """Attention probability that every slot received, summed over queries and over the query heads of the group.
+    """Attention probability that every slot received, over queries and over the query heads of the group.
 
     Args:
         q: [B, Hq, Lq, D], the last axis contiguous, finite throughout. k: [B, Hkv, C, D] likewise.
@@ -126,10 +146,12 @@ def column_sums(
         starts: cached slots of each row before the call; query i of row b sees the slots 0 .. starts[b] + i.
         firsts, counts: of row b the queries firsts[b] .. counts[b] - 1 count.
         scale: factor of the logits.
+        of: their sum, or the largest.
+        lag: a query counts for the slots that are at least so many before its own.
         tiles: for sweeps; None: as is best known.
 
     Returns:
-        float32 [B, Hkv, C].
+        float32 [B, Hkv, C]; 0 where no query counts.
     """
     B, Hq, _, D = q.shape
     Hkv, C = k.shape[1:3]
@@ -144,11 +166,12 @@ def column_sums(
     if half and cut.registers:
         how["maxnreg"] = cut.registers
     with torch.cuda.device_of(q):
-        _column_sums[(triton.cdiv(C, cut.keys), B * Hkv)](
+        _received[(triton.cdiv(C, cut.keys), B * Hkv)](
             queries, k, lse, rows, out,
             *strides, *k.stride()[:3], *lse.stride()[:2], *out.stride()[:2],
-            Hkv, C, scale * LOG2E,
-            GROUP=Hq // Hkv, D=D, D_PADDED=padded, M=cut.queries, N=cut.keys, TILES=matrix is not None, **how,
+            Hkv, C, lag, scale * LOG2E,
+            GROUP=Hq // Hkv, D=D, D_PADDED=padded, M=cut.queries, N=cut.keys, TILES=matrix is not None,
+            LARGEST=of == "largest", **how,
         )  # fmt: skip
     return out
 
@@ -191,4 +214,4 @@ def _copies_tiles(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] >= 9
 
 
-__all__ = ["column_sums"]
+__all__ = ["received"]

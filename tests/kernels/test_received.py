@@ -9,7 +9,7 @@ from buzz.rows import Rows
 
 pytest.importorskip("triton")
 
-from buzz.kernels.column_sums import column_sums
+from buzz.kernels.received import received
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -25,7 +25,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
         ([3, 64], [64, 1], [0, 0]),
     ],
 )
-def test_sums_of_columns(groups, dim, starts, counts, firsts):
+@pytest.mark.parametrize(("of", "lag"), [("sum", 0), ("sum", 17), ("largest", 0), ("largest", 65)])
+def test_what_slots_receive(groups, dim, starts, counts, firsts, of, lag):
     generator = torch.Generator().manual_seed(dim + groups)
     slots, width = max(s + c for s, c in zip(starts, counts, strict=True)) + 3, max(counts)
     q = torch.randn(2, 2 * groups, width, dim, generator=generator)
@@ -35,9 +36,13 @@ def test_sums_of_columns(groups, dim, starts, counts, firsts):
     seen = torch.arange(slots) <= torch.tensor(starts)[:, None, None] + query[:, None]
     logits = logits.masked_fill(~seen[:, None, None], -torch.inf)
     valid = (query >= torch.tensor(firsts)[:, None]) & (query < torch.tensor(counts)[:, None])
-    expected = (logits.softmax(-1) * valid[:, None, None, :, None]).sum((2, 3))
+    behind = torch.arange(slots) <= torch.tensor(starts)[:, None, None] + query[:, None] - lag
+    probs = logits.softmax(-1) * (valid[..., None] & behind)[:, None, None]
+    expected = probs.sum((2, 3)) if of == "sum" else probs.amax((2, 3))
     lse = logits.logsumexp(-1).flatten(1, 2).float()
     how = {"starts": Rows(starts), "firsts": Rows(firsts), "counts": Rows(counts), "scale": dim**-0.5}
-    got = [column_sums(q.to(DEVICE), k.to(DEVICE), lse.to(DEVICE), **how).cpu() for _ in range(2)]
-    assert (got[0] - expected).norm() / expected.norm() < 1e-5
+    how |= {"of": of, "lag": lag}
+    got = [received(q.to(DEVICE), k.to(DEVICE), lse.to(DEVICE), **how).cpu() for _ in range(2)]
+    assert (got[0] - expected).norm() <= 1e-5 * expected.norm()
+    assert torch.equal(got[0] == 0, expected == 0)  # to the slot where nothing counts any more
     assert torch.equal(got[0], got[1])

@@ -1,0 +1,147 @@
+"""Comb: the slots that are looked at from afar, wherever in the model they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+
+from buzz.policies.base import LONGEST, Echo, Plan, Policy, Scope, ScoreSpec
+from buzz.policies.held import Held
+from buzz.policies.places import Places
+from buzz.policies.ranking import ranked
+from buzz.policies.sharing import share
+
+_NEAR = 16  # slots behind a query that are too near to count in the mean of the first reading
+_SHORTLIST = 2  # slots that a layer keeps at most until a prompt is read, as a multiple of the mean
+
+
+@dataclass(frozen=True, repr=False)
+class CombPolicy(Policy):
+    """Sink, window, and the slots that any query from afar looked at most, shared out over the heads of the model.
+
+    Of this project. Probabilities are compared as they are, so that a head whose attention is sharp gets more slots
+    than one that looks everywhere a little. Budgets per head are from AdaKV (Feng et al., arXiv 2407.11550), their
+    sharing over a whole model and the second reading (`echo`) from KVzip (Kim et al., arXiv 2505.23416).
+
+    Once more than `capacity + slack` slots are cached, `capacity` slots a head stay in the mean: the first `sink` and
+    the last `window` of every head, and those of highest worth. The worth of a slot is the largest probability that a
+    query more than `beyond` slots behind it gave it; at every eviction it is multiplied by `decay`. On equal worth the
+    older slot stays (of the lower layer and head, where heads share).
+
+    Args:
+        capacity: slots that a head keeps at an eviction, in the mean over the heads that share, in tokens.
+        sink, window: first and last slots of every head that always stay, in tokens; part of the capacity.
+        lazy: slots a head that collect beyond the capacity before the next eviction; None: an eighth of it.
+        decay: what worth is multiplied by at every eviction, from 0 to 1.
+        scope: heads that share their slots out: those of the "model", of a "layer", or none ("head").
+        floor: part of the capacity that every head has at least, from 0 to 1; sink and window count.
+        ceiling: most slots that a head gets, as a multiple of the capacity; at least 1.
+        beyond: how many slots a query must be behind a slot to count for it.
+        echo: whether prompts are read twice. Then the worth of a slot of a prompt is the largest probability that it
+            gets when the prompt is told again, and `afar` times its mean probability from afar in the first reading.
+        afar: weight of the first reading beside the second.
+        values: whether worth is multiplied by the norm of the slot's value.
+        chunk: tokens that the second reading reads at once.
+    """
+
+    capacity: int = 512
+    sink: int = 4
+    window: int = 32
+    lazy: int | None = None
+    decay: float = 0.7
+    scope: Scope = "model"
+    floor: float = 0.2
+    ceiling: float = 4.0
+    beyond: int = 64
+    echo: bool = False
+    afar: float = 3.0
+    values: bool = False
+    chunk: int = 2048
+
+    name: ClassVar[str] = "comb"
+    least: ClassVar[dict[str, int]] = {"capacity": 1, "sink": 0, "window": 1, "lazy": 0, "beyond": 0, "chunk": 1}
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {
+        "decay": (0, 1),
+        "floor": (0, 1),
+        "ceiling": (1, LONGEST),
+        "afar": (0, LONGEST),
+    }
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"scope": get_args(Scope)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.capacity < self.sink + self.window:
+            raise ValueError(
+                f"comb: capacity must be at least sink + window, got capacity {self.capacity}, "
+                f"sink {self.sink}, window {self.window}"
+            )
+
+    @property
+    def slack(self) -> int:
+        """Slots beyond the capacity that a head may hold after a call."""
+        return max(1, self.capacity // 8) if self.lazy is None else self.lazy
+
+    @property
+    def score_spec(self) -> ScoreSpec | None:
+        return ScoreSpec(accumulate=True, queries=None, of="largest", beyond=self.beyond)
+
+    @property
+    def echo_spec(self) -> Echo | None:
+        if not self.echo:
+            return None
+        first = ScoreSpec(accumulate=False, queries=None, of="mean", beyond=_NEAR)
+        return Echo(self.chunk, first if self.afar else None)
+
+    def heard(self, first: torch.Tensor | None, echo: torch.Tensor) -> torch.Tensor:
+        return echo if first is None else echo + self.afar * first
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"values"} if self.values else ())
+
+    @property
+    def positions(self) -> Literal["cache", "original"] | None:
+        return "original"
+
+    def plan(self, length: int, sampled: int = 0) -> Plan | None:
+        return Plan(self.capacity, 0) if length > self.capacity + self.slack else None
+
+    def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
+        worth = self._worth(held)
+        history = worth[..., self.sink : length - self.window]  # [B, H, length - sink - window]
+        heavy = ranked(history)[..., : self.capacity - self.sink - self.window].sort(dim=-1).values + self.sink
+        sink = torch.arange(self.sink, device=worth.device).expand(*heavy.shape[:2], -1)
+        window = torch.arange(length - self.window, length, device=worth.device).expand(*heavy.shape[:2], -1)
+        return torch.cat([sink, heavy, window], dim=-1)
+
+    @property
+    def shortlist(self) -> int | None:
+        return _SHORTLIST if self.scope == "model" and not self.echo else None
+
+    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
+        return share(
+            self._worth(held), places, kept, chosen,
+            sink=self.sink, window=self.window, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.shortlist,
+        )  # fmt: skip
+
+    def _worth(self, held: Held) -> torch.Tensor:
+        scores = held.scored(self.name)
+        return scores * held.valued(self.name).float().norm(dim=-1) if self.values else scores
+
+    def _widest(self) -> dict[str, int]:
+        return {"capacity": LONGEST}
+
+    def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
+        if "capacity" in fixed:
+            return self._as_held(tokens, self.capacity + self.slack / 2, ("capacity",))
+        share_of = 17 / 16 if self.lazy is None else 1.0  # lengths go from the capacity to an eighth more
+        capacity = round((tokens - (0 if self.lazy is None else self.lazy / 2)) / share_of)
+        window = self.window
+        if "window" not in fixed:
+            window = min(window, max(1, min(capacity // 2, capacity - self.sink)))
+        if capacity < self.sink + window:
+            raise ValueError(f"comb: a budget of {tokens:g} tokens is too small for sink={self.sink}, window={window}")
+        return dataclasses.replace(self, capacity=capacity, window=window)

@@ -1,0 +1,79 @@
+"""How heads that share a pool divide what an eviction leaves: by one ranking of all their slots."""
+
+from __future__ import annotations
+
+import torch
+
+from buzz.policies.places import Places
+from buzz.policies.ranking import ranked
+
+
+def share(
+    worth: torch.Tensor,
+    places: Places,
+    kept: int,
+    chosen: int | None = None,
+    *,
+    sink: int = 0,
+    window: int = 0,
+    floor: float = 0.0,
+    ceiling: float | None = None,
+    layer_ceiling: float | None = None,
+) -> torch.Tensor:
+    """The places that stay: `kept` slots a head in the mean, most of them where worth is highest.
+
+    Every head keeps its first `sink` and last `window` slots and then those of highest worth until it has
+    `floor * kept`, at least one. What is left goes to the highest worth of all heads, as far as no head gets more than
+    `ceiling * kept` and no layer more than `layer_ceiling * kept` a head in the mean. Shares are rounded down. A head
+    has no more than it holds, so ceilings may leave slots over: these go to the highest worth of what the layers'
+    ceilings held back, and then of what the heads' did. (Heads that were within their ceilings and have grown by
+    equally many slots leave none over.) On equal worth the earlier place wins; what is not a number is worth least.
+
+    Heads of budgets of their own are from AdaKV (Feng et al., arXiv 2407.11550), and so is the floor.
+
+    Shapes are fixed and nothing waits for a device.
+
+    Args:
+        worth: float32 [R, P]; of free places anything.
+        places: which slot of which head each place holds; all heads of a row together at least `kept * heads` slots.
+        kept: slots that a head keeps in the mean; at least 1, sink + window and what floor asks for.
+        chosen: so many are marked in place of `kept`, in the same order.
+        ceiling, layer_ceiling: at least 1; None: there is none.
+
+    Returns:
+        bool [R, P], true in `(chosen or kept) * places.heads` taken places of each row.
+    """
+    rows, size = worth.shape
+    head, slot, length = (t.expand(rows, -1) for t in (places.head, places.slot, places.length))  # [R, P], [R, heads]
+    here = torch.arange(size, device=worth.device).expand(rows, size)
+    taken = slot < length.gather(1, head)
+    rank = _inverse(ranked(worth), here)  # of a place by its worth alone: all different
+
+    # A head's slots in the order in which it gives them up last; `turn` counts from the first of them.
+    protected = (slot < sink) | (slot >= length.gather(1, head) - window)
+    turn = _turns(head, torch.where(protected, rank, rank + size), taken, length, here)
+    least = max(1, sink + window, int(floor * kept))
+    most = size if ceiling is None else int(ceiling * kept)
+    group = torch.where(turn < least, 0, torch.where(turn < most, 1, 3))
+    if layer_ceiling is not None:
+        layer, heads = places.layer.expand(rows, -1), places.heads // places.layers
+        lengths = length.unflatten(1, (places.layers, heads)).sum(-1)  # [R, layers]
+        turn = _turns(layer, group * size + rank, taken, lengths, here)
+        group = group.where((group != 1) | (turn < int(layer_ceiling * kept * heads)), 2)
+    order = torch.where(taken, group * size + rank, 4 * size).argsort(dim=-1, stable=True)
+    return torch.zeros_like(taken).scatter(1, order, here < (chosen or kept) * places.heads)
+
+
+def _turns(
+    part: torch.Tensor, key: torch.Tensor, taken: torch.Tensor, length: torch.Tensor, here: torch.Tensor
+) -> torch.Tensor:
+    """How many taken places of its part (a head, a layer; their lengths [R, parts]) come before each, by a key."""
+    above = 4 * here.shape[-1]  # any key
+    order = torch.where(taken, part * above + key, length.shape[1] * above).argsort(dim=-1, stable=True)
+    begin = length.cumsum(-1) - length  # of each part, once all taken places stand in order
+    return _inverse(order, here) - begin.gather(1, part)
+
+
+def _inverse(order: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+    """Where each place stands in an order."""
+    return torch.empty_like(order).scatter(1, order, here)

@@ -1,0 +1,208 @@
+"""Heads that share their slots: what a cache holds after any mix of calls, against lists of one slot at a time."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+import buzz
+from buzz.cache import PerRow
+from buzz.policies import POLICIES, make_policy
+from tests.policies.strategies import legal
+from tests.policies.test_sharing import naive_share, places_of
+
+HEADS, DIM, LAYERS = 2, 2, 3
+CONFIG = LlamaConfig(num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=HEADS, hidden_size=4)
+SHARING = [policy for policy in legal(POLICIES["comb"]) if policy.scope != "head" and not policy.echo]
+
+
+class NaiveRow:
+    """One row of all layers: `heads[layer][head]` is a list of [label, score], oldest first."""
+
+    def __init__(self, policy) -> None:
+        self.policy = policy
+        self.heads = [[[] for _ in range(HEADS)] for _ in range(LAYERS)]
+        self.length = 0
+
+    def call(self, labels: list[int], received: list[list[list[float]]]) -> None:
+        """`received[layer][head]` of every slot in the call."""
+        self.length += len(labels)
+        for layer, of_layer in enumerate(self.heads):
+            for head, slots in enumerate(of_layer):
+                slots += [[label, 0.0] for label in labels]
+                for slot, new in zip(slots, received[layer][head], strict=True):
+                    slot[1] = max(slot[1], new)
+        plan = self.policy.plan(self.length) if labels else None
+        if plan is None:
+            return
+        layers = list(range(LAYERS))
+        for sharing in [layers] if self.policy.scope == "model" else [[layer] for layer in layers]:
+            self.evict(sharing, plan.kept)
+        self.length = plan.kept
+
+    def evict(self, layers: list[int], kept: int) -> None:
+        heads = [slots for layer in layers for slots in self.heads[layer]]
+        lengths = [len(slots) for slots in heads]
+        places, policy = places_of([lengths], [lengths], len(layers)), self.policy
+        slots = [slot for head in heads for slot in head]
+        norms = [(label + 0.5) * DIM**0.5 if policy.values else 1.0 for label, _ in slots]
+        worth = torch.tensor([[score * norm for (_, score), norm in zip(slots, norms, strict=True)]])
+        rule = (policy.sink, policy.window, policy.floor, policy.ceiling, policy.shortlist)
+        stay, place = naive_share(worth, places, 0, kept, *rule), 0
+        for head in heads:
+            some = [[label, score * policy.decay] for i, (label, score) in enumerate(head) if place + i in stay]
+            place += len(head)
+            head[:] = some
+
+
+def keys_of(counts, labels):
+    """Keys [B, H, L, D] whose entries are the labels of their tokens."""
+    width = max(1, *counts)
+    keys = torch.full((len(counts), width, HEADS, DIM), -1.0).transpose(1, 2)
+    for row, (count, label) in enumerate(zip(counts, labels, strict=True)):
+        keys[row, :, :count] = torch.arange(label, label + count).float()[:, None]
+    return keys
+
+
+def call(cache, counts, columns, rows, labels, generator):
+    """One call in all layers by hand, in the cache and in the naive rows."""
+    opened = cache.begin(len(counts), columns, torch.tensor([[0] * (columns - n) + [1] * n for n in counts]))
+    assert opened.counts == counts
+    received = [[[[] for _ in range(HEADS)] for _ in range(LAYERS)] for _ in rows]
+    for layer in range(LAYERS):
+        keys = keys_of(counts, labels)
+        slots = cache.append(keys, keys + 0.5, layer)
+        scores = torch.zeros(len(rows) * HEADS, slots.keys.shape[2])
+        for row, (naive, count) in enumerate(zip(rows, counts, strict=True)):
+            for head in range(HEADS):
+                end = len(naive.heads[layer][head]) + count
+                if count:
+                    got = torch.randint(0, 5, (end,), generator=generator).float()
+                    scores[row * HEADS + head, :end] = got
+                    received[row][layer][head] = got.tolist()
+                else:
+                    received[row][layer][head] = [0.0] * end
+        cache.observe(scores.view(-1, 1, scores.shape[1]) if slots.apart else scores.view(len(rows), HEADS, -1), layer)
+    for naive, count, label, got in zip(rows, counts, labels, received, strict=True):
+        naive.call(list(range(label, label + count)), got)
+
+
+def held(cache, layer, row):
+    """The labels, values and scores of each head."""
+    store = cache.layers[layer]
+    if store.pool is None:
+        end = cache.layer_lengths(layer)[row]
+        return [tuple(t[row, head, :end] for t in (store.keys, store.values, store.scores)) for head in range(HEADS)]
+    spans = store.pool.layer(store.member)
+    places = [slice(b, b + n) for b, n in zip(spans.begin[row].tolist(), spans.length[row].tolist(), strict=True)]
+    return [tuple(t[row, place] for t in (spans.keys, spans.values, spans.scores)) for place in places]
+
+
+def check(cache, rows):
+    for row, naive in enumerate(rows):
+        assert cache.lengths[row] == naive.length
+        assert sum(len(slots) for of_layer in naive.heads for slots in of_layer) == naive.length * LAYERS * HEADS
+        for layer in range(LAYERS):
+            for slots, (keys, values, scores) in zip(naive.heads[layer], held(cache, layer, row), strict=True):
+                assert keys[:, 0].tolist() == [label for label, _ in slots]
+                assert values[:, 1].tolist() == [label + 0.5 for label, _ in slots]
+                assert scores.tolist() == pytest.approx([score for _, score in slots], rel=1e-6)
+    for pool in {store.pool for store in cache.layers if store.pool is not None}:
+        assert not pool.scores[~pool.places().taken].any()  # a slot's score starts at zero
+        assert pool.lengths(0) == pool.layer(0).length.tolist()
+
+
+ALIKE = ("scope", "values", "beyond")
+CALLS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2**16)), min_size=1, max_size=3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(SHARING), min_size=1, max_size=3), CALLS, st.integers(0, 25), st.integers(0, 2**16))
+def test_rows_evict_as_they_would_alone(policies, chunks, steps, seed):
+    """Ragged prompts and chunks, then steps; rows with policies of their own where these may share a batch."""
+    first = policies[0]
+    policies = [p for p in policies if all(getattr(p, name) == getattr(first, name) for name in ALIKE)]
+    rows = [NaiveRow(policy) for policy in policies]
+    cache = buzz.BeehiveCache(PerRow(policies), CONFIG)
+    generator, labels = torch.Generator().manual_seed(seed), [0] * len(rows)
+    for columns, draw in [*chunks, *[(1, None)] * steps]:
+        counts = [1] * len(rows)
+        if draw is not None:
+            counts = torch.randint(0, columns + 1, (len(rows),), generator=torch.Generator().manual_seed(draw)).tolist()
+        call(cache, counts, columns, rows, labels, generator)
+        labels = [label + count for label, count in zip(labels, counts, strict=True)]
+        check(cache, rows)
+
+
+def after(policy, prompts, steps=0):
+    rows, cache = [NaiveRow(policy) for _ in prompts], buzz.BeehiveCache(policy, CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    call(cache, prompts, max(prompts), rows, [0] * len(prompts), generator)
+    for i in range(steps):
+        call(cache, [1] * len(prompts), 1, rows, [n + i for n in prompts], generator)
+    return cache, rows, generator
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_rows_can_be_taken_and_caches_copied(scope):
+    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, scope=scope)
+    cache, rows, generator = after(policy, [30, 22, 4], 2)
+    twin = copy.deepcopy(cache)
+    cache.reorder_cache(torch.tensor([1, 1, 0, 2]))
+    rows_of_cache = [copy.deepcopy(rows[i]) for i in (1, 1, 0, 2)]
+    check(cache, rows_of_cache)
+    for step in range(5):
+        call(cache, [1] * 4, 1, rows_of_cache, [90 + step] * 4, generator)
+        check(cache, rows_of_cache)
+    check(twin, rows)
+    call(twin, [1] * 3, 1, rows, [90] * 3, generator)
+    check(twin, rows)
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_memory_is_that_of_equal_heads(scope):
+    """But for two integers a head; also after a long chunk, of which nothing is held back."""
+    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, scope=scope)
+    alike = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, scope="head")
+    (cache, rows, generator), (equal, _, _) = after(policy, [30]), after(alike, [30])
+    integers = LAYERS * HEADS * 2 * 4
+    assert cache.nbytes == equal.nbytes + integers
+    call(cache, [200], 200, rows, [30], generator)
+    check(cache, rows)
+    assert cache.nbytes == equal.nbytes + integers
+    cache.reset()
+    assert cache.nbytes == 0
+    assert not cache.lengths
+
+
+def test_a_prompt_of_one_reading_waits_in_its_shortlist():
+    """So that at most one layer is held whole, and of the others twice what stays."""
+    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=0, beyond=0, scope="model")
+    cache = buzz.BeehiveCache(policy, CONFIG)
+    keys = torch.rand(1, HEADS, 100, DIM)
+    cache.begin(1, 100)
+    for layer in range(LAYERS - 1):
+        slots = cache.append(keys, keys, layer)
+        cache.observe(torch.rand(1, HEADS, 100), layer)
+        assert slots.keys.shape[2] == 100
+        assert cache.layers[layer].pool.capacity == 16
+        assert cache.layers[layer].keys is None
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_who_watches_sees_the_slots_of_each_head(scope):
+    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, scope=scope)
+    rows, cache, told = [NaiveRow(policy) for _ in range(2)], buzz.BeehiveCache(policy, CONFIG), []
+    cache.on_evict = lambda layer, eviction, slots: told.append((layer, eviction.rows, slots))
+    call(cache, [30, 9], 30, rows, [0, 0], torch.Generator().manual_seed(0))
+    assert [(layer, which) for layer, which, _ in told] == [(layer, (0,)) for layer in range(LAYERS)]
+    for layer, _, slots in told:
+        for head, of_head in zip(slots[0].tolist(), rows[0].heads[layer], strict=True):
+            kept = [slot for slot in head if slot >= 0]
+            assert kept == [label for label, _ in of_head]
+            assert head[len(kept) :] == [-1] * (len(head) - len(kept))

@@ -1,0 +1,86 @@
+"""Comb: what it asks for, and which slots it shares out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from buzz.policies import POLICIES, Echo, Held, Places, ScoreSpec, make_policy
+from tests.policies.strategies import legal
+from tests.policies.test_sharing import naive_share, places_of
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(legal(POLICIES["comb"])), st.integers(0, 2**16), st.data())
+def test_shares_equal_the_reference(policy, seed, data):
+    """The worth of a slot is its score, or that times the norm of its value."""
+    generator = torch.Generator().manual_seed(seed)
+    length = policy.capacity + policy.slack + 1
+    lengths = [length, length, length, length]
+    for _ in range(2):
+        off = data.draw(st.integers(0, length - 1))
+        lengths = [lengths[0] + off, lengths[1] - off, *lengths[2:]][::-1] if lengths[1] > off else lengths
+    places = places_of([lengths], [lengths], 2)
+    scores = torch.randint(0, 4, (1, 4 * length), generator=generator).float()
+    values = torch.randint(0, 3, (1, 4 * length, 1), generator=generator).half()
+    mask = policy.share(Held(scores, values=values), places, policy.capacity)
+    worth = scores * values[..., 0] if policy.values else scores
+    rule = (policy.sink, policy.window, policy.floor, policy.ceiling, policy.shortlist)
+    assert set(mask[0].nonzero()[:, 0].tolist()) == naive_share(worth, places, 0, policy.capacity, *rule)
+
+
+def test_what_is_read():
+    policy = make_policy("comb", beyond=40, echo=True, chunk=100)
+    assert policy.score_spec == make_policy("comb", beyond=40).score_spec == ScoreSpec(True, None, "largest", 40)
+    assert make_policy("comb").echo_spec is None
+    assert policy.echo_spec == Echo(100, ScoreSpec(False, None, "mean", 16))
+    assert make_policy("comb", echo=True, afar=0).echo_spec == Echo(2048, None)
+    assert (make_policy("comb").reads, make_policy("comb", values=True).reads) == (frozenset(), {"values"})
+    assert not policy.is_blind
+
+
+def test_what_is_heard_is_the_echo_and_some_of_the_first_reading():
+    first, echo = torch.rand(2, 1, 2, 5, generator=torch.Generator().manual_seed(0))
+    policy = make_policy("comb", echo=True, afar=2)
+    assert torch.equal(policy.heard(first, echo), echo + 2 * first)
+    assert policy.heard(None, echo) is echo
+
+
+def test_it_keeps_original_positions_and_decays_scores():
+    assert make_policy("comb").positions == "original"
+    assert (make_policy("comb").decay, make_policy("comb", decay=1).decay) == (0.7, 1.0)
+    assert {make_policy("comb", scope=scope).scope for scope in ("head", "layer", "model")} == {
+        "head",
+        "layer",
+        "model",
+    }
+
+
+@pytest.mark.parametrize(("lazy", "slack"), [(None, 10), (0, 0), (7, 7)])
+def test_it_evicts_once_in_so_many_tokens(lazy, slack):
+    policy = make_policy("comb", capacity=80, lazy=lazy)
+    assert policy.slack == slack
+    assert policy.plan(80 + slack) is None
+    assert policy.plan(80 + slack + 1) == (80, 0)
+    assert policy.trace(500, slack + 1) == [*range(80, 81 + slack), 80]
+    assert make_policy("comb", capacity=1, sink=0, window=1).slack == 1
+
+
+def test_slots_of_equal_worth_fall_to_the_lower_head_and_the_older_slot():
+    policy = make_policy("comb", capacity=3, sink=0, window=1, floor=0, lazy=1)
+    mask = policy.share(Held(torch.ones(1, 10)), Places.equal(2, 2, 5, torch.device("cpu")), 3)
+    assert mask.view(2, 5).tolist() == [[True] * 5, [False] * 4 + [True]]
+
+
+@pytest.mark.parametrize("scope", ["head", "model"])
+def test_what_it_reads_must_be_there(scope):
+    policy = make_policy("comb", capacity=3, sink=0, window=1, values=True, scope=scope)
+    places, scores = Places.equal(2, 2, 5, torch.device("cpu")), torch.ones(1, 2, 5)
+    with pytest.raises(ValueError, match="comb: select needs values"):
+        policy.select(Held(scores), 5)
+    with pytest.raises(ValueError, match="comb: select needs values"):
+        policy.share(Held(scores.view(1, 10)), places, 3)
+    with pytest.raises(ValueError, match="comb: select needs scores"):
+        policy.share(Held(), places, 3)
