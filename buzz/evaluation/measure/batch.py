@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from buzz.evaluation.tasks import Sample
 from buzz.policies import Policy
 from buzz.policies.sizes import prompt_calls
 
+HEADS = ("longest_head", "shortest_head")  # figures of `BeehiveCache.stats`, a number a row
 CURVE_POINTS = 256  # of a record's cache curve, at most
 FullMeans = Callable[[Sequence[int]], tuple[float, float]]
 
@@ -43,11 +44,14 @@ class Held(NamedTuple):
     """What a row of a cache held after its prompt and after each later call.
 
     lengths: cached tokens, the mean over the layers that policies decide over. nbytes: the row's share of what was
-    allocated in all layers.
+    allocated in all layers. heads: after the last call, by the names in `HEADS`; empty where the cache does not tell.
+    positions: of the cache.
     """
 
     lengths: list[float]
     nbytes: list[float]
+    heads: Mapping[str, float] = {}
+    positions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,8 +189,9 @@ class Reading:
             yield index, logits
             stay = [i for i, row in enumerate(rows) if len(self.rest[row]) > call]
             if len(stay) < len(rows):
-                for i in sorted(set(range(len(rows))) - set(stay)):
-                    self.held[rows[i]] = held_by(self.cache.curve, i, before)
+                gone = sorted(set(range(len(rows))) - set(stay))
+                for i, held in zip(gone, held_by(self.cache, gone, before), strict=True):
+                    self.held[rows[i]] = held
                 if not stay:
                     return
                 kept = torch.tensor(stay)
@@ -205,9 +210,18 @@ class Reading:
         return several and any(len(set(sizes)) > 1 for sizes in parts)
 
 
-def held_by(curve: Any, row: int, before: int) -> Held:
-    """A row's part of a cache's curve, without the calls before its prompt's last one."""
-    return Held([lengths[row] for lengths in curve.lengths[before:]], list(curve.row_bytes[before:]))
+def held_by(cache: Any, rows: Sequence[int], before: int) -> list[Held]:
+    """The part of some rows in what a cache's curve and figures tell, without the calls before a prompt's last one."""
+    curve, figures = cache.curve, cache.stats()
+    return [
+        Held(
+            [lengths[row] for lengths in curve.lengths[before:]],
+            list(curve.row_bytes[before:]),
+            {key: float(figures[key][row]) for key in HEADS if key in figures},
+            cache.positions,
+        )
+        for row in rows
+    ]
 
 
 def make_record(
@@ -243,6 +257,7 @@ def make_record(
         "reference": sample.reference,
         "metrics": metrics,
         "policy": describe(job.policy),
+        **({} if held.positions is None else {"positions": held.positions}),
         "cache": cache_figures(held, prompt_tokens, new_tokens, full),
         "seconds": round(seconds, 6),
     }
@@ -262,7 +277,7 @@ def cache_figures(held: Held, prompt_tokens: int, new_tokens: int, full: FullMea
         mean_tokens, peak_tokens, full_mean_tokens: the mean of a cache that never evicts; mean_bytes, peak_bytes: the
         sample's share of what was allocated for keys, values and scores; full_mean_bytes: keys and values of a cache
         that never evicts and allocates exactly its tokens; and curve: pairs of a call's number (0 is the prompt's last)
-        and the cached tokens after it, at most `CURVE_POINTS`, evenly spread.
+        and the cached tokens after it, at most `CURVE_POINTS`, evenly spread; and `held.heads`.
     """
     calls = range(1, new_tokens) if new_tokens > 1 else range(1)
     own = [held.lengths[call] for call in calls]
@@ -277,6 +292,7 @@ def cache_figures(held: Held, prompt_tokens: int, new_tokens: int, full: FullMea
         "mean_bytes": sum(nbytes) / len(nbytes),
         "peak_bytes": max(nbytes),
         "full_mean_bytes": full_bytes,
+        **held.heads,
         "curve": [[calls[i], own[i]] for i in shown],
     }
 

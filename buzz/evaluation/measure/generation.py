@@ -124,8 +124,7 @@ def generate_batch(
     answers = output[:, ids.shape[1] :].tolist()
     seconds = (time.perf_counter() - started) / len(jobs)
     records = []
-    for row, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
-        held = held_by(cache.curve, row, before)
+    for job, answer, held in zip(jobs, answers, held_by(cache, range(len(jobs)), before), strict=True):
         records.append(_record(model, job, answer, held, special.eos_token_id or [], tokenizer, task, seconds))
     return records
 

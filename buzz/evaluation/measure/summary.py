@@ -189,7 +189,8 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
 
     `peak_tokens` is the highest of all samples. `reduction` is the mean cache length of a cache that never evicts
     over the measured one, over the decode calls of the same samples. `mean_mib`, `peak_mib` and `reduction_bytes` are
-    the same for bytes; they are left out if a sample of an older run does not have them.
+    the same for bytes; they are left out if a sample of an older run does not have them. `longest_head` and
+    `shortest_head`, where heads are unequal: the most and the fewest slots that a head of any sample held in the end.
     """
     records = list(own.records.values())
     if not records:
@@ -209,6 +210,7 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
             "peak_tokens": max(record["cache"]["peak_tokens"] for record in records),
             "reduction": full / own.mean_tokens,
             **_bytes([record["cache"] for record in records]),
+            **_heads([record["cache"] for record in records]),
         },
         "seconds": {
             "total": seconds,
@@ -226,6 +228,18 @@ def _bytes(caches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     full = float(np.mean([cache["full_mean_bytes"] for cache in caches]))
     peak = max(cache["peak_bytes"] for cache in caches)
     return {"mean_mib": mean / MIB, "peak_mib": peak / MIB, "reduction_bytes": full / mean}
+
+
+def _heads(caches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The longest and the shortest head of all samples; nothing if the heads of each are equal, or unknown."""
+    if not all("longest_head" in cache and "shortest_head" in cache for cache in caches):
+        return {}
+    if all(cache["longest_head"] == cache["shortest_head"] for cache in caches):
+        return {}
+    return {
+        "longest_head": max(cache["longest_head"] for cache in caches),
+        "shortest_head": min(cache["shortest_head"] for cache in caches),
+    }
 
 
 def _interval(resampled: np.ndarray) -> list[float]:

@@ -253,7 +253,20 @@ class _Run:
             kept = [f"every layer of this model has {window}, which it keeps: the methods decide nothing"]
         else:
             kept = self._idle()
-        return [*remarks(dataclasses.asdict(self.config.task)), *self._uncompared(), *kept, *self._missed()]
+        asked = remarks(dataclasses.asdict(self.config.task))
+        return [*asked, *self._uncompared(), *self._mixed(), *kept, *self._missed()]
+
+    def _mixed(self) -> list[str]:
+        """Which methods have which positions, where these differ. The full cache's slots are its positions."""
+        found: dict[str, list[str]] = {}
+        for method in self.config.methods:
+            known = next(iter(self.records[method.name].values()), {})
+            if method.policy != "full" and "positions" in known:  # older records do not tell
+                found.setdefault(known["positions"], []).append(method.name)
+        if len(found) < 2:
+            return []
+        each = "; ".join(f"{positions}: {', '.join(names)}" for positions, names in found.items())
+        return [f"methods differ in their keys' positions, so more than their rules is compared ({each})"]
 
     def _idle(self) -> list[str]:
         """The methods with room for more than any sample needed."""

@@ -97,14 +97,23 @@ def results_rows(summary: Mapping[str, Any], intervals: bool = False) -> Table:
     The metrics are the columns from the third on.
     """
     metrics = summary["run"]["metrics"]
-    header = ["method", "n", *map(metric_label, metrics), *_CACHE, "seconds"]
+    heads = ["heads"] if any(_unequal(entry) for entry in summary["methods"].values()) else []
+    header = ["method", "n", *map(metric_label, metrics), *_CACHE, *heads, "seconds"]
     rows = []
     for name, entry in summary["methods"].items():
         seconds = f"{entry['seconds']['total']:.1f}" if entry["n"] else NONE
-        rows.append(
-            [name, str(entry["n"]), *metric_cells(entry, metrics, intervals), *cache_cells(entry), seconds]
-        )  # fmt: skip
+        cells = [*metric_cells(entry, metrics, intervals), *cache_cells(entry), *(head_cell(entry) for _ in heads)]
+        rows.append([name, str(entry["n"]), *cells, seconds])
     return header, rows
+
+
+def head_cell(entry: Mapping[str, Any]) -> str:
+    """The fewest and the most slots of a head, where heads are unequal: `12 to 310`."""
+    return f"{entry['cache']['shortest_head']:.0f} to {entry['cache']['longest_head']:.0f}" if _unequal(entry) else NONE
+
+
+def _unequal(entry: Mapping[str, Any]) -> bool:
+    return "longest_head" in entry.get("cache", {})
 
 
 def paired_rows(summary: Mapping[str, Any], against: str) -> Table:

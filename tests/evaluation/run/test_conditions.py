@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from buzz.cache import BeehiveCache
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.runner import run
@@ -68,6 +69,49 @@ def test_methods_are_compared_with_a_named_one(write_config):
     # What is compared changes no sample, so the same folder will do.
     again = run(load_config(path, ["compare=[full, h2o]"]))
     assert set(again["methods"]["h2o"]["paired"]) == {"full", "rival", "against full"}
+
+
+COMB = {"policy": "comb", "name": "comb", "capacity": 12, "sink": 1, "window": 4, "beyond": 4}
+H2O = {"policy": "h2o", "name": "h2o", "heavy": 6, "window": 6}
+
+
+def test_records_and_notes_say_which_positions_keys_had(write_config):
+    path = write_config(methods=["full", COMB, H2O, {**H2O, "name": "far", "positions": "original"}])
+    config = load_config(path)
+    notes = run(config)["run"]["notes"]
+    assert "positions: null" in (Path(config.output) / "config.yaml").read_text()
+    used = {method.name: {r["positions"] for r in records_of(config, method.name)} for method in config.methods}
+    assert used == {"full": {"cache"}, "comb": {"original"}, "h2o": {"cache"}, "far": {"original"}}
+    assert notes == [
+        "methods differ in their keys' positions, so more than their rules is compared "
+        "(original: comb, far; cache: h2o)"
+    ]
+
+
+def test_equal_positions_need_no_note(write_config, tmp_path):
+    path = write_config(methods=["full", COMB, {**H2O, "positions": "original"}])
+    assert "notes" not in run(load_config(path))["run"]
+
+
+def test_the_figures_of_single_heads_are_recorded_and_shown(write_config, monkeypatch):
+    stats = BeehiveCache.stats
+
+    def with_heads(cache, *args):
+        figures = stats(cache, *args)
+        means = figures["mean_tokens"]
+        return {**figures, "longest_head": [9 * m for m in means], "shortest_head": [m / 4 for m in means]}
+
+    monkeypatch.setattr(BeehiveCache, "stats", with_heads)
+    config = load_config(write_config(methods=["full", H2O]), ["generation.fidelity=false"])
+    summary = run(config)
+    cache = summary["methods"]["h2o"]["cache"]
+    longest = [record["cache"]["longest_head"] for record in records_of(config, "h2o")]
+    assert cache["longest_head"] == max(longest)
+    assert cache["shortest_head"] < cache["mean_tokens"] < cache["longest_head"]
+    cell = f"{cache['shortest_head']:.0f} to {cache['longest_head']:.0f}"
+    assert cell in text_table(summary)
+    assert f"| {cell} |" in (Path(config.output) / "report.md").read_text()
+    assert run(config)["methods"]["h2o"]["cache"] == cache  # read back from the folder
 
 
 QUESTIONS = [
