@@ -28,7 +28,13 @@ from buzz.evaluation.tasks.section import TaskConfig
 
 # Keys that the config.yaml of an older run folder may lack, and what was the case when they did not exist; some are
 # options of a task, so not every config has them.
-ADDED_KEYS = {"generation.prefill_chunk_size": None, "task.rows": "all", "task.query_aware": True, "task.segment": None}
+ADDED_KEYS = {
+    "generation.prefill_chunk_size": None,
+    "task.rows": "all",
+    "task.query_aware": True,
+    "task.segment": None,
+    "task.likelihood": False,
+}
 ADDED_METHOD_KEYS = {"match_by": None}  # the same, of every method
 
 

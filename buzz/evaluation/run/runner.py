@@ -211,7 +211,7 @@ class _Run:
         self.folder.clear_flags()
         order = [sample.id for sample in self.samples]
         records = {name: [known[sample] for sample in order if sample in known] for name, known in self.records.items()}
-        metrics = [*self.task.metrics, *(FIDELITY_METRICS if self._compared() else ())]
+        metrics = [*self.task.measured, *(FIDELITY_METRICS if self._compared() else ())]
         facts, compare = self._facts(metrics), comparisons(self.config)
         summary = summarise(records, metrics, self.failures, facts, self.config.seed, compare)
         self.folder.write_summary(summary)

@@ -127,6 +127,11 @@ class Task(ABC):
         """What is wrong with a row that has all fields, and what is allowed instead; None: nothing."""
         return None
 
+    @property
+    def measured(self) -> list[str]:
+        """The metrics of a run, in the order of the tables: `metrics`, and what the config asks for beside them."""
+        return self.metrics
+
     def likely(self, sample: Sample) -> str | None:
         """An answer whose mean negative log-likelihood is measured as well (metric `answer_nll`); None: no answer.
 

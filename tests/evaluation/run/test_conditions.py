@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from buzz.cache import BeehiveCache
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.models.load import load_model
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.runner import run
 from buzz.evaluation.show.table import text_table
+from buzz.evaluation.tasks import make_task
 
 TUNING = {"s0", "s1"}  # of s0 to s5
 
@@ -112,6 +115,23 @@ def test_the_figures_of_single_heads_are_recorded_and_shown(write_config, monkey
     assert cell in text_table(summary)
     assert f"| {cell} |" in (Path(config.output) / "report.md").read_text()
     assert run(config)["methods"]["h2o"]["cache"] == cache  # read back from the folder
+
+
+def test_a_summary_can_be_measured_by_its_likelihood_too(write_config):
+    path = write_config(methods=["full", H2O])
+    config = load_config(path, ["task.likelihood=true", "generation.fidelity=false"])
+    summary = run(config)
+    assert summary["run"]["metrics"] == ["rouge1", "rouge2", "rougeL", "answer_nll"]
+    full = {record["id"]: record["metrics"]["answer_nll"] for record in records_of(config, "full")}
+    model, tokenizer, _ = load_model(config.model)
+    for sample in make_task(config.task).load():
+        prompt, answer = (tokenizer(text)["input_ids"] for text in (sample.prompt, f" {sample.reference}"))
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float()
+        nll = torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
+        assert full[sample.id] == pytest.approx(float(nll), rel=0.02)  # bfloat16
+    nlls = [summary["methods"][name]["metrics"]["answer_nll"]["mean"] for name in ("full", "h2o")]
+    assert nlls[0] != nlls[1]
 
 
 QUESTIONS = [

@@ -40,6 +40,7 @@ def test_defaults(base: Path) -> None:
             "rows": "all",
             "prompt": None,
             "query_aware": True,
+            "likelihood": False,
         },
         "methods": [
             {
@@ -333,7 +334,7 @@ def test_round_trip(
         (
             "task.protocol=lines",
             "task.protocol: unknown key",
-            "allowed: name, data, split, limit, rows, prompt, query_aware",
+            "allowed: name, data, split, limit, rows, prompt, query_aware, likelihood",
         ),
         ("task=xsum", "task: is 'xsum' (text)", "a mapping"),
         ("task.name=3", "task.name: is 3", "text is wanted"),
