@@ -146,34 +146,63 @@ def attend_step(
     sin: torch.Tensor | None = None,
     live: torch.Tensor | None = None,
     window: int | None = None,
+    of: str = "sum",
+    beyond: int = 0,
+    begin: torch.Tensor | None = None,
+    longest: int | None = None,
 ) -> torch.Tensor:
-    """`buzz.attention.step.attend_step`: all C slots under a mask, float32 arithmetic (float64 for float64 inputs)."""
+    """`buzz.attention.step.attend_step`: all slots under a mask, float32 arithmetic (float64 for float64 inputs)."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    B, Hkv, C, D = keys.shape
-    slot = lengths.long()
-    at = slot[:, None, None, None].expand(B, Hkv, 1, D)
-    keys.scatter_(2, at, k[:, :, None])
-    values.scatter_(2, at, v[:, :, None])
-    queries, seen = q.to(dtype), keys.to(dtype)
+    Hkv, D = k.shape[1:]
+    if begin is None:
+        slot, C, places = lengths.long()[:, None], keys.shape[2], None  # [B, 1]: of all heads
+        at = slot[..., None, None].expand(-1, Hkv, 1, D)
+        keys.scatter_(2, at, k[:, :, None])
+        values.scatter_(2, at, v[:, :, None])
+        seen_keys, seen_values = keys, values
+    else:
+        assert longest is not None
+        slot, C = lengths.long(), longest  # [B, Hkv]
+        at = (begin + slot)[..., None].expand(-1, -1, D)
+        keys.scatter_(1, at, k)
+        values.scatter_(1, at, v)
+        # What follows a head's slots belongs to others, and is masked.
+        places = (begin.long()[..., None] + torch.arange(C, device=q.device)).clamp(max=keys.shape[1] - 1)
+        gathered = places.flatten(1)[..., None].expand(-1, -1, D)
+        seen_keys, seen_values = (pool.gather(1, gathered).unflatten(1, (Hkv, C)) for pool in (keys, values))
+    queries, seen_keys = q.to(dtype).unflatten(1, (Hkv, -1)), seen_keys.to(dtype)  # [B, Hkv, G, D], [B, Hkv, C, D]
     if cos is not None and sin is not None:
-        queries = _rotate(queries, cos[slot][:, None], sin[slot][:, None])
-        seen = _rotate(seen, cos[:C], sin[:C])
-    queries = queries.unflatten(1, (Hkv, -1)) * scale  # [B, Hkv, G, D]
+        queries = _rotate(queries, cos[slot][:, :, None], sin[slot][:, :, None])
+        seen_keys = _rotate(seen_keys, cos[:C], sin[:C])
+    queries = queries * scale
     if logn_base is not None:
-        queries = queries * ((slot + 1).to(dtype).log() / math.log(logn_base))[:, None, None, None]
-    logits = queries @ seen.transpose(2, 3)  # [B, Hkv, G, C]
-    slots = torch.arange(C, device=q.device)
-    hidden = slots > slot[:, None]
+        queries = queries * ((slot + 1).to(dtype).log() / math.log(logn_base))[..., None, None]
+    logits = queries @ seen_keys.transpose(2, 3)  # [B, Hkv, G, C]
+    slots, last = torch.arange(C, device=q.device), slot[..., None]
+    hidden = slots > last  # [B, 1 or Hkv, C]
     if window is not None:
-        hidden |= slots <= slot[:, None] - window
-    probs = logits.masked_fill_(hidden[:, None, None], -torch.inf).softmax(dim=-1)
+        hidden |= slots <= last - window
+    probs = logits.masked_fill_(hidden[:, :, None], -torch.inf).softmax(dim=-1)
     if scores is not None:
-        received = probs.sum(dim=2, dtype=torch.float32)  # [B, Hkv, C]
-        scores.add_(received if live is None else received.masked_fill_(live == 0, 0.0))
-    return (probs @ values.to(dtype)).flatten(1, 2).to(q.dtype)
+        received = probs.amax(dim=2).float() if of == "largest" else probs.sum(dim=2, dtype=torch.float32)
+        if of == "mean":
+            received /= probs.shape[2]
+        if beyond:
+            received.masked_fill_(slots >= last - beyond, 0.0)
+        if live is not None:
+            received.masked_fill_(live == 0, 0.0)
+        # Where nothing is received, adding 0 and the larger of a score and 0 leave what is there.
+        if places is not None:
+            how = "amax" if of == "largest" else "sum"
+            scores.scatter_reduce_(1, places.flatten(1), received.flatten(1), how)
+        elif of == "largest":
+            torch.maximum(scores, received, out=scores)
+        else:
+            scores.add_(received)
+    return (probs @ seen_values.to(dtype)).flatten(1, 2).to(q.dtype)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [B, H, L, D] or [B, H, D] with its halves rotated against each other; sin is signed."""
+    """x [B, H, L, D] with its halves rotated against each other; sin is signed."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat([x[..., half:], x[..., :half]], dim=-1) * sin

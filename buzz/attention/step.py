@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,20 +25,24 @@ def attend_step(
     sin: torch.Tensor | None = None,
     live: torch.Tensor | None = None,
     window: int | None = None,
+    of: Literal["sum", "mean", "largest"] = "sum",
+    beyond: int = 0,
+    begin: torch.Tensor | None = None,
+    longest: int | None = None,
 ) -> torch.Tensor:
     """Append one token per row to a cache and attend to it; nothing here depends on the host knowing a length.
 
     The queries of row b see the slots 0 .. lengths[b], the last of which is the token's own, or the last `window` of
     these. The call can be captured in a CUDA graph and traced by `torch.compile`: it is the operator
-    `buzz::attend_step`.
+    `buzz::attend_step`. Heads hold equally many slots, or, with `begin`, each as many as it has of a pool of its row.
 
     Args:
         q: [B, Hq, D], float16, bfloat16 or float32, not rotated if `cos` is given.
         k, v: [B, Hkv, D] in q's dtype with Hq a multiple of Hkv: the token's own.
         keys, values: [B, Hkv, C, D] in q's dtype, the last axis contiguous; views of larger buffers are fine. k and v
             are written to slot lengths[b]. Slots past a row's end may hold anything finite.
-        scores: float32 [B, Hkv, C], the last axis contiguous, or None: the attention probability that every slot
-            receives, summed over the query heads of the group, is added to the slots that are seen.
+        scores: float32 [B, Hkv, C], not negative, the last axis contiguous, or None: they take in the attention
+            probability that every slot receives, as `of` and `beyond` say.
         lengths: int32 [B] on q's device, cached tokens before the call, each below C (which nobody checks). Not
             changed: one tensor serves all layers.
         scale: factor of the logits.
@@ -50,24 +54,44 @@ def attend_step(
             end, so that the cache holds what it held; the output is then finite and of no use. None: as 1.
         window: slots that are seen at most, the token's own included; None: any number. It does not change what
             `logn_base` does.
+        of: "sum" or "mean" over the query heads of the group is added to the slot's score; "largest": the score becomes
+            the largest of itself and what these heads give.
+        beyond: only slots that are more than so many before the token's own take in anything; 0: all.
+        begin: int32 [B, Hkv] on q's device: the heads of a row share a pool. Then keys and values are [B, P, D], scores
+            [B, P], lengths int32 [B, Hkv]. Slot j of head h of row b is place begin[b, h] + j, and the token is written
+            to place begin[b, h] + lengths[b, h], which must be the head's own, live or not. Rotation, `logn_base` and
+            `window` go by slots. What lies past a head's end may be anything finite, the slots of other heads too.
+        longest: with `begin`, most slots that a head can hold during the step, the token's own included.
 
     Returns:
         output [B, Hq, D] in q's dtype. Softmax statistics are float32.
 
     Raises:
         ValueError: shapes that do not fit together, scores not float32, one of `cos` and `sin` without the other, a
-            base not above 1, a window of no slot.
+            base not above 1, a window of no slot, `of` or `beyond` out of range, one of `begin` and `longest` without
+            the other.
     """
     B, Hq, D = q.shape
-    Hkv, C = keys.shape[1:3]
+    Hkv = k.shape[1]
+    if (begin is None) != (longest is None):
+        raise ValueError("begin and longest come together")
     if k.shape != (B, Hkv, D) or v.shape != k.shape or Hq % Hkv:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together")
-    if keys.shape != (B, Hkv, C, D) or values.shape != keys.shape:
+    heads = (B, Hkv) if begin is None else (B,)
+    if keys.shape != (*heads, keys.shape[-2], D) or values.shape != keys.shape:
         raise ValueError(f"keys {tuple(keys.shape)} and values {tuple(values.shape)} do not fit k {tuple(k.shape)}")
-    if lengths.shape != (B,):
-        raise ValueError(f"lengths must be [{B}], got {tuple(lengths.shape)}")
-    if scores is not None and (scores.shape != (B, Hkv, C) or scores.dtype != torch.float32):
-        raise ValueError(f"scores must be float32 [{B}, {Hkv}, {C}], got {scores.dtype} {tuple(scores.shape)}")
+    C = keys.shape[-2] if longest is None else longest
+    if not 1 <= C <= keys.shape[-2]:
+        raise ValueError(f"longest must be from 1 to the {keys.shape[-2]} places of a row, got {longest}")
+    each = (B,) if begin is None else (B, Hkv)
+    if lengths.shape != each or (begin is not None and begin.shape != each):
+        raise ValueError(f"lengths, and begin if given, must be {list(each)}, got {tuple(lengths.shape)}")
+    if scores is not None and (scores.shape != keys.shape[:-1] or scores.dtype != torch.float32):
+        raise ValueError(f"scores must be float32 {list(keys.shape[:-1])}, got {scores.dtype} {tuple(scores.shape)}")
+    if of not in ("sum", "mean", "largest"):
+        raise ValueError(f"of must be 'sum', 'mean' or 'largest', got {of!r}")
+    if beyond < 0:
+        raise ValueError(f"beyond must be at least 0, got {beyond}")
     if (cos is None) != (sin is None):
         raise ValueError("cos and sin come together")
     if cos is not None and sin is not None and (D % 2 or len(cos) < C or cos.shape[1] != D or sin.shape != cos.shape):
@@ -76,14 +100,17 @@ def attend_step(
         raise ValueError(f"logn_base must be above 1, got {logn_base}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    return torch.ops.buzz.attend_step(q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live, window)
+    return torch.ops.buzz.attend_step(
+        q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live, window, of, beyond, begin, longest
+    )
 
 
 @torch.library.custom_op(
     "buzz::attend_step",
     mutates_args=("keys", "values", "scores"),
     schema="(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor(c!)? scores, Tensor lengths,"
-    " float scale, float? logn_base, Tensor? cos, Tensor? sin, Tensor? live, SymInt? window=None) -> Tensor",
+    " float scale, float? logn_base, Tensor? cos, Tensor? sin, Tensor? live, SymInt? window=None,"
+    ' str of="sum", int beyond=0, Tensor? begin=None, SymInt? longest=None) -> Tensor',
 )
 def _attend_step(
     q: torch.Tensor,
@@ -99,9 +126,13 @@ def _attend_step(
     sin: torch.Tensor | None,
     live: torch.Tensor | None,
     window: int | None = None,
+    of: str = "sum",
+    beyond: int = 0,
+    begin: torch.Tensor | None = None,
+    longest: int | None = None,
 ) -> torch.Tensor:
     how: dict[str, Any] = {"cos": cos, "sin": sin, "live": live, "window": window}
-    how |= {"scale": scale, "logn_base": logn_base}
+    how |= {"scale": scale, "logn_base": logn_base, "of": of, "beyond": beyond, "begin": begin, "longest": longest}
     if q.dtype in (*HALF, torch.float32) and runs_triton(q):
         from buzz.kernels import step as decode
 
@@ -110,7 +141,7 @@ def _attend_step(
 
 
 @_attend_step.register_fake
-def _fake(q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live, window=None) -> torch.Tensor:
+def _fake(q: torch.Tensor, *others: Any, **more: Any) -> torch.Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 

@@ -86,8 +86,8 @@ def _held(
     source: Block, scores: torch.Tensor | None, policies: Sequence[Policy], rows: Rows | None, length: int
 ) -> Held:
     """What policies are shown of the rows of a block: its first `length` slots."""
-    shown = [scores, *(getattr(source, name) if name in policies[0].reads else None for name in ("keys", "values"))]
-    return Held(*(None if t is None else _rows(t, rows)[:, :, :length] for t in shown))
+    keys, values = (getattr(source, name) if name in policies[0].reads else None for name in ("keys", "values"))
+    return Held(scores, keys, values).each(lambda t: _rows(t, rows)[:, :, :length])
 
 
 def _chosen(choose: Callable[[Held], torch.Tensor], held: Held, heads: Heads | None) -> torch.Tensor:

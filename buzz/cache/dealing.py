@@ -36,7 +36,8 @@ class Source(NamedTuple):
     def pooled(cls, pools: Sequence[Pool]) -> Source:
         """Of pools, one after another."""
         parts = [
-            Block(pool.keys, pool.values, pool.scores if pool.received is None else pool.received) for pool in pools
+            Block(pool.keys, pool.values, pool.scores if pool.call_scores is None else pool.call_scores)
+            for pool in pools
         ]
         whole = pools[0].places()
         heads, layers = whole.heads, whole.layers
@@ -64,9 +65,12 @@ class Source(NamedTuple):
 
     def held(self, policy: Policy) -> Held:
         """What a policy is shown of it: [U, P] and [U, P, D]."""
-        names = ("scores", *(name for name in ("keys", "values") if name in policy.reads))
         equal = self.parts[0].keys.dim() == 4
-        return Held(**{name: _whole([getattr(part, name) for part in self.parts], equal) for name in names})
+        scores, keys, values = (
+            _whole([getattr(part, name) for part in self.parts], equal) if name in {"scores"} | policy.reads else None
+            for name in ("scores", "keys", "values")
+        )
+        return Held(scores, keys, values)
 
 
 def _whole(tensors: Sequence[torch.Tensor | None], equal: bool) -> torch.Tensor | None:
@@ -76,7 +80,9 @@ def _whole(tensors: Sequence[torch.Tensor | None], equal: bool) -> torch.Tensor 
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
 
-def deal(target: Pool, source: Source, stay: torch.Tensor, lengths: Rows, decays: Sequence[float], units: Rows) -> None:
+def deal(
+    target: Pool, source: Source, stay: torch.Tensor, lengths: Rows, units: Rows, decays: Sequence[float] | None = None
+) -> None:
     """Bring the places that stay to a pool, in their order, and tell it which head has what.
 
     Of several parts each is brought over in turn, and the host waits once to know how much of each.
@@ -85,14 +91,14 @@ def deal(target: Pool, source: Source, stay: torch.Tensor, lengths: Rows, decays
         target: may be what the source is of.
         stay: bool [U, P].
         lengths: slots a head in the mean that stay of each of the U units.
-        decays: what the scores of each unit are multiplied by.
         units: of the target, those that are dealt.
+        decays: what the scores of each unit are multiplied by; None: nothing.
     """
     heads, device = source.places.heads, stay.device
     of = source.places.head.expand(len(stay), -1)  # [U, P]
     free = Rows(target.capacity - length for length in lengths).on(device)[:, None]  # places behind each head
     rows = units.on(device)
-    factors = None if set(decays) == {1.0} else torch.tensor(decays, device=device)[:, None]
+    factors = None if decays is None or set(decays) == {1.0} else torch.tensor(decays, device=device)[:, None]
     sizes = [part.keys[0, ..., 0].numel() for part in source.parts]
     stays, heads_of = stay.split(sizes, dim=1), of.split(sizes, dim=1)
     counts = [part.sum(dim=1, keepdim=True) for part in stays]  # [U, 1]
@@ -117,9 +123,7 @@ def deal(target: Pool, source: Source, stay: torch.Tensor, lengths: Rows, decays
             own[rows[:, None], goal] = new
     length = source.places.counted(stay)
     begin = length.cumsum(dim=1) - length + torch.arange(heads, device=device) * free
-    target.begin.flatten(0, 1)[rows] = begin.int()
-    target.length.flatten(0, 1)[rows] = length.int()
-    target.dealt()
+    target.deal(rows, begin, length)
 
 
 def _picked(tensor: torch.Tensor, places: torch.Tensor, slots: int | None) -> torch.Tensor:

@@ -28,121 +28,199 @@ class SharedLayers:
 
     def __init__(self, layers: Sequence[BeehiveLayer], together: bool, least: int) -> None:
         self._layers, self._together, self._least = layers, together, least
+        self._offered: Pool | None = None
         self.clear()
 
     def clear(self) -> None:
         """No call is open."""
         self._shortlists: list[Pool] = []
-        self._new: list[Pool] = []  # made in the open call, which they know already
+        self._new: list[Pool] = []  # that slots came to in the open call
 
     @property
     def pools(self) -> list[Pool]:
         """Those in use."""
         return list(dict.fromkeys(layer.pool for layer in self._layers if layer.pool is not None))
 
+    @property
+    def is_home(self) -> bool:
+        """Whether all layers live in the pool that was offered."""
+        return self._offered is not None and self.pools == [self._offered]
+
+    # A call.
+
+    def make_room(self, index: int, step: Step, least: int) -> None:
+        """Before a layer in a pool appends the tokens of a call: room for them, and for so many slots at least."""
+        pool, end = self._layers[index].pool, max(least, *step.ends)
+        if pool is not None and end > pool.capacity:
+            self._move(pool, max(end, step.capacity), step.starts)
+
     def layer_done(self, index: int, step: Step, watch: Watch | None) -> None:
         """A layer is done with a call of several tokens after which an eviction is due: it lets go of what it can."""
         if self._layers[index].pool is not None:
             return
         if not self._together:
-            self._enter([index], self._equal([index], step), step, watch)
+            self._enter([index], self._equal([index], Rows(step.ends)), step, watch)
             return
         if watch is not None or any(eviction.policy.shortlist is None for eviction in step.evictions):
             return  # who watches is told of slots as they were in the call
-        source, held = self._equal([index], step), list(step.ends)
+        source, held = self._equal([index], Rows(step.ends)), list(step.ends)
         for eviction in step.evictions:
             assert eviction.policy.shortlist is not None
             for row in _rows(eviction, step):
                 held[row] = min(eviction.length, eviction.kept * eviction.policy.shortlist)
-        pool = self._empty([index], max(held), source)
-        deal(pool, source, _stays(source, step, held), Rows(held), [1.0] * len(held), Rows(range(len(held))))
+        part, rows = source.parts[0], Rows(range(len(held)))
+        scores = None if part.scores is None else "kept"
+        pool = Pool(1, 1, len(held), part.keys.shape[1], max(held), part.keys, scores)
+        deal(pool, source, _stays(source, step, held), Rows(held), rows)
         self._shortlists.append(pool)
         self._layers[index].enter(pool, 0)
 
-    def end(self, step: Step, watch: Watch | None) -> None:
-        """All layers have passed a call: run the evictions that are still due."""
+    def end(self, step: Step, watch: Watch | None, served: bool) -> None:
+        """All layers have passed a call: run the evictions that are still due.
+
+        Args:
+            served: a step in static memory, of which the device knows already that it is over.
+        """
         if self._shortlists:
-            self._enter(range(len(self._layers)), Source.pooled(self._shortlists), step, watch)
+            self._enter(self._sharing[0], Source.pooled(self._shortlists), step, watch)
         elif not self.pools and step.evictions:
-            everybody = range(len(self._layers))
-            for members in [everybody] if self._together else [[index] for index in everybody]:
-                self._enter(members, self._equal(members, step), step, watch)
+            for members in self._sharing:
+                self._enter(members, self._equal(members, Rows(step.ends)), step, watch)
         for pool in self.pools:
             if pool not in self._new:
-                pool.advance(step.counts)
+                pool.advance(step.counts, told=served)
                 self._evict(pool, step, watch)
         for layer in self._layers:
             layer.call_scores = None
         self.clear()
 
-    def _equal(self, members: Sequence[int], step: Step) -> Source:
-        """What layers with equal heads hold, and the scores that are read."""
-        end, parts = max(step.ends), []
+    @property
+    def _sharing(self) -> list[list[int]]:
+        """The layers that share with each other."""
+        everybody = list(range(len(self._layers)))
+        return [everybody] if self._together else [[index] for index in everybody]
+
+    def _equal(self, members: Sequence[int], lengths: Rows) -> Source:
+        """What layers hold in buffers of their own, lengths[b] slots in every head of row b, and the scores to read."""
+        end, parts = max(lengths), []
         for index in members:
             layer = self._layers[index]
             scores = layer.scores if layer.call_scores is None else layer.call_scores
             parts.append(Block(*(None if t is None else t[:, :, :end] for t in (layer.keys, layer.values, scores))))
-        return Source.equal(parts, Rows(step.ends))
-
-    def _empty(self, members: Sequence[int], capacity: int, source: Source, scored: bool | None = None) -> Pool:
-        """A pool for layers that share, with scores or without; None: as the source has them."""
-        part, layers = source.parts[0], source.places.layers
-        scored = part.scores is not None if scored is None else scored
-        heads = source.places.heads // layers
-        return Pool(len(members), len(members), part.keys.shape[0], heads, capacity, part.keys, scored)
+        return Source.equal(parts, lengths)
 
     def _enter(self, members: Sequence[int], source: Source, step: Step, watch: Watch | None) -> None:
-        """Run the evictions of a call on the way into a new pool."""
+        """Run the evictions of a call on the way from buffers, or shortlists, into a pool."""
         lengths, spec = Rows(length for length, _ in step.after), step.score_spec
-        capacity = max(*lengths, self._least, step.capacity)
-        pool = self._empty(members, capacity, source, scored=spec is not None and spec.accumulate)
         stay = _stays(source, step, lengths)
         for eviction in step.evictions:
-            self._tell(watch, members, source, stay, eviction, _rows(eviction, step))
+            rows = _rows(eviction, step)
+            self._tell(watch, members, source.units(rows), stay[list(rows)], eviction)
         decays = [
             policy.decay if length < end else 1.0
             for policy, length, end in zip(step.policies, lengths, step.ends, strict=True)
         ]
-        deal(pool, source, stay, lengths, decays, Rows(range(len(lengths))))
-        self._replace(members, pool)
+        scored = spec is not None and spec.accumulate
+        self._bring(members, source, stay, lengths, max(*lengths, self._least, step.capacity), scored, decays)
+
+    def _bring(
+        self, members: Sequence[int], source: Source, stay: torch.Tensor, lengths: Rows, capacity: int, scored: bool,
+        decays: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
+        """Bring layers that share, or a single one, to the pool that was offered, or to one of their own."""
+        like, batch = source.parts[0].keys, len(lengths)
+        heads = source.places.heads // source.places.layers
+        pool, places = self._offered, members
+        if pool is None or not pool.fits(like, batch, heads, max(lengths), scored):
+            scores = "kept" if scored else None
+            pool, places = Pool(len(members), len(members), batch, heads, capacity, like, scores), range(len(members))
+        deal(pool, source, stay, lengths, pool.units_of_layers(places), decays)
+        self._new.append(pool)
+        for index, place in zip(members, places, strict=True):
+            self._layers[index].enter(pool, place)
 
     def _evict(self, pool: Pool, step: Step, watch: Watch | None) -> None:
         """Run the evictions of a call in a pool, in place unless much of it can go."""
+        due = [eviction for eviction in step.evictions if eviction.kept < eviction.length]
         members = [index for index, layer in enumerate(self._layers) if layer.pool is pool]
-        whole = Source.pooled([pool]) if step.evictions else None
-        for eviction in step.evictions:
-            if whole is None or eviction.kept == eviction.length:
-                continue
-            rows = _rows(eviction, step)
-            source = whole if eviction.rows is None else whole.units(rows)
-            policy = eviction.policy
-            stay = policy.share(source.held(policy), source.places, eviction.kept)
-            self._tell(watch, members, source, stay, eviction, Rows(range(len(rows))))
-            deal(pool, source, stay, Rows([eviction.kept] * len(rows)), [policy.decay] * len(rows), rows)
-        pool.received = None
+        if due:
+            whole = Source.pooled([pool])
+            for eviction in due:
+                units, policy = pool.units_of(_rows(eviction, step)), eviction.policy
+                source = whole if eviction.rows is None else whole.units(units)
+                stay = policy.share(source.held(policy), source.places, eviction.kept)
+                self._tell(watch, members, source, stay, eviction)
+                deal(pool, source, stay, Rows([eviction.kept] * len(units)), units, [policy.decay] * len(units))
+        pool.close_call()
         lengths = Rows(length for length, _ in step.after)
-        if whole is not None and pool.capacity > 2 * max(*lengths, self._least):
-            capacity = max(*lengths, self._least, step.capacity)
-            if pool.capacity > 2 * max(step.bound, capacity):
-                source = Source.pooled([pool])
-                smaller = self._empty(members, capacity, source)
-                deal(smaller, source, source.places.taken, lengths, [1.0] * len(lengths), Rows(range(len(lengths))))
-                self._replace(members, smaller)
-
-    def _replace(self, members: Sequence[int], pool: Pool) -> None:
-        self._new.append(pool)
-        for member, index in enumerate(members):
-            self._layers[index].enter(pool, member)
+        needed = max(*lengths, self._least)
+        spare = 1 if step.echoes else 2  # the room for a copy goes at once
+        if due and pool is not self._offered and pool.capacity > spare * max(needed, step.bound):
+            self._move(pool, max(needed, step.capacity), lengths)
 
     def _tell(
-        self, watch: Watch | None, members: Sequence[int], source: Source, stay: torch.Tensor, eviction: Eviction,
-        rows: Rows,
-    ) -> None:  # fmt: skip
-        """Tell who watches of an eviction in these rows of the source, layer by layer."""
-        if watch is not None:
-            slots = slots_that_stay(source.units(rows).places, stay[list(rows)])  # [R, heads, W]
-            for index, part in zip(members, slots.chunk(len(members), dim=1), strict=True):
-                watch(index, eviction, part)
+        self, watch: Watch | None, members: Sequence[int], source: Source, stay: torch.Tensor, eviction: Eviction
+    ) -> None:
+        """Tell who watches of an eviction in these units, layer by layer."""
+        if watch is None:
+            return
+        slots = slots_that_stay(source.places, stay)  # [U, heads, W]
+        groups = len(members) // source.places.layers
+        by_layer = (
+            slots.unflatten(0, (groups, -1)).unflatten(2, (source.places.layers, -1)).transpose(1, 2).flatten(0, 1)
+        )
+        for index, part in zip(members, by_layer, strict=True):  # [R, H, W]
+            watch(index, eviction, part)
+
+    # Other pools.
+
+    def _move(self, pool: Pool, capacity: int, lengths: Rows) -> None:
+        """Bring a pool's slots to another one of its kind."""
+        other, source = pool.another(capacity), Source.pooled([pool])
+        units = other.units_of(Rows(range(len(lengths))))
+        deal(other, source, source.places.taken, Rows(lengths * (len(units) // len(lengths))), units)
+        self._replace(pool, other)
+
+    def _replace(self, pool: Pool, other: Pool) -> None:
+        for layer in self._layers:
+            if layer.pool is pool:
+                layer.enter(other, layer.member)
+
+    def take(self, rows: torch.Tensor) -> None:
+        """Make row i what row rows[i] was; the number of rows may change."""
+        for pool in self.pools:
+            self._replace(pool, pool.taken(rows))
+
+    def offer(self, pool: Pool) -> None:
+        """From now on slots are dealt to this pool, of all layers, wherever it has the room."""
+        self._offered = pool
+
+    def move_in(self, lengths: Rows) -> None:
+        """Bring all layers, which hold lengths[b] slots a head of row b in the mean, to the pool that was offered."""
+        pool = self._offered
+        assert pool is not None
+        if self.pools:
+            found = [
+                ([index for index, layer in enumerate(self._layers) if layer.pool is own], Source.pooled([own]))
+                for own in self.pools
+                if own is not pool
+            ]
+        else:
+            found = [(members, self._equal(members, lengths)) for members in self._sharing]
+        for members, source in found:
+            copies = len(members) // source.places.layers
+            stay = source.places.taken.expand(copies * len(lengths), -1)
+            deal(pool, source, stay, Rows(lengths * copies), pool.units_of_layers(members))
+            for index in members:
+                self._layers[index].enter(pool, index)
+
+    def leave(self) -> None:
+        """Leave the pool that was offered for one of the layers' own, and forget the offer."""
+        pool, self._offered = self._offered, None
+        if pool in self.pools:
+            assert pool is not None
+            with torch.inference_mode(False):
+                self._replace(pool, pool.taken(torch.arange(pool.rows)))
 
 
 def _rows(eviction: Eviction, step: Step) -> Rows:

@@ -66,7 +66,9 @@ class Captured:
 def free_capacity(step: StaticStep) -> None:
     """Let steps of any capacity share what is compiled for one; the number of rows stays fixed."""
     for slots in step.layers:
-        for tensor, axis in ((slots.keys, 2), (slots.values, 2), (slots.scores, 2), (slots.cos, 0), (slots.sin, 0)):
+        held = slots.keys.dim() - 2  # [B, H, C, D], or a pool [B, P, D]
+        places = [(slots.keys, held), (slots.values, held), (slots.scores, held)]
+        for tensor, axis in (*places, (slots.cos, 0), (slots.sin, 0)):
             if tensor is not None:
                 torch._dynamo.mark_dynamic(tensor, axis)
 

@@ -30,7 +30,8 @@ class Launch:
     Args:
         slots: slots that a program looks at together, a power of two, with `dot` at least 16; None: by dtype, group and
             head dimension.
-        splits: programs that share a row and KV head; None: enough for `programs`.
+        splits: programs that share a row and KV head; None: enough for `programs`, and where heads differ in length,
+            as many of equal length as the longest head may need.
         programs: programs per multiprocessor to aim at, over all rows and heads.
         warps: of a program; None: 2 up to 2048 slots, else 4.
         stages: depth of the pipeline of loads; 1: none; None: 2 in half precision, else 1.

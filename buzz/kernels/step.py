@@ -14,6 +14,8 @@ from buzz.kernels.step_kernels import attend_split, finish
 LOG2E = 1.4426950408889634
 _MOST_SPLITS = 256
 _SHORT = 2048  # slots, up to which a program is small
+_LONGER = 4  # times the mean that the longest head of a pool may hold, roughly
+_LEAST = 128  # slots of a program in a pool, at least
 
 
 def attend(
@@ -31,6 +33,10 @@ def attend(
     sin: torch.Tensor | None = None,
     live: torch.Tensor | None = None,
     window: int | None = None,
+    of: str = "sum",
+    beyond: int = 0,
+    begin: torch.Tensor | None = None,
+    longest: int | None = None,
     launch: Launch | None = None,
 ) -> torch.Tensor:
     """`buzz.attention.step.attend_step` in Triton: the keys and values that are seen are read once, whatever the group.
@@ -41,7 +47,8 @@ def attend(
     if any(t is not None and t.stride(-1) != 1 for t in (keys, values, scores, cos, sin)):
         raise ValueError("keys, values, scores, cos and sin must be contiguous in their last axis")
     B, Hq, D = q.shape
-    Hkv, C = keys.shape[1:3]
+    Hkv = k.shape[1]
+    C = keys.shape[-2] if longest is None else longest
     group = Hq // Hkv
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     launch = launch or Launch()
@@ -50,10 +57,18 @@ def attend(
     if window is not None and window >= C:
         window = None
     most = window or C  # slots that are seen
-    splits = launch.splits or _splits(most, B * Hkv, N, q.device, launch.programs)
+    pooled = begin is not None
+    if begin is None:
+        begin, strides = lengths, [*keys.stride()[:3], *values.stride()[:3]]
+    else:
+        strides = [stride for pool in (keys, values) for stride in (pool.stride(0), 0, pool.stride(1))]
+        lengths, begin = lengths.contiguous(), begin.contiguous()
+    splits, least = _splits(most, B * Hkv, N, q.device, launch.programs, pooled)
+    if launch.splits is not None:
+        splits, least = launch.splits, 1
     exact = q.dtype == torch.float32
     half = (D + 1) // 2
-    least = 16 if dot else 1  # a side of a matrix product
+    side = 16 if dot else 1  # of a matrix product, at least
     out = torch.empty(B, Hq, D, dtype=q.dtype, device=q.device)
     # Allocated in every call: inside a captured graph they belong to the graph.
     maxima, sums = torch.empty(2, B, Hq, splits, dtype=torch.float32, device=q.device).unbind()
@@ -64,24 +79,25 @@ def attend(
     cosines, sines = q if cos is None else cos, q if sin is None else sin
     with torch.cuda.device_of(q):
         attend_split[(B * Hkv, splits)](
-            q, k, v, keys, values, cosines, sines, lengths, logits, maxima, sums, parts,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *keys.stride()[:3], *values.stride()[:3],
-            cosines.stride(0), sines.stride(0), Hkv, C, splits,
+            q, k, v, keys, values, cosines, sines, lengths, begin, logits, maxima, sums, parts,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *strides,
+            cosines.stride(0), sines.stride(0), Hkv, C, splits, least,
             scale * LOG2E, 1.0 if logn_base is None else 1.0 / math.log2(logn_base), window or 0,
-            GROUP=group, GROUP_PADDED=max(least, triton.next_power_of_2(group)), D=D, HALF=half,
-            HALF_PADDED=max(least, triton.next_power_of_2(half)), N=N, ROTATE=cos is not None,
+            GROUP=group, GROUP_PADDED=max(side, triton.next_power_of_2(group)), D=D, HALF=half,
+            HALF_PADDED=max(side, triton.next_power_of_2(half)), N=N, ROTATE=cos is not None,
             LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot,
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
-            STAGES=launch.stages or (1 if exact else 2), WINDOWED=window is not None, EARLY=bool(early),
-            num_warps=launch.warps or (2 if most <= _SHORT else 4), **early,
+            STAGES=launch.stages or (1 if exact else 2), WINDOWED=window is not None, POOLED=pooled,
+            EARLY=bool(early), num_warps=launch.warps or (2 if most <= _SHORT else 4), **early,
         )  # fmt: skip
         blocks = 0 if scores is None else triton.cdiv(most, launch.score_slots)
         received = out if scores is None else scores
         finish[(B * Hkv, group + blocks)](
-            lengths, lengths if live is None else live, logits, maxima, sums, parts, out, received,
-            *received.stride()[:2], Hkv, C, splits, window or 0,
+            lengths, begin, lengths if live is None else live, logits, maxima, sums, parts, out, received,
+            received.stride(0), 0 if pooled else received.stride(1), Hkv, C, splits, least, window or 0,
+            beyond + 1 if beyond else 0,
             GROUP=group, D=D, D_PADDED=triton.next_power_of_2(D), N=N, SCORE_SLOTS=launch.score_slots, CHUNK=32,
-            HAS_LIVE=live is not None, WINDOWED=window is not None, EARLY=bool(early), **early,
+            HAS_LIVE=live is not None, WINDOWED=window is not None, POOLED=pooled, OF=of, EARLY=bool(early), **early,
         )  # fmt: skip
     return out
 
@@ -95,7 +111,16 @@ def _tile(dtype: torch.dtype, group: int, head_dim: int, dot: bool) -> int:
     return max(1, min(64, elements // (padded * triton.next_power_of_2(group))))
 
 
-def _splits(slots: int, heads: int, tile: int, device: torch.device, programs: int) -> int:
-    """Programs for each of the B * Hkv rows and heads: enough to fill the device, none without a tile of its own."""
+def _splits(slots: int, heads: int, tile: int, device: torch.device, programs: int, pooled: bool) -> tuple[int, int]:
+    """Programs for each of the B * Hkv rows and heads, at most, and tiles of each, at least.
+
+    Enough to fill the device, none without a tile of its own. Where heads differ in length, programs should not: a long
+    head has more of them.
+    """
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    return min(triton.cdiv(programs * processors, heads), triton.cdiv(slots, tile), _MOST_SPLITS)
+    tiles, wanted = triton.cdiv(slots, tile), triton.cdiv(programs * processors, heads)
+    least = 1
+    if pooled:
+        least = max(triton.cdiv(_LEAST, tile), triton.cdiv(tiles, _LONGER * wanted))
+        wanted = triton.cdiv(tiles, least)
+    return min(wanted, tiles, _MOST_SPLITS), least

@@ -9,15 +9,28 @@ from buzz.kernels.early import let_next_start, wait_for_last
 
 
 @triton.jit
-def _share(length, window, splits, N: tl.constexpr, WINDOWED: tl.constexpr):
+def _head(LENGTHS, BEGIN, row, head, kv_heads, POOLED: tl.constexpr):
+    """Cached slots of a head, and its first place in the pool of its row; 0 without one."""
+    if POOLED:
+        length = tl.load(LENGTHS + row * kv_heads + head).to(tl.int32)
+        place = tl.load(BEGIN + row * kv_heads + head).to(tl.int64)
+    else:
+        length = tl.load(LENGTHS + row).to(tl.int32)
+        place = 0
+    return length, place
+
+
+@triton.jit
+def _share(length, window, splits, least, N: tl.constexpr, WINDOWED: tl.constexpr):
     """First cached slot that is seen, slots of a split, and how many splits have any: whole tiles, shared out evenly.
 
-    Of `length` cached slots those are seen that lie, with the token's own, in the window.
+    Of `length` cached slots those are seen that lie, with the token's own, in the window. A split has `least` tiles at
+    least, if there are so many.
     """
     begin = 0
     if WINDOWED:
         begin = tl.maximum(length + 1 - window, 0)
-    span = tl.maximum(tl.cdiv(tl.cdiv(length - begin, N), splits), 1) * N
+    span = tl.maximum(tl.cdiv(tl.cdiv(length - begin, N), splits), least) * N
     return begin, span, tl.maximum(tl.cdiv(length - begin, span), 1)
 
 
@@ -61,33 +74,36 @@ def _angles(
     return c.to(tl.float32), s.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["window"])
+@triton.jit(do_not_specialize=["window", "least"])
 def attend_split(
-    Q, K_NEW, V_NEW, K, V, COS, SIN, LENGTHS, LOGITS, MAXIMA, SUMS, PARTS,
+    Q, K_NEW, V_NEW, K, V, COS, SIN, LENGTHS, BEGIN, LOGITS, MAXIMA, SUMS, PARTS,
     q_row, q_head, k_new_row, k_new_head, v_new_row, v_new_head, k_row, k_head, k_slot, v_row, v_head, v_slot,
-    cos_slot, sin_slot, kv_heads, slots, splits, scale, logn, window,
+    cos_slot, sin_slot, kv_heads, slots, splits, least, scale, logn, window,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr,
     N: tl.constexpr, ROTATE: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr, DOT: tl.constexpr,
     LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, WINDOWED: tl.constexpr,
-    EARLY: tl.constexpr,
+    POOLED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program attends with the heads of a group to one split of the slots of one row and KV head.
 
     MAXIMA, SUMS float32 [B, Hq, splits] and PARTS float32 [B, Hq, splits, D]: the split's largest logit, and its sums
     of exp2(logit - maximum) and of the values weighted by that. LOGITS float32 [B, Hq, C], in units of log 2. Keys
     are read in halves, so that a rotation needs no exchange between threads; values too, for equal layouts. The new
-    token belongs to split 0, which writes it to the cache; no program reads that slot.
+    token belongs to split 0, which writes it to the cache; no program reads that slot. POOLED: LENGTHS and BEGIN int32
+    [B, Hkv] say which places of its row a head has, of which C is the most; else all have C, and LENGTHS is [B].
     """
     if EARLY:
         let_next_start()
         wait_for_last()
     row, head, split = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
-    length = tl.load(LENGTHS + row).to(tl.int32)
-    begin, span, used = _share(length, window, splits, N, WINDOWED)
+    length, place = _head(LENGTHS, BEGIN, row, head, kv_heads, POOLED)
+    begin, span, used = _share(length, window, splits, least, N, WINDOWED)
     if split >= used:
         return
     row, head = row.to(tl.int64), head.to(tl.int64)
     keys, values = K + row * k_row + head * k_head, V + row * v_row + head * v_head
+    if POOLED:
+        keys, values = keys + place * k_slot, values + place * v_slot
     first_query = (row * kv_heads + head) * GROUP
     logits_out = LOGITS + first_query * slots
     g, h = tl.arange(0, GROUP_PADDED), tl.arange(0, HALF_PADDED)
@@ -203,23 +219,25 @@ def _normaliser(MAXIMA, SUMS, query, used, splits, CHUNK: tl.constexpr):
     return maximum, total
 
 
-@triton.jit(do_not_specialize=["window"])
+@triton.jit(do_not_specialize=["window", "least", "lag"])
 def finish(
-    LENGTHS, LIVE, LOGITS, MAXIMA, SUMS, PARTS, OUT, SCORES,
-    score_row, score_head, kv_heads, slots, splits, window,
+    LENGTHS, BEGIN, LIVE, LOGITS, MAXIMA, SUMS, PARTS, OUT, SCORES,
+    score_row, score_head, kv_heads, slots, splits, least, window, lag,
     GROUP: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, N: tl.constexpr, SCORE_SLOTS: tl.constexpr,
-    CHUNK: tl.constexpr, HAS_LIVE: tl.constexpr, WINDOWED: tl.constexpr, EARLY: tl.constexpr,
+    CHUNK: tl.constexpr, HAS_LIVE: tl.constexpr, WINDOWED: tl.constexpr, POOLED: tl.constexpr, OF: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The first GROUP programs of a row and KV head put one head's output together; each further one adds to scores.
+    """The first GROUP programs of a row and KV head put one head's output together; each further one changes scores.
 
-    OUT [B, Hq, D]. No atomics: a slot's score has one writer, and every sum one order.
+    OUT [B, Hq, D]. Slots take in what they receive, OF the group, from `lag` before the token's own on. No atomics: a
+    slot's score has one writer, and every sum one order.
     """
     if EARLY:
         let_next_start()
         wait_for_last()
     row, head, job = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
-    length = tl.load(LENGTHS + row).to(tl.int32)
-    seen, _, used = _share(length, window, splits, N, WINDOWED)
+    length, place = _head(LENGTHS, BEGIN, row, head, kv_heads, POOLED)
+    seen, _, used = _share(length, window, splits, least, N, WINDOWED)
     first_query = (row * kv_heads + head).to(tl.int64) * GROUP
     if job < GROUP:
         maximum, total = _normaliser(MAXIMA, SUMS, first_query + job, used, splits, CHUNK)
@@ -237,13 +255,26 @@ def finish(
     else:
         begin = seen + (job - GROUP) * SCORE_SLOTS
         live = tl.load(LIVE) if HAS_LIVE else 1
-        if (begin <= length) & (live != 0):
+        last = length - lag
+        if (begin <= last) & (live != 0):
             n = begin + tl.arange(0, SCORE_SLOTS)
-            inside = (n <= length) & (n < slots)
+            inside = (n <= last) & (n < slots)
             received = tl.zeros([SCORE_SLOTS], tl.float32)
             for i in tl.static_range(GROUP):
                 maximum, total = _normaliser(MAXIMA, SUMS, first_query + i, used, splits, CHUNK)
                 logits = tl.load(LOGITS + (first_query + i) * slots + n, mask=inside, other=float("-inf"))
-                received += tl.exp2(logits - maximum) / total
+                if OF == "largest":
+                    received = tl.maximum(received, tl.exp2(logits - maximum) / total)
+                else:
+                    received += tl.exp2(logits - maximum) / total
             scores = SCORES + row.to(tl.int64) * score_row + head.to(tl.int64) * score_head + n
-            tl.store(scores, tl.load(scores, mask=inside, other=0.0) + received, mask=inside)
+            if POOLED:
+                scores += place
+            before = tl.load(scores, mask=inside, other=0.0)
+            if OF == "largest":
+                after = tl.maximum(before, received)
+            elif OF == "mean":
+                after = before + received / GROUP
+            else:
+                after = before + received
+            tl.store(scores, after, mask=inside)

@@ -109,6 +109,7 @@ def attend_static(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: Stat
     output = attend_step(
         q, k, v, slots.keys, slots.values, slots.scores, slots.lengths,
         scale=scale, window=slots.window, logn_base=slots.logn_base, cos=slots.cos, sin=slots.sin, live=slots.live,
+        of=slots.of, beyond=slots.beyond, begin=slots.begin, longest=slots.longest,
     )  # fmt: skip
     return output.flatten(1)[:, None]
 

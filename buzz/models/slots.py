@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -14,7 +14,11 @@ class StaticLayer(NamedTuple):
     keys, values: [B, H, C, D], and scores float32 [B, H, C] or None, written in place. lengths: int32 [B], the cached
     tokens before the step. live: int32 [1]; 0: nothing may change. window: tokens that a query sees, its own included;
     None: all. logn_base: of the log-n scaling; None: off. cos, sin: [at least C, D], the rotation of slot j; None: keys
-    are multiplied as they are cached, be it that the layer rotates none or that they were rotated before.
+    are multiplied as they are cached, be it that the layer rotates none or that they were rotated before. of, beyond:
+    of which probabilities scores are made, as a policy's `ScoreSpec` has it.
+
+    begin, longest: where heads hold unequally many slots, int32 [B, H], and the most that one can hold. Then keys and
+    values are [B, P, D], scores [B, P], and lengths [B, H], as `buzz.attention.step.attend_step` has it.
     """
 
     keys: torch.Tensor
@@ -26,6 +30,10 @@ class StaticLayer(NamedTuple):
     logn_base: float | None
     cos: torch.Tensor | None
     sin: torch.Tensor | None
+    of: Literal["sum", "mean", "largest"] = "sum"
+    beyond: int = 0
+    begin: torch.Tensor | None = None
+    longest: int | None = None
 
 
 class Stages(NamedTuple):

@@ -9,9 +9,12 @@ from typing import Any
 from buzz.policies.base import Echo, Plan, Policy, RowPolicies, Scope, ScoreSpec, Steady
 from buzz.policies.buzz import BuzzFastPolicy, BuzzNoMaxPolicy, BuzzPolicy
 from buzz.policies.comb import CombPolicy
+from buzz.policies.expected import ExpectedAttentionPolicy
 from buzz.policies.full import FullPolicy
 from buzz.policies.h2o import H2OPolicy
-from buzz.policies.held import Held
+from buzz.policies.held import Held, Queries
+from buzz.policies.keydiff import KeyDiffPolicy
+from buzz.policies.kvzip import KVzipPolicy
 from buzz.policies.places import Places
 from buzz.policies.random import RandomPolicy
 from buzz.policies.snapkv import PyramidKVPolicy, SnapKVPolicy
@@ -35,6 +38,9 @@ POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
             SnapKVPolicy,
             PyramidKVPolicy,
             TovaPolicy,
+            KVzipPolicy,
+            ExpectedAttentionPolicy,
+            KeyDiffPolicy,
             RandomPolicy,
         )
     }
@@ -65,6 +71,7 @@ __all__ = [
     "Places",
     "Plan",
     "Policy",
+    "Queries",
     "RowPolicies",
     "Scope",
     "ScoreSpec",

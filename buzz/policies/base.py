@@ -162,7 +162,7 @@ class Policy:
 
     @property
     def reads(self) -> frozenset[str]:
-        """What else `select` and `share` look at: "keys", "values"."""
+        """What else `select` and `share` look at: "keys", "values", "queries" (`buzz.policies.held.Held`)."""
         return frozenset()
 
     @property
@@ -175,6 +175,10 @@ class Policy:
         """Which heads share their slots out: "head": none, all heads keep equally many, and `select` chooses them;
         "layer": those of a layer, "model": those of all layers that the policy decides over; then `share` does."""
         return "head"
+
+    def longest_head(self, mean: int) -> int | None:
+        """The most slots of a head while heads hold `mean` in the mean, where heads share; None: there is no bound."""
+        return None
 
     @property
     def echo_spec(self) -> Echo | None:

@@ -11,7 +11,7 @@ import torch
 from buzz.policies.base import LONGEST, Echo, Plan, Policy, Scope, ScoreSpec
 from buzz.policies.held import Held
 from buzz.policies.places import Places
-from buzz.policies.ranking import ranked
+from buzz.policies.ranking import ends_and_highest
 from buzz.policies.sharing import share
 
 _NEAR = 16  # slots behind a query that are too near to count in the mean of the first reading
@@ -110,16 +110,14 @@ class CombPolicy(Policy):
         return Plan(self.capacity, 0) if length > self.capacity + self.slack else None
 
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
-        worth = self._worth(held)
-        history = worth[..., self.sink : length - self.window]  # [B, H, length - sink - window]
-        heavy = ranked(history)[..., : self.capacity - self.sink - self.window].sort(dim=-1).values + self.sink
-        sink = torch.arange(self.sink, device=worth.device).expand(*heavy.shape[:2], -1)
-        window = torch.arange(length - self.window, length, device=worth.device).expand(*heavy.shape[:2], -1)
-        return torch.cat([sink, heavy, window], dim=-1)
+        return ends_and_highest(self._worth(held)[..., :length], self.capacity, self.sink, self.window)
 
     @property
     def shortlist(self) -> int | None:
         return _SHORTLIST if self.scope == "model" and not self.echo else None
+
+    def longest_head(self, mean: int) -> int | None:
+        return max(mean, int(self.ceiling * self.capacity) + mean - self.capacity)
 
     def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
         return share(

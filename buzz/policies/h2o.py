@@ -10,7 +10,7 @@ import torch
 
 from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec
 from buzz.policies.held import Held
-from buzz.policies.ranking import highest, kept_slots, ranked
+from buzz.policies.ranking import ends_and_highest, highest, kept_slots
 from buzz.rows import Rows
 
 
@@ -18,48 +18,50 @@ from buzz.rows import Rows
 class H2OPolicy(Policy):
     """Heavy hitters by accumulated attention, and a recent window (H2O: Zhang et al., arXiv 2306.14048).
 
-    On equal scores the older slot stays. No sink is protected.
+    On equal scores the older slot stays. As in the paper no sink is protected unless asked for: with a sink and a small
+    window this is a control for policies that have both.
 
     Args:
         heavy: heavy hitters kept among the slots before the window, in tokens.
         window: most recent slots that always stay, in tokens.
+        sink: first slots that always stay, in tokens.
     """
 
     heavy: int = 400
     window: int = 160
+    sink: int = 0
 
     name: ClassVar[str] = "h2o"
-    least: ClassVar[dict[str, int]] = {"heavy": 1, "window": 1}
+    least: ClassVar[dict[str, int]] = {"heavy": 1, "window": 1, "sink": 0}
 
     @property
     def score_spec(self) -> ScoreSpec | None:
         return ScoreSpec(accumulate=True, queries=None)
 
     def plan(self, length: int, sampled: int = 0) -> Plan | None:
-        kept = self.heavy + self.window
+        kept = self.sink + self.heavy + self.window
         return Plan(kept, 0) if length > kept else None
 
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
-        scores = held.scored(self.name)
-        history = scores[..., : length - self.window]  # [B, H, length - window]
-        heavy = ranked(history)[..., : self.heavy].sort(dim=-1).values  # [B, H, heavy]
-        window = torch.arange(length - self.window, length, device=scores.device)
-        return torch.cat([heavy, window.expand(*heavy.shape[:2], -1)], dim=-1)
+        kept = self.sink + self.heavy + self.window
+        return ends_and_highest(held.scored(self.name)[..., :length], kept, self.sink, self.window)
 
     @classmethod
     def select_rows(cls, policies: RowPolicies, held: Held, lengths: Rows, sampled: Rows) -> torch.Tensor:
         scores = held.scored(cls.name)
-        heavy, window = (policies.column(name, scores.device) for name in ("heavy", "window"))
+        heavy, window, sink = (policies.column(name, scores.device) for name in ("heavy", "window", "sink"))
         end = lengths.on(scores.device)[:, None, None]
         slots = torch.arange(scores.shape[-1], device=scores.device)
-        history = slots < end - window  # [R, 1, L]
-        keep = highest(scores.masked_fill(~history, -torch.inf), heavy) | (~history & (slots < end))
+        before = slots < end - window  # [R, 1, L]
+        first = scores.masked_fill(~before, -torch.inf).masked_fill(slots < sink, torch.inf)
+        keep = highest(first, sink + heavy) | (~before & (slots < end))
         return kept_slots(keep, max(policy.advance(n)[0] for policy, n in zip(policies, lengths, strict=True)))
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
-        total = round(tokens)
         if {"heavy", "window"} <= fixed:
-            return self._as_held(tokens, self.heavy + self.window, ("heavy", "window"))
+            held = ("heavy", "window", "sink") if self.sink else ("heavy", "window")
+            return self._as_held(tokens, self.sink + self.heavy + self.window, held)
+        total = round(tokens) - self.sink
         heavy, window = self.heavy, self.window
         if "heavy" in fixed:
             window = total - heavy

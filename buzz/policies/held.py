@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+
+
+class Queries(NamedTuple):
+    """How the queries of a row's last call are distributed, and so those to come (of Hq query heads, float32).
+
+    mean: [R, Hq, D]; covariance: [R, Hq, D, D], both of queries times the scale of attention, turned as if they came
+    later: by the rotation matrix averaged over the 512 positions that follow the call. The first 4 tokens of a text are
+    left out, whose queries are unlike the others. So `keys @ mean` is the mean logit of a key that is cached with its
+    original position. Where layers share, their heads stand one after another.
+    """
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
 
 
 class Held(NamedTuple):
@@ -14,30 +28,49 @@ class Held(NamedTuple):
     for `Policy.share`: scores [R, P], keys and values [R, P, D] (`buzz.policies.places.Places` says which slot of
     which head is where).
 
-    scores: what `Policy.score_spec` asks for; None where it asks for nothing. keys, values: as they are cached, only
-    where `Policy.reads` names them; else None.
+    scores: what `Policy.score_spec` asks for, or what was heard where a call was read twice; None where nothing is
+    asked for. keys, values: as they are cached; queries: of the call that evicts. These only where `Policy.reads` names
+    them; else None.
     """
 
     scores: torch.Tensor | None = None
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    queries: Queries | None = None
 
     @property
     def device(self) -> torch.device:
         """Where it is; the CPU where nothing is shown."""
-        return next((t.device for t in self if t is not None), torch.device("cpu"))
+        return next((t.device for t in self[:3] if t is not None), torch.device("cpu"))
+
+    @property
+    def shape(self) -> torch.Size:
+        """[R, H, L] of equal heads, [R, P] of a pool. Something must be shown."""
+        if self.scores is not None:
+            return self.scores.shape
+        return next(t.shape[:-1] for t in self[1:3] if t is not None)
 
     def scored(self, name: str) -> torch.Tensor:
         """The scores. Raises ValueError, in the name of a policy, where there are none."""
         return _shown(name, "scores, float32 [R, H, length]", self.scores)
 
+    def keyed(self, name: str) -> torch.Tensor:
+        """The keys. Raises ValueError, in the name of a policy, where there are none."""
+        return _shown(name, "keys [R, H, length, D]", self.keys)
+
     def valued(self, name: str) -> torch.Tensor:
         """The values. Raises ValueError, in the name of a policy, where there are none."""
         return _shown(name, "values [R, H, length, D]", self.values)
 
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Held:
+        """With scores, keys and values changed alike, as far as they are shown."""
+        scores, keys, values = (None if t is None else change(t) for t in self[:3])
+        return Held(scores, keys, values, self.queries)
+
     def rows(self, index: torch.Tensor, length: int) -> Held:
         """Of the rows of an index int64 [N], the first `length` slots of each head."""
-        return Held(*(None if t is None else t.index_select(0, index)[:, :, :length] for t in self))
+        queries = self.queries and Queries(*(t.index_select(0, index) for t in self.queries))
+        return self.each(lambda t: t.index_select(0, index)[:, :, :length])._replace(queries=queries)
 
 
 def _shown(name: str, what: str, tensor: torch.Tensor | None) -> torch.Tensor:
@@ -46,4 +79,4 @@ def _shown(name: str, what: str, tensor: torch.Tensor | None) -> torch.Tensor:
     return tensor
 
 
-__all__ = ["Held"]
+__all__ = ["Held", "Queries"]

@@ -11,6 +11,23 @@ def ranked(scores: torch.Tensor) -> torch.Tensor:
     return worst_if_undefined(scores).argsort(dim=-1, descending=True, stable=True)
 
 
+def ends_and_highest(scores: torch.Tensor, kept: int, sink: int, window: int) -> torch.Tensor:
+    """The first `sink` slots, the last `window`, and those with the highest scores between them: `kept` in all.
+
+    Args:
+        scores: float32 [R, H, L], L above `kept`, which is at least sink + window.
+
+    Returns:
+        int64 [R, H, kept], ascending.
+    """
+    length = scores.shape[-1]
+    history = scores[..., sink : length - window]
+    heavy = ranked(history)[..., : kept - sink - window].sort(dim=-1).values + sink
+    first = torch.arange(sink, device=scores.device).expand(*scores.shape[:2], -1)
+    last = torch.arange(length - window, length, device=scores.device).expand(*scores.shape[:2], -1)
+    return torch.cat([first, heavy, last], dim=-1)
+
+
 def worst_if_undefined(scores: torch.Tensor) -> torch.Tensor:
     """Scores with -inf for what is not a number, which sorting would put before everything else."""
     return scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import statistics
 from dataclasses import dataclass, fields
 
 import pytest
@@ -63,8 +64,9 @@ def make(
     rotate: bool = True,
     scored: bool = True,
     live: int | None = None,
+    seed: int = 0,
 ) -> Case:
-    generator = torch.Generator().manual_seed(dim + group + sum(lengths))
+    generator = torch.Generator().manual_seed(dim + group + sum(lengths) + seed)
     rows, slots = len(lengths), slots or max(lengths) + 3
 
     def random(*shape: int) -> torch.Tensor:
@@ -86,7 +88,12 @@ def make(
 
 
 def naive(
-    case: Case, scale: float, logn_base: float | None = None, window: int | None = None
+    case: Case,
+    scale: float,
+    logn_base: float | None = None,
+    window: int | None = None,
+    of: str = "sum",
+    beyond: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output [B, Hq, D] and what every slot receives [B, Hkv, C], in float64, one row and head at a time."""
     rows, heads, slots, dim = case.keys.shape
@@ -107,10 +114,14 @@ def naive(
             keys = [*case.keys[b, h, :n].double(), case.k[b, h].double()]
             keys = torch.stack([rotated(key, j) for j, key in enumerate(keys)])[begin:]
             values = torch.cat([case.values[b, h, :n].double(), case.v[b, h].double()[None]])[begin:]
+            given = []
             for i in range(h * group, (h + 1) * group):
-                probs = torch.softmax(keys @ rotated(case.q[b, i].double(), n) * factor, dim=0)
-                output[b, i] = probs @ values
-                received[b, h, begin : n + 1] += probs
+                given.append(torch.softmax(keys @ rotated(case.q[b, i].double(), n) * factor, dim=0))
+                output[b, i] = given[-1] @ values
+            for j in range(begin, n + 1):
+                probs = [float(p[j - begin]) for p in given]
+                if beyond == 0 or n - j > beyond:
+                    received[b, h, j] = {"sum": sum, "mean": statistics.fmean, "largest": max}[of](probs)
     return output, received
 
 
@@ -121,12 +132,14 @@ def check(
     tolerance: float = 1e-5,
     logn_base: float | None = None,
     window: int | None = None,
+    of: str = "sum",
+    beyond: int = 0,
     **how,
 ) -> None:
     """Output, what was written and the scores are right, nothing else changes, and a second run gives the same bits."""
     scale = case.q.shape[-1] ** -0.5
-    output, received = naive(case, scale, logn_base, window)
-    how |= {"scale": scale, "logn_base": logn_base, "window": window}
+    output, received = naive(case, scale, logn_base, window, of, beyond)
+    how |= {"scale": scale, "logn_base": logn_base, "window": window, "of": of, "beyond": beyond}
     after, again = case.copy(DEVICE), case.copy(DEVICE)
     got = after.run(function, **how)
     assert got.dtype == case.q.dtype
@@ -140,12 +153,15 @@ def check(
     assert torch.equal(after.lengths.cpu(), case.lengths)
     if case.scores is not None:
         gained = after.scores.cpu().double() - case.scores
+        if of == "largest":
+            received = received.maximum(case.scores.double()) - case.scores
         if case.live is not None and not case.live:
             assert torch.equal(after.scores.cpu(), case.scores)
         else:
-            assert (gained - received).norm() < max(tolerance, 1e-5) * received.norm()
+            assert (gained - received).norm() <= max(tolerance, 1e-5) * received.norm()
         for b, n in enumerate(case.lengths.tolist()):
             assert not gained[b, :, n + 1 :].any()
+            assert not beyond or not gained[b, :, max(0, n - beyond) :].any()
             assert window is None or not gained[b, :, : max(0, n + 1 - window)].any()
         assert torch.equal(after.scores._base[::2].cpu(), case.scores._base[::2])  # the other layers
     assert torch.equal(again.run(function, **how), got)
@@ -218,8 +234,18 @@ def test_log_n(function, lengths):
 
 @every_function
 @pytest.mark.parametrize("live", [0, 1])
-def test_live(function, live):
-    check(function, make([20, 3], group=2, live=live))
+@pytest.mark.parametrize("of", ["sum", "largest"])
+def test_live(function, live, of):
+    check(function, make([20, 3], group=2, live=live), of=of)
+
+
+@every_function
+@pytest.mark.parametrize("of", ["sum", "mean", "largest"])
+@pytest.mark.parametrize(("beyond", "window"), [(0, None), (1, None), (17, None), (17, 20), (50, None)])
+def test_means_and_largest_from_afar(function, beyond, window, of):
+    case = make([0, 19, 42], group=3)
+    case.scores *= 0.1  # so that some are the larger ones, and some are not
+    check(function, case, of=of, beyond=beyond, window=window)
 
 
 @every_function
@@ -349,6 +375,10 @@ def test_last_axis_must_be_contiguous():
         {"cos": torch.zeros(7, 16), "sin": torch.zeros(7, 16)},
         {"logn_base": 1.0},
         {"window": 0},
+        {"of": "least"},
+        {"beyond": -1},
+        {"begin": torch.zeros(2, 2, dtype=torch.int32)},
+        {"longest": 4},
     ],
     ids=lambda changes: "-".join(changes),
 )

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 import buzz
-from buzz.policies import Held, Places, Policy, RowPolicies
+from buzz.policies import Held, Places, Policy, Queries, RowPolicies
 from buzz.rows import Rows
 from tests.policies.naive import walked_peak, walked_steady
 
@@ -83,7 +83,13 @@ def held_of(policy: Policy, length: int, rows: int = 1, seed: int = 0) -> Held:
     generator = torch.Generator().manual_seed(seed)
     keys, values = torch.randn(2, rows, HEADS, length, 2, generator=generator)
     scored = policy.score_spec is not None or policy.echo_spec is not None
-    return Held(scores_of(length, rows, seed) if scored else None, keys, values)
+    return Held(scores_of(length, rows, seed) if scored else None, keys, values, queries_of(rows, HEADS, generator))
+
+
+def queries_of(rows: int, heads: int, generator: torch.Generator) -> Queries:
+    """Moments of queries of two heads for each KV head."""
+    root = torch.randn(rows, 2 * heads, 2, 2, generator=generator)
+    return Queries(torch.randn(rows, 2 * heads, 2, generator=generator), root @ root.mT)
 
 
 def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
@@ -94,18 +100,21 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     layers = 2 if policy.scope == "model" else 1
     heads, rows, kept = HEADS * layers, 2, policy.plan(length, sampled).kept
+    if kept == length:  # nothing has to go
+        return
     cuts = torch.randint(0, (length - 1) * heads + 1, (rows, heads - 1), generator=generator).sort(dim=-1).values
     ends = torch.cat([torch.zeros(rows, 1), cuts, torch.full((rows, 1), (length - 1) * heads)], dim=-1)
     lengths = ends.diff(dim=-1).long() + 1  # [rows, heads], of `length` in the mean
-    if not policy.bounded:
-        lengths = torch.full_like(lengths, length)
     rooms = lengths.clone()
     rooms[:, -1] += 3  # some places are free
+    if not policy.bounded:
+        lengths = torch.full_like(lengths, length)
+        rooms = lengths + 3
     head = torch.stack([torch.arange(heads).repeat_interleave(row) for row in rooms])
     slot = torch.stack([torch.cat([torch.arange(n) for n in row.tolist()]) for row in rooms])
     places = Places(heads, layers, head, slot, lengths)
     keys, values = torch.randn(2, rows, head.shape[1], 2, generator=generator)
-    held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values)
+    held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values, queries_of(rows, heads, generator))
     mask = policy.share(held, places, kept)
     assert (mask.dtype, mask.shape) == (torch.bool, head.shape)
     assert mask.sum(-1).tolist() == [kept * heads] * rows
@@ -113,7 +122,8 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
     for row in range(rows):
         assert set(head[row][mask[row]].tolist()) == set(range(heads))
         alone = Places(heads, layers, head[row : row + 1], slot[row : row + 1], lengths[row : row + 1])
-        one = Held(*(None if t is None else t[row : row + 1] for t in held))
+        queries = Queries(*(t[row : row + 1] for t in held.queries))
+        one = held.each(lambda t, row=row: t[row : row + 1])._replace(queries=queries)
         assert torch.equal(policy.share(one, alone, kept)[0], mask[row])
 
 

@@ -9,8 +9,22 @@ from dataclasses import dataclass, field
 
 import torch
 
-# Layers of pyramidkv are snapkv.
-NAMES = ["full", "comb", "local", "streaming", "h2o", "buzz", "buzz_fast", "buzz_no_max", "snapkv", "tova", "random"]
+# Layers of pyramidkv are snapkv. Policies that read keys have references of their own.
+NAMES = [
+    "full",
+    "comb",
+    "local",
+    "streaming",
+    "h2o",
+    "buzz",
+    "buzz_fast",
+    "buzz_no_max",
+    "snapkv",
+    "tova",
+    "kvzip",
+    "random",
+]
+LATEST = ("buzz_fast", "snapkv", "tova", "kvzip")  # which look at the scores of the current call alone
 
 
 @dataclass
@@ -22,12 +36,13 @@ class NaiveHead:
     slots: list[int] = field(default_factory=list)  # any labels
     scores: list[float] = field(default_factory=list)
     sampled: int = 0
+    norms: list[float] = field(default_factory=list)  # of the values, where they count; none: they are all 1
 
     def call(self, labels: list[int], received: list[float]) -> None:
         """Append labels, add what each slot received in the call, evict once if the policy says so."""
         self.slots += labels
         self.scores += [0.0] * len(labels)
-        if self.name in ("buzz_fast", "snapkv", "tova"):
+        if self.name in LATEST:
             self.scores = list(received)
         elif self.name == "comb":
             self.scores = [max(old, new) for old, new in zip(self.scores, received, strict=True)]
@@ -47,11 +62,12 @@ class NaiveHead:
         if self.name == "full":
             return everything, 0
         if self.name == "h2o":
-            if n <= p["heavy"] + p["window"]:
+            first = p.get("sink", 0)
+            if n <= first + p["heavy"] + p["window"]:
                 return everything, 0
-            before = everything[: n - p["window"]]
+            before = everything[first : n - p["window"]]
             ranked = sorted(before, key=lambda i: (-self.scores[i], i))
-            return sorted(ranked[: p["heavy"]]) + everything[n - p["window"] :], 0
+            return everything[:first] + sorted(ranked[: p["heavy"]]) + everything[n - p["window"] :], 0
         if self.name == "tova":
             if n <= p["capacity"]:
                 return everything, 0
@@ -59,11 +75,18 @@ class NaiveHead:
         if self.name == "snapkv":
             return self.kept_of_prompt(everything)
         sink, window = p["sink"], p["window"]
+        if self.name == "kvzip":
+            if self.sampled or n <= p["capacity"]:
+                return everything, self.sampled or n
+            ranked = sorted(everything[sink : n - window], key=lambda i: (-self.scores[i], i))
+            told = sorted(ranked[: p["capacity"] - sink - window])
+            return everything[:sink] + told + everything[n - window :], p["capacity"]
         if self.name == "comb":
             lazy = max(1, p["capacity"] // 8) if p["lazy"] is None else p["lazy"]
             if n <= p["capacity"] + lazy:
                 return everything, 0
-            ranked = sorted(everything[sink : n - window], key=lambda i: (-self.scores[i], i))
+            norms = self.norms if p["values"] and self.norms else [1.0] * n
+            ranked = sorted(everything[sink : n - window], key=lambda i: (-self.scores[i] * norms[i], i))
             heavy = sorted(ranked[: p["capacity"] - sink - window])
             return everything[:sink] + heavy + everything[n - window :], 0
         if self.name == "random":
@@ -113,7 +136,21 @@ class NaiveHead:
             pooled.append(sum(near) / p["kernel"])
         pooled = [float("-inf") if score != score else score for score in pooled]
         ranked = sorted(range(before), key=lambda i: (-pooled[i], i))
+        if p.get("values"):
+            return critical(pooled, self.norms or [1.0] * n, everything[before:], p["capacity"], 1), p["capacity"]
         return sorted(ranked[: p["capacity"] - p["window"]]) + everything[before:], p["capacity"]
+
+
+def critical(worth: list[float], norms: list[float], window: list[int], budget: int, least: int) -> list[int]:
+    """CriticalKV's slots: half of them by mean attention, the others by that times the norm of the value."""
+    kept = list(window)
+    for i in sorted(range(len(worth)), key=lambda i: (-worth[i], i)):
+        if len(kept) < max(least, budget // 2):
+            kept.append(i)
+    for i in sorted(range(len(worth)), key=lambda i: (-(worth[i] + 1e-4) * norms[i], i)):
+        if len(kept) < budget and i not in kept:
+            kept.append(i)
+    return sorted(kept)
 
 
 def queries_counted(name: str, params: dict, queries: int) -> int:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from buzz.cache.schedule import Schedule
 from buzz.policies import POLICIES, Held, make_policy
-from tests.policies.naive import NAMES, NaiveHead, shared_scores
+from tests.policies.naive import LATEST, NAMES, NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
@@ -45,7 +45,7 @@ def test_rows_without_tokens_are_not_called(setting, data):
             old = torch.zeros(got.shape[2])
             old[: len(head.slots)] = torch.tensor(head.scores)
             together = torch.maximum(old, got) if name == "comb" else old + got
-            scores.append(got if name in ("buzz_fast", "snapkv", "tova") else together)
+            scores.append(got if name in LATEST else together)
             if count:
                 head.slots = list(range(len(head.slots)))
                 head.call(list(range(len(head.slots), got.shape[2])), got[0, 0].tolist())

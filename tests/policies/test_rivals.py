@@ -92,3 +92,12 @@ def test_snapkv_prefers_neighbours_of_hitters():
     scores = torch.zeros(1, 1, 12)
     scores[..., 6] = 1.0
     assert policy.select(Held(scores), 12)[0, 0].tolist() == [5, 6, 7, 10, 11]
+
+
+def test_a_sink_of_h2o_is_kept_whatever_it_scores():
+    scores = torch.arange(12.0).view(1, 1, 12)
+    assert make_policy("h2o", heavy=3, window=2).select(Held(scores), 12)[0, 0].tolist() == [7, 8, 9, 10, 11]
+    policy = make_policy("h2o", heavy=3, window=2, sink=2)
+    assert policy.select(Held(scores), 12)[0, 0].tolist() == [0, 1, 7, 8, 9, 10, 11]
+    assert (policy.plan(7), policy.plan(8)) == (None, (7, 0))
+    assert policy.from_budget(50).steady().mean == 50

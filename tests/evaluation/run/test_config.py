@@ -249,7 +249,7 @@ def test_round_trip(
         ("methods=[{policy: buzz, logn_base: .nan}]", "methods[0] (buzz).logn_base: is nan", "above 1"),
         ("methods=[{policy: buzz, positions: middle}]", "methods[0] (buzz).positions: is 'middle'", "cache, original"),
         ("methods=[buzz, buz]", "methods[1].policy: unknown policy 'buz' (did you mean 'buzz'?)", "streaming, h2o"),
-        ("methods=[{name: x}]", "methods[0].policy: is missing", "one of full, "),
+        ("methods=[{name: x}]", "methods[0].policy: is missing", "full, comb, local"),
         ("methods=[{policy: [buzz]}]", "methods[0].policy: unknown policy", "full"),
         ("methods=[buzz, full, buzz]", "methods[2].name: 'buzz' is the name of methods[0]", ""),
         ("methods=[buzz, {policy: full, name: BUZZ}]", "methods[1].name: 'BUZZ' is the name of methods[0]", ""),
