@@ -91,10 +91,8 @@ def test_rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed, toge
 
 def rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed):
     name, params = setting
-    if name == "comb":  # heads that share: test_shared.py
-        params = {**params, "scope": "head", "echo": False, "values": False}
-    if name == "kvzip":
-        params = {**params, "scope": "head"}
+    alike = {"scope": "head", "echo": False, "values": False}  # heads that share: test_shared.py
+    params = {**params, **{key: value for key, value in alike.items() if key in params}}
     cache = buzz.BeehiveCache(make_policy(name, **params), CONFIG)
     heads = [[[NaiveHead(name, params) for _ in range(HEADS)] for _ in range(rows)] for _ in range(LAYERS)]
     generator = torch.Generator().manual_seed(seed)
