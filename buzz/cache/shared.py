@@ -148,7 +148,7 @@ class SharedLayers:
             for eviction in due:
                 units, policy = pool.units_of(_rows(eviction, step)), eviction.policy
                 source = whole if eviction.rows is None else whole.units(units)
-                stay = policy.share(source.held(policy), source.places, eviction.kept)
+                stay = policy.share(source.held(policy), source.places, eviction.kept, eviction.length)
                 self._tell(watch, members, source, stay, eviction)
                 deal(pool, source, stay, Rows([eviction.kept] * len(units)), units, [policy.decay] * len(units))
         pool.close_call()
@@ -235,7 +235,9 @@ def _stays(source: Source, step: Step, held: Sequence[int]) -> torch.Tensor:
         rows, policy = _rows(eviction, step), eviction.policy
         if held[rows[0]] < eviction.length:
             part = source.units(rows)
-            stay[list(rows)] = policy.share(part.held(policy), part.places, eviction.kept, held[rows[0]])
+            stay[list(rows)] = policy.share(
+                part.held(policy), part.places, eviction.kept, eviction.length, held[rows[0]]
+            )
     return stay
 
 

@@ -60,7 +60,7 @@ class PromptPolicy(Policy):
             return torch.arange(length, device=worth.device).expand(*worth.shape[:2], -1)
         return ends_and_highest(worth, self.capacity, *self.ends)
 
-    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
+    def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:
         sink, window = self.ends
         worth = self.worth(by_head(held, places), places.length[:, :1, None])
         return share(

@@ -35,7 +35,7 @@ def expected_slots(policy, scores):
     slots = []
     for group in groups:
         places = Places.equal(heads * len(group), len(group), n, torch.device("cpu"))
-        stay = policy.share(Held(torch.cat(group).flatten()[None]), places, policy.capacity)
+        stay = policy.share(Held(torch.cat(group).flatten()[None]), places, policy.capacity, n)
         each = stay.view(len(group), heads, n)
         slots += [[head.nonzero()[:, 0].tolist() for head in layer] for layer in each]
     return slots

@@ -115,7 +115,7 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
     places = Places(heads, layers, head, slot, lengths)
     keys, values = torch.randn(2, rows, head.shape[1], 2, generator=generator)
     held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values, queries_of(rows, heads, generator))
-    mask = policy.share(held, places, kept)
+    mask = policy.share(held, places, kept, length)
     assert (mask.dtype, mask.shape) == (torch.bool, head.shape)
     assert mask.sum(-1).tolist() == [kept * heads] * rows
     assert not (mask & ~places.taken).any()
@@ -124,7 +124,7 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
         alone = Places(heads, layers, head[row : row + 1], slot[row : row + 1], lengths[row : row + 1])
         queries = Queries(*(t[row : row + 1] for t in held.queries))
         one = held.each(lambda t, row=row: t[row : row + 1])._replace(queries=queries)
-        assert torch.equal(policy.share(one, alone, kept)[0], mask[row])
+        assert torch.equal(policy.share(one, alone, kept, length)[0], mask[row])
 
 
 def check_figures(policy: Policy, prompt: int) -> None:
