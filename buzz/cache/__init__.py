@@ -11,6 +11,7 @@ To be read in this order, each file knowing only those before it:
     compaction  an eviction on tensors: what stays moves to the front
     stack       buffers that several layers share
     layer       buffers of one layer: written in place, grown with need, lent by a stack
+    echo        a call that is read twice: the chunks of its copy, and what was heard
     settle      what happens to layers that are done with a call: alone, with those like them, in a stack
     assignment  which policy each layer gets, from what a user may give
     beehive     BeehiveCache: a transformers Cache made of all this

@@ -13,11 +13,13 @@ from buzz.cache.assignment import policies_of_layers, text_config
 from buzz.cache.call import Call, Shape, Slots
 from buzz.cache.calls import Calls
 from buzz.cache.compaction import Watch
+from buzz.cache.echo import Copy, Hearing, heard
 from buzz.cache.figures import Curve
 from buzz.cache.heads import Heads
 from buzz.cache.layer import UNPATCHED, BeehiveLayer, Memory
+from buzz.cache.pool import Pool
 from buzz.cache.schedule import Eviction, PerRow
-from buzz.cache.settle import Waiting, settle, settle_prompt, settle_stack
+from buzz.cache.settle import Waiting, settle, settle_alike, settle_stack
 from buzz.cache.shared import SharedLayers
 from buzz.cache.stack import Stack
 from buzz.policies import Policy
@@ -53,6 +55,7 @@ class BeehiveCache(Cache):
         on_evict: if set, called as `on_evict(layer, eviction, slots)` in every eviction, before anything moves: slots
             int64 [rows of the eviction or 1, H or 1, kept] are those that stay.
         heads: how the heads are spread over processes, which the patched model says; None: they are all here.
+        hearing: of the open call, if it is one that is read twice.
 
     Raises:
         ValueError: as many policies as layers are needed; no such policy; positions unknown; layers that are neither
@@ -87,6 +90,7 @@ class BeehiveCache(Cache):
         ]
         self._calls, self._memory = Calls(policies, self._shape.decided), Memory()
         self._waiting = Waiting()
+        self.hearing: Hearing | None = None
         self._stacks: dict[int, Stack] = {}
         # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
         super().__init__(layers=[BeehiveLayer(self._calls.columns, self._memory) for _ in range(n)])
@@ -124,9 +128,14 @@ class BeehiveCache(Cache):
     def begin(self, rows: int, columns: int, mask: torch.Tensor | None = None) -> Call:
         """Open a call of `columns` tokens per row; see `Calls.begin`.
 
-        The patched model does this; otherwise the first `append` does.
+        The patched model does this; otherwise the first `append` does. A call that is read twice (`hearing`) ends with
+        `end_copies`.
         """
-        return self._calls.begin(rows, columns, mask, self.heads)
+        call = self._calls.begin(rows, columns, mask, self.heads)
+        if columns > 1:
+            hearing = Hearing(call, self._calls.schedule_of)
+            self.hearing = hearing if hearing.copies else None
+        return call
 
     @property
     def is_in_call(self) -> bool:
@@ -134,7 +143,13 @@ class BeehiveCache(Cache):
         return self._calls.open is not None
 
     def cancel(self) -> None:
-        """Forget the open call, if no layer has appended anything yet."""
+        """Forget the open call, if no layer has appended anything yet, or if it still waits for its copy to be read."""
+        if self.hearing is not None:
+            self._take_back(self.hearing)
+            self.hearing = None
+            self._calls.touched = False  # what was appended lies behind all slots, and no score was added
+            for layer in self.layers if not any(self.tokens) else ():
+                layer.reset()
         self._calls.cancel()
 
     def append(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> Slots:
@@ -145,15 +160,20 @@ class BeehiveCache(Cache):
             raise ValueError(f"the cache holds {store.dtype} keys, the call gives {k.dtype}: reset() the cache")
         calls.touched = True
         step = call.steps[calls.schedule_of[layer]]
+        least, hearing = self.least_slots(layer), self.hearing
+        if hearing is not None:
+            least = max(least, hearing.slots(calls.schedule_of[layer]))
         if store.pool is None:
-            keys, values = store.append(k, v, step, self.least_slots(layer))
+            keys, values = store.append(k, v, step, least, borrow=hearing is None)
             return Slots(keys, values, step.starts, step.counts, step.spec, self._shape.windows[layer])
         schedule = calls.schedule_of[layer]
-        self._shared[schedule].make_room(calls.groups[schedule].index(layer), step)
+        self._shared[schedule].make_room(calls.groups[schedule].index(layer), step, least)
         keys, values, starts = store.append_to_pool(k, v, step)
         heads = k.shape[1]
-        counts = Rows(count for count in step.counts for _ in range(heads))
-        return Slots(keys, values, starts, counts, step.spec, None, apart=heads)
+        counts, spec = Rows(count for count in step.counts for _ in range(heads)), step.spec
+        if spec is not None and isinstance(spec.queries, tuple):
+            spec = spec._replace(queries=tuple(n for n in spec.queries for _ in range(heads)))
+        return Slots(keys, values, starts, counts, spec, None, apart=heads)
 
     def skip(self, layer: int) -> bool:
         """Whether the open call has no token in any row, so that a layer has nothing to do and has passed it."""
@@ -175,7 +195,16 @@ class BeehiveCache(Cache):
             raise RuntimeError("observe() without append()")
         calls, store = self._calls, self.layers[layer]
         schedule = calls.schedule_of[layer]
-        step = call.steps[schedule]
+        step, hearing = call.steps[schedule], self.hearing
+        if hearing is not None:
+            hearing.take(layer, scores, store.ends(step), step)
+            if calls.pass_layer():
+                if call is hearing.call:
+                    self._advance(hearing)
+                calls.turn(hearing.call)
+            return
+        if step.echoes and step.scores:
+            scores = heard(step, scores, store.nothing(step))
         store.observe(scores, step)
         shared = self._shared.get(schedule)
         if shared is not None and (step.evictions or store.pool is not None):
@@ -184,21 +213,62 @@ class BeehiveCache(Cache):
         elif store.borrowed:
             tokens, last = len(call.counts) * call.width, layer == len(self.layers) - 1
             for group in self._waiting.add(layer, store, schedule, tokens, last):
-                self._settle_prompt(call, group)
+                self._settle_alike(call, group)
         elif call.columns > 1:
             settle(store, step, self._least[layer], self._watch([layer]))
         if calls.pass_layer():
             self._end(call)
 
-    def _settle_prompt(self, call: Call, group: list[int]) -> None:
-        """Let go of a first prompt in layers that are alike."""
+    # A call that is read twice: once all layers have passed it, each of `hearing.copies` is another call.
+
+    def begin_copy(self, copy: Copy) -> Call:
+        """Open the call of one of `hearing.copies`, which ends with its last layer and leaves nothing behind."""
+        assert self.hearing is not None
+        call = self.hearing.repeat(copy)
+        self._calls.turn(call)
+        return call
+
+    def end_copies(self) -> None:
+        """All copies have been read: all layers take in what was heard, evict, and the call ends."""
+        hearing, calls = self.hearing, self._calls
+        assert hearing is not None
+        self._take_back(hearing)
+        self.hearing = None  # from here on an interruption is one
+        call, last = hearing.call, len(self.layers) - 1
+        for layer, schedule in enumerate(calls.schedule_of):
+            store, step = self.layers[layer], call.steps[schedule]
+            store.observe(hearing.scores(layer), step)
+            if store.pool is None and not (schedule in self._shared and step.evictions):
+                slots = len(store.keys) * store.capacity
+                for group in self._waiting.add(layer, store, schedule, slots, layer == last):
+                    self._settle_alike(call, group)
+        self._end(call)
+
+    def _advance(self, hearing: Hearing) -> None:
+        """All layers have passed a call that is read twice: in pools its copy comes behind it."""
+        for pool in self._pools:
+            pool.advance(Rows(hearing.call.counts))
+        hearing.is_read = True
+
+    def _take_back(self, hearing: Hearing) -> None:
+        """Pools hold again what they held before the call."""
+        for pool in self._pools if hearing.is_read else ():
+            pool.advance(Rows(-count for count in hearing.call.counts))
+        hearing.is_read = False
+
+    @property
+    def _pools(self) -> list[Pool]:
+        return [pool for shared in self._shared.values() for pool in shared.pools]
+
+    def _settle_alike(self, call: Call, group: list[int]) -> None:
+        """Let go of a prompt in layers that are alike."""
         step = call.steps[self._calls.schedule_of[group[0]]]
-        settle_prompt([self.layers[i] for i in group], step, self._least[group[0]], self._watch(group))
+        settle_alike([self.layers[i] for i in group], step, self._least[group[0]], self._watch(group))
 
     def _end(self, call: Call, served: bool = False) -> None:
         """All layers have passed the call: run the evictions that are still due, and close it."""
         if rest := self._waiting.rest():
-            self._settle_prompt(call, rest)
+            self._settle_alike(call, rest)
         calls, stacked = self._calls, set(self._shared)
         for schedule, shared in self._shared.items():
             shared.end(call.steps[schedule], self._watch(calls.groups[schedule]), served)
@@ -266,7 +336,7 @@ class BeehiveCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes allocated for keys, values and scores in all layers."""
-        return self._memory.nbytes + sum(pool.nbytes for shared in self._shared.values() for pool in shared.pools)
+        return self._memory.nbytes + sum(pool.nbytes for pool in self._pools)
 
     @property
     def calls(self) -> int:
@@ -315,22 +385,31 @@ class BeehiveCache(Cache):
         """`(length, sampled)` of each row in one schedule."""
         return self._calls.states(schedule)
 
-    def offer(self, stacks: Mapping[int, Stack]) -> None:
-        """Let new buffers be allocated in the stack of each schedule; those in use stay where they are."""
-        self._stacks = dict(stacks)
+    def offer(self, stacks: Mapping[int, Stack | Pool]) -> None:
+        """Let new buffers be in the stack, or the pool, of each schedule; those in use stay where they are."""
+        self._stacks = {schedule: stack for schedule, stack in stacks.items() if isinstance(stack, Stack)}
         for schedule, layers in self.groups.items():
+            buffers = stacks[schedule]
+            if isinstance(buffers, Pool):
+                self._shared[schedule].offer(buffers)
+                continue
             for index, layer in enumerate(layers):
-                self.layers[layer].offer(stacks[schedule], index)
+                self.layers[layer].offer(buffers, index)
 
     def move_in(self) -> None:
         """Bring all layers to the stacks that were offered, which must have the room."""
+        for schedule, shared in self._shared.items():
+            shared.move_in(Rows(length for length, _ in self._calls.states(schedule)))
         for layer, store in enumerate(self.layers):
-            store.move_in(max(self.layer_lengths(layer)))
+            if store.pool is None:
+                store.move_in(max(self.layer_lengths(layer)))
 
     def leave(self) -> None:
         """Bring the layers that live in stacks to buffers of their own."""
         for layer in self.layers:
             layer.move_out()
+        for shared in self._shared.values():
+            shared.leave()
         self._stacks = {}
 
     def finish(self) -> None:
@@ -366,7 +445,7 @@ class BeehiveCache(Cache):
     def reset(self) -> None:
         """Forget everything and give the memory back."""
         self._calls.clear()
-        self._waiting = Waiting()
+        self._waiting, self.hearing = Waiting(), None
         for shared in self._shared.values():
             shared.clear()
         for layer in self.layers:

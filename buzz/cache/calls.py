@@ -82,7 +82,7 @@ class Calls:
         if tokens is not None:
             order = (~tokens).long().argsort(dim=1, stable=True)
             counts = tokens.sum(dim=1).tolist()
-        steps = [schedule.open(counts, heads) for schedule in self._schedules]
+        steps = [schedule.open(counts, heads, columns > 1) for schedule in self._schedules]
         self.touched = False
         self.open = Call(columns, counts, steps, tokens, order, self.columns.seen, self.tokens)
         return self.open
@@ -91,6 +91,12 @@ class Calls:
         """Forget the open call, if no layer has taken in anything yet."""
         if not self.touched:
             self.open, self._passed = None, 0
+            if not self.columns.seen:
+                self._schedules, self.tokens = [], []  # the next call may have another number of rows
+
+    def turn(self, call: Call) -> None:
+        """Another call takes the place of the open one, of which layers have passed none: a copy of it, or it again."""
+        self.open, self._passed = call, 0
 
     def pass_layer(self) -> bool:
         """One more layer is done with the open call; whether it was the last."""

@@ -13,6 +13,7 @@ from buzz.cache.compaction import Block
 from buzz.cache.pool import Pool
 from buzz.cache.schedule import Step
 from buzz.cache.stack import Stack
+from buzz.policies import ScoreSpec
 from buzz.rows import Rows
 
 UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
@@ -70,7 +71,9 @@ class BeehiveLayer(CacheLayerMixin):
         """Keys, values and scores, as they are."""
         return Block(self.keys, self.values, self.scores)
 
-    def append(self, k: torch.Tensor, v: torch.Tensor, step: Step, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(
+        self, k: torch.Tensor, v: torch.Tensor, step: Step, least: int, borrow: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in a call's keys and values; give back all that its queries may see, [B, H, longest row, D].
 
         A first prompt is not copied: it is compacted into buffers once its own attention is done (`settle`).
@@ -78,9 +81,10 @@ class BeehiveLayer(CacheLayerMixin):
         Args:
             k, v: [B, H, L, D]; row b's tokens are the first step.counts[b] columns.
             least: slots to allocate at least.
+            borrow: whether that can be; else it is written to buffers like any other call.
         """
         k, v, end = k.detach(), v.detach(), max(step.ends)
-        if not self.is_initialized and k.shape[2] > 1:
+        if borrow and not self.is_initialized and k.shape[2] > 1:
             self.keys, self.values, self.borrowed = k, v, True
         else:
             if end > self.capacity or not self.is_initialized:
@@ -100,20 +104,39 @@ class BeehiveLayer(CacheLayerMixin):
         pool.append(self.member, k.detach(), v.detach(), step.counts)
         return pool.seen(self.member, step.counts)
 
+    def ends(self, step: Step) -> Rows:
+        """Slots of each row in a call; in a pool those of each head of each row."""
+        if self.pool is None:
+            return Rows(step.ends)
+        held = zip(self.pool.lengths(self.member), step.counts, strict=True)
+        return Rows(length + count for row, count in held for length in row)
+
+    def nothing(self, step: Step) -> torch.Tensor:
+        """Zeros as `observe` takes them."""
+        ends, (heads, like) = self.ends(step), (1, self.pool.keys) if self.pool else (self.keys.shape[1], self.keys)
+        return like.new_zeros(len(ends), heads, max(ends), dtype=torch.float32)
+
     def observe(self, scores: torch.Tensor | None, step: Step) -> None:
-        """Take in what the slots received in the call, float32 [B, H, longest row]; None if nobody asked."""
-        if scores is None or step.spec is None:
+        """Take in what the slots received in the call; None if nobody asked.
+
+        Args:
+            scores: float32 [B, H, longest row]; in a pool [B * H, 1, longest head].
+        """
+        if scores is None or not step.scores:
             return
+        spec = step.score_spec or ScoreSpec(False, None)
         if self.pool is not None:
-            self.pool.receive(self.member, scores, step.spec, step.counts)
-        elif not step.spec.accumulate:
+            self.pool.receive(self.member, scores, spec, step.counts)
+        elif not spec.accumulate:
             self.call_scores = scores
         elif self.borrowed:
             self.scores = scores
-        elif step.spec.of == "largest":
-            torch.maximum(self.scores[:, :, : scores.shape[2]], scores, out=self.scores[:, :, : scores.shape[2]])
         else:
-            self.scores[:, :, : scores.shape[2]] += scores
+            old = self.scores[:, :, : scores.shape[2]]
+            if spec.of == "largest":
+                torch.maximum(old, scores, out=old)
+            else:
+                old += scores
 
     def adopt(self, block: Block, home: Stack | None) -> None:
         """From now on these are the layer's buffers, views of the stack `home` if that is given."""

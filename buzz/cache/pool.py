@@ -14,7 +14,8 @@ from buzz.rows import Rows
 class Spans(NamedTuple):
     """Where the slots of one layer's heads are: head h of row b has the places begin[b, h] .. begin + length - 1.
 
-    keys, values: [B, P, D]. scores: float32 [B, P], or None. begin, length: int32 [B, H]. All are views of a pool.
+    keys, values: [B, P, D]. scores: float32 [B, P], that add up or are of the last call, or None. begin, length: int32
+    [B, H]. All are views of a pool.
     """
 
     keys: torch.Tensor
@@ -78,7 +79,8 @@ class Pool:
     def layer(self, index: int) -> Spans:
         """One layer's part."""
         units = self._units(index)
-        scores = None if self.scores is None else self.scores[units]
+        received = self.scores if self.scores is not None else self.call_scores
+        scores = None if received is None else received[units]
         return Spans(self.keys[units], self.values[units], scores, self.begin[index], self.length[index])
 
     def _units(self, index: int) -> slice:

@@ -175,7 +175,8 @@ class Step:
     """What one call means for the layers of one schedule, known before any tensor is touched.
 
     policies: of each row. starts: cached slots of each row before the call. counts: tokens that each row appends.
-    heads: those that choose slots together, where other processes have some of them.
+    heads: those that choose slots together, where other processes have some of them. several: whether the call has
+    several columns.
     """
 
     policies: list[Policy]
@@ -183,6 +184,7 @@ class Step:
     counts: Rows
     sampled: list[int]
     heads: Heads | None = None
+    several: bool = False
     _positions: dict[tuple[torch.device, int], torch.Tensor] = field(default_factory=dict)
 
     @cached_property
@@ -235,18 +237,31 @@ class Step:
         return states
 
     @cached_property
-    def spec(self) -> ScoreSpec | None:
-        """The scores that this call must give: those of a single call are wanted only when an eviction reads them."""
+    def echoes(self) -> bool:
+        """Whether the call's scores are what policies make of two readings (`Policy.heard`)."""
+        return self.several and self.policies[0].echo_spec is not None
+
+    @cached_property
+    def scores(self) -> bool:
+        """Whether the call's scores are wanted: those of a single call are only when an eviction reads them."""
         spec = self.score_spec
-        return spec if spec is None or spec.accumulate or self.evictions else None
+        if spec is not None and spec.accumulate:
+            return True
+        return (spec is not None or self.echoes) and bool(self.evictions)
+
+    @cached_property
+    def spec(self) -> ScoreSpec | None:
+        """The scores that attention must give in this call, or in the first reading of one that is read twice."""
+        if not self.scores:
+            return None
+        if not self.echoes:
+            return self.score_spec
+        return _of_rows([None if echo is None else echo.first for echo in (p.echo_spec for p in self.policies)])
 
     @cached_property
     def score_spec(self) -> ScoreSpec | None:
         """What the rows' policies want to see; `queries` is one number a row where they differ in it."""
-        specs = [policy.score_spec for policy in self.policies]
-        if specs[0] is None or len(set(specs)) == 1:
-            return specs[0]
-        return specs[0]._replace(queries=tuple(spec.queries for spec in specs))  # type: ignore[union-attr, misc]
+        return _of_rows([policy.score_spec for policy in self.policies])
 
     @cached_property
     def bound(self) -> int:
@@ -279,6 +294,13 @@ class Step:
         return self._positions[key]
 
 
+def _of_rows(specs: Sequence[ScoreSpec | None]) -> ScoreSpec | None:
+    """What the rows of a call ask for, which differ in `queries` at the most."""
+    if specs[0] is None or len(set(specs)) == 1:
+        return specs[0]
+    return specs[0]._replace(queries=tuple(spec.queries for spec in specs))  # type: ignore[union-attr, misc]
+
+
 class Schedule:
     """The states of all rows in the layers that share their policies.
 
@@ -293,11 +315,16 @@ class Schedule:
         self.states: list[tuple[int, int]] = [(0, 0)] * rows
         self.evictions = [0] * rows
 
-    def open(self, counts: Sequence[int], heads: Heads | None = None) -> Step:
-        """The step of a call that appends counts[b] tokens to row b; heads: how they are spread over processes."""
+    def open(self, counts: Sequence[int], heads: Heads | None = None, several: bool = False) -> Step:
+        """The step of a call that appends counts[b] tokens to row b.
+
+        Args:
+            heads: how they are spread over processes.
+            several: whether the call has several columns.
+        """
         lengths, sampled = Rows(s[0] for s in self.states), [s[1] for s in self.states]
         together = heads if self.policies[0].across_heads else None
-        return Step(self.policies, lengths, Rows(counts), sampled, together)
+        return Step(self.policies, lengths, Rows(counts), sampled, together, several)
 
     def close(self, step: Step) -> None:
         """The call is over in every layer."""

@@ -81,6 +81,26 @@ def settle_prompt(layers: Sequence[BeehiveLayer], step: Step, least: int, watch:
         layer.call_scores = None
 
 
+def settle_alike(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch | None = None) -> None:
+    """Run the evictions of a prompt in layers that are alike: a first one, or one that was read twice.
+
+    The room for a copy is given back.
+
+    Args:
+        least, watch: as of `settle_prompt`.
+    """
+    if layers[0].borrowed or (layers[0].home is None and layers[0].capacity > max(step.capacity, least)):
+        settle_prompt(layers, step, least, watch)
+        return
+    for index, layer in enumerate(layers):
+        settle(layer, step, least, _at(watch, index))
+
+
+def _at(watch: Watch | None, index: int) -> Watch | None:
+    """Who watches one of several layers."""
+    return None if watch is None else lambda _, eviction, slots: watch(index, eviction, slots)
+
+
 def settle_stack(stack: Stack, layers: Sequence[BeehiveLayer], step: Step, watch: Watch | None = None) -> bool:
     """Run the evictions of a one-token call in all layers of a stack at once; whether all of them do live there."""
     if not all(layer.home is stack for layer in layers):

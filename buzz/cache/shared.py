@@ -41,13 +41,18 @@ class SharedLayers:
         """Those in use."""
         return list(dict.fromkeys(layer.pool for layer in self._layers if layer.pool is not None))
 
+    @property
+    def is_home(self) -> bool:
+        """Whether all layers live in the pool that was offered."""
+        return self._offered is not None and self.pools == [self._offered]
+
     # A call.
 
-    def make_room(self, index: int, step: Step) -> None:
-        """Before a layer in a pool appends the tokens of a call."""
-        pool = self._layers[index].pool
-        if pool is not None and max(step.ends) > pool.capacity:
-            self._move(pool, max(*step.ends, step.capacity), step.starts)
+    def make_room(self, index: int, step: Step, least: int) -> None:
+        """Before a layer in a pool appends the tokens of a call: room for them, and for so many slots at least."""
+        pool, end = self._layers[index].pool, max(least, *step.ends)
+        if pool is not None and end > pool.capacity:
+            self._move(pool, max(end, step.capacity), step.starts)
 
     def layer_done(self, index: int, step: Step, watch: Watch | None) -> None:
         """A layer is done with a call of several tokens after which an eviction is due: it lets go of what it can."""
@@ -149,7 +154,8 @@ class SharedLayers:
         pool.close_call()
         lengths = Rows(length for length, _ in step.after)
         needed = max(*lengths, self._least)
-        if due and pool is not self._offered and pool.capacity > 2 * max(needed, step.bound):
+        spare = 1 if step.echoes else 2  # the room for a copy goes at once
+        if due and pool is not self._offered and pool.capacity > spare * max(needed, step.bound):
             self._move(pool, max(needed, step.capacity), lengths)
 
     def _tell(

@@ -42,6 +42,10 @@ class Stack:
         return self.keys.shape[0]
 
     @property
+    def rows(self) -> int:
+        return self.keys.shape[1]
+
+    @property
     def capacity(self) -> int:
         """Slots per row and head."""
         return self.keys.shape[3]

@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from buzz.cache import BeehiveCache
+from buzz.cache.pool import Pool
 from buzz.cache.stack import Stack
 from buzz.decoding.step import StaticStep
 
@@ -54,7 +55,7 @@ class Off:
 class Arena:
     """Buffers with the step that runs on them. `holder` is the cache that lives there."""
 
-    stacks: dict[int, Stack]
+    stacks: dict[int, Stack | Pool]
     step: StaticStep
     run: Callable[[], None]
     holder: weakref.ref[BeehiveCache] | None = None

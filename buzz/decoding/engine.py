@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from buzz.cache import BeehiveCache, Shape
+from buzz.cache.pool import Pool
 from buzz.cache.stack import Stack
 from buzz.decoding.arena import Arena, Run, Session
 from buzz.decoding.sizes import Key, Sizes
@@ -19,6 +20,7 @@ from buzz.models.family import Family
 from buzz.models.positions import Learned, Rotary
 from buzz.models.tensor_parallel import is_spread, local
 from buzz.models.untouched import is_watched
+from buzz.policies import Scope
 
 _ARENAS = 4  # kept at most
 _IDLE_SHARE = 8  # arenas that no cache lives in may fill one part in so many of a device's memory
@@ -118,7 +120,7 @@ class Engine:
     def reserve(self, cache: BeehiveCache, rows: int, columns: int, steps: int) -> None:
         """Before a first prompt of so many columns: let its compressed keys and values be put where they will stay."""
         first = {s: [p.advance(columns) for p in cache.row_policies(s, rows)] for s in cache.groups}
-        self._lend(cache, self._sizes.key(cache, rows, first, steps))
+        self._lend(cache, self._sizes.key(cache, rows, first, steps, columns))
 
     def session(self, cache: BeehiveCache, rows: int, steps: int) -> Session | None:
         """Static memory for a cache that will be fed about so many tokens more; None: it does not fit any yet.
@@ -128,7 +130,7 @@ class Engine:
         if not all(layer.is_initialized for layer in cache.layers):
             return None  # it has seen nothing but pads
         states = {schedule: cache.states(schedule) for schedule in cache.groups}
-        arena = self._lend(cache, self._sizes.key(cache, rows, states, steps))
+        arena = self._lend(cache, self._sizes.key(cache, rows, states, steps, max(cache.tokens)))
         session = Session(arena, cache, self._positions.known)
         if not session.has_room():
             return None
@@ -186,18 +188,17 @@ class Engine:
 
     def _build(self, cache: BeehiveCache, key: Key) -> Arena:
         groups, like = cache.groups, self._keys()
-        stacks = {
-            schedule: Stack(
-                len(layers), key.rows, like.shape[2], capacity, like.shape[3],
-                dtype=like.dtype, device=like.device, scores=scores,
-            )
-            for (schedule, layers), capacity, scores in zip(groups.items(), key.capacities, key.scores, strict=True)
-        }  # fmt: skip
-        layers, received = [], dict(zip(groups, key.received, strict=True))
+        buffers = zip(groups.values(), key.capacities, key.scores, key.scopes, strict=True)
+        made = [
+            _buffers(len(layers), key.rows, like, capacity, scores, scope)
+            for layers, capacity, scores, scope in buffers
+        ]
+        stacks = dict(zip(groups, made, strict=True))
+        layers, received = [], dict(zip(groups, zip(key.received, key.longest, strict=True), strict=True))
         for layer, (schedule, base) in enumerate(zip(key.schedules, key.bases, strict=True)):
-            table = self._table(layer, max(key.capacities), like) if key.slot_positions else None
+            table = self._table(layer, max(key.longest), like) if key.slot_positions else None
             member = groups[schedule].index(layer)
-            layers.append(Place(schedule, member, cache.window(layer), base, table, received[schedule]))
+            layers.append(Place(schedule, member, cache.window(layer), base, table, *received[schedule]))
         head, stacked = self.model.get_output_embeddings(), list(stacks.values())
         slots = key.slot_positions
         step = StaticStep(self._family, self._positions, self._backbone, head, stacked, layers, slots)
@@ -217,6 +218,16 @@ class Engine:
         if not isinstance(positions, Rotary) or not self._family.rotates(attention):
             return None
         return positions.table(attention, slots, like)
+
+
+def _buffers(
+    layers: int, rows: int, like: torch.Tensor, capacity: int, scores: str | None, scope: Scope
+) -> Stack | Pool:
+    """For the layers of a schedule, with keys like [1, 1, H, D]."""
+    heads, width = like.shape[2:]
+    if scope == "head":
+        return Stack(layers, rows, heads, capacity, width, dtype=like.dtype, device=like.device, scores=scores)
+    return Pool(layers, layers if scope == "model" else 1, rows, heads, capacity, like, scores)
 
 
 def _facts(model: nn.Module) -> Iterator[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from buzz.cache import BeehiveCache
-from buzz.policies import Policy
+from buzz.policies import Policy, Scope
 
 _ROUND, _ROUND_UNBOUNDED = 64, 512  # slots; coarse where a cache grows with its text, so that few sizes occur
 _AHEAD = 4096  # most steps that such a cache gets room for in advance; a bound above this counts as none
@@ -24,7 +24,7 @@ class Key(NamedTuple):
 
     schedules, bases: of each layer: its schedule and its log-n base. capacities, scores: of each schedule: slots, and
     the kind of scores. received: of each schedule, what scores are made of: `of` and `beyond` of its `ScoreSpec`; None
-    where there are none.
+    where there are none. scopes, longest: of each schedule, which heads share, and the most slots of one that does.
     """
 
     rows: int
@@ -34,25 +34,33 @@ class Key(NamedTuple):
     received: tuple[Received | None, ...]
     bases: tuple[float | None, ...]
     slot_positions: bool
+    scopes: tuple[Scope, ...]
+    longest: tuple[int, ...]
 
     def serves(self, other: Key) -> bool:
         """Whether what this one asks for is as good for the other, with room to spare perhaps."""
-        alike = self._replace(capacities=()) == other._replace(capacities=())
-        return alike and all(a >= b for a, b in zip(self.capacities, other.capacities, strict=True))
+        alike = self._replace(capacities=(), longest=()) == other._replace(capacities=(), longest=())
+        sizes = zip((*self.capacities, *self.longest), (*other.capacities, *other.longest), strict=True)
+        return alike and all(a >= b for a, b in sizes)
 
 
 class Sizes:
     """The keys of caches."""
 
-    def key(self, cache: BeehiveCache, rows: int, states: Mapping[int, list[tuple[int, int]]], steps: int) -> Key:
+    def key(
+        self, cache: BeehiveCache, rows: int, states: Mapping[int, list[tuple[int, int]]], steps: int, seen: int
+    ) -> Key:
         """What a cache needs that will be fed so many tokens more.
 
         Args:
             states: of each schedule: `(length, sampled)` of each row.
+            seen: most tokens that a row has seen.
         """
         capacities: list[int] = []
         scores: list[str | None] = []
         received: list[Received | None] = []
+        scopes: list[Scope] = []
+        longest: list[int] = []
         for schedule, layers in cache.groups.items():
             policies = cache.row_policies(schedule, rows)
             capacity = self._capacity(policies, states[schedule], steps, cache.least_slots(layers[0]))
@@ -64,6 +72,8 @@ class Sizes:
                 scores.append("kept" if spec.accumulate else "call")
                 received.append(Received(spec.of, spec.beyond))
             capacities.append(capacity)
+            scopes.append(policies[0].scope)
+            longest.append(_longest(policies, capacity, seen))
         schedules = {layer: schedule for schedule, layers in cache.groups.items() for layer in layers}
         return Key(
             rows=rows,
@@ -73,6 +83,8 @@ class Sizes:
             received=tuple(received),
             bases=tuple(cache.logn_base(layer) for layer in range(len(cache.layers))),
             slot_positions=cache.positions == "cache",
+            scopes=tuple(scopes),
+            longest=tuple(longest),
         )
 
     def _capacity(self, policies: Sequence[Policy], states: Sequence[tuple[int, int]], steps: int, least: int) -> int:
@@ -92,6 +104,15 @@ def _evicts(policies: Sequence[Policy], states: Sequence[tuple[int, int]], capac
         policy.bounded or (length < capacity and policy.plan(capacity, sampled) is not None)
         for policy, (length, sampled) in set(zip(policies, states, strict=True))
     )
+
+
+def _longest(policies: Sequence[Policy], capacity: int, seen: int) -> int:
+    """The most slots of a head in buffers of so many in the mean: as policies bound it, or all of its text."""
+    if policies[0].scope == "head":
+        return capacity
+    bounds = [policy.longest_head(capacity) for policy in set(policies)]
+    known = [bound for bound in bounds if bound is not None]
+    return max(known) if len(known) == len(bounds) else _rounded(seen + capacity, _ROUND_UNBOUNDED)
 
 
 def _rounded(slots: int, to: int) -> int:

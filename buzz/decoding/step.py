@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from buzz.cache.pool import Pool
 from buzz.cache.stack import Stack
 from buzz.decoding.sizes import Received
 from buzz.kernels.device import runs_triton
@@ -33,8 +34,8 @@ MODULES = Stages(run_layer, run_head)
 
 class Place(NamedTuple):
     """A layer: its schedule, its number in the stack of that, its window and base of the log-n scaling if it has them,
-    the rotation of its slots: cos and sin [at least capacity, D], None where none is to be rotated; and what its scores
-    are made of, if it has any."""
+    the rotation of its slots: cos and sin [at least longest, D], None where none is to be rotated; what its scores are
+    made of, if it has any; and the most slots of one of its heads."""
 
     schedule: int
     member: int
@@ -42,6 +43,7 @@ class Place(NamedTuple):
     logn_base: float | None
     table: tuple[torch.Tensor, torch.Tensor] | None
     received: Received | None
+    longest: int
 
 
 class StaticStep:
@@ -62,12 +64,12 @@ class StaticStep:
         positions: Rotary | Learned,
         backbone: Any,
         head: nn.Module,
-        stacks: Sequence[Stack],
+        stacks: Sequence[Stack | Pool],
         layers: Sequence[Place],
         slot_positions: bool,
     ) -> None:
         self._family, self._positions, self._backbone, self._head = family, positions, backbone, head
-        rows, device = stacks[0].keys.shape[1], stacks[0].keys.device
+        rows, device = stacks[0].rows, stacks[0].keys.device
         with torch.inference_mode(False):
             self.ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
             self.logits = torch.zeros(rows, head.weight.shape[0], dtype=torch.float32, device=device)  # type: ignore
@@ -76,18 +78,20 @@ class StaticStep:
             self.seen = torch.zeros(rows, dtype=torch.int64, device=device)
         self._slot_positions = slot_positions
         self._call_scores = [stack.call_scores for stack in stacks if stack.call_scores is not None]
-        self.layers = []
-        for place in layers:
-            stack = stacks[place.schedule]
-            keys, values, scores = stack.layer(place.member)
-            if stack.call_scores is not None:
-                scores = stack.call_scores[place.member]
-            cos, sin = (None, None) if place.table is None else place.table
-            how = {} if place.received is None else place.received._asdict()
-            lengths = self.lengths[place.schedule]
-            self.layers.append(
-                StaticLayer(keys, values, scores, lengths, self.live, place.window, place.logn_base, cos, sin, **how)
-            )
+        self._lengths = [self.lengths, *(stack.length for stack in stacks if isinstance(stack, Pool))]
+        self.layers = [self._layer(stacks[place.schedule], place) for place in layers]
+
+    def _layer(self, stack: Stack | Pool, place: Place) -> StaticLayer:
+        how: dict[str, Any] = {} if place.received is None else place.received._asdict()
+        cos, sin = (None, None) if place.table is None else place.table
+        rest = (self.live, place.window, place.logn_base, cos, sin)
+        if isinstance(stack, Pool):
+            keys, values, scores, begin, length = stack.layer(place.member)
+            return StaticLayer(keys, values, scores, length, *rest, **how, begin=begin, longest=place.longest)
+        keys, values, scores = stack.layer(place.member)
+        if stack.call_scores is not None:
+            scores = stack.call_scores[place.member]
+        return StaticLayer(keys, values, scores, self.lengths[place.schedule], *rest, **how)
 
     def __call__(self, stages: Stages = MODULES) -> None:
         """Feed `ids`: one token per row."""
@@ -99,7 +103,8 @@ class StaticStep:
         for layer, slots, more in zip(self._backbone.layers, self.layers, inputs, strict=True):
             hidden = stages.layer(layer, hidden, slots, more)
         self.logits.copy_(stages.head(self._family, self._backbone, self._head, hidden))
-        self.lengths += self.live
+        for lengths in self._lengths:
+            lengths += self.live
         self.seen += self.live
 
     def row_stages(self) -> Stages | None:

@@ -68,7 +68,7 @@ def attend(
         splits, least = launch.splits, 1
     exact = q.dtype == torch.float32
     half = (D + 1) // 2
-    least = 16 if dot else 1  # a side of a matrix product
+    side = 16 if dot else 1  # of a matrix product, at least
     out = torch.empty(B, Hq, D, dtype=q.dtype, device=q.device)
     # Allocated in every call: inside a captured graph they belong to the graph.
     maxima, sums = torch.empty(2, B, Hq, splits, dtype=torch.float32, device=q.device).unbind()
@@ -83,8 +83,8 @@ def attend(
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *strides,
             cosines.stride(0), sines.stride(0), Hkv, C, splits, least,
             scale * LOG2E, 1.0 if logn_base is None else 1.0 / math.log2(logn_base), window or 0,
-            GROUP=group, GROUP_PADDED=max(least, triton.next_power_of_2(group)), D=D, HALF=half,
-            HALF_PADDED=max(least, triton.next_power_of_2(half)), N=N, ROTATE=cos is not None,
+            GROUP=group, GROUP_PADDED=max(side, triton.next_power_of_2(group)), D=D, HALF=half,
+            HALF_PADDED=max(side, triton.next_power_of_2(half)), N=N, ROTATE=cos is not None,
             LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot,
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
             STAGES=launch.stages or (1 if exact else 2), WINDOWED=window is not None, POOLED=pooled,

@@ -19,6 +19,8 @@ from buzz.models.positions import Learned, Rotary
 from buzz.models.slots import StaticLayer
 from buzz.models.tensor_parallel import spread_heads
 from buzz.models.untouched import is_watched
+from buzz.patching.columns import pick_columns
+from buzz.patching.echo import read_again, refuse_positions
 from buzz.patching.masks import tokens_of
 from buzz.patching.standin import own_forward
 
@@ -177,9 +179,13 @@ def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: d
     call = cache.begin(rows, columns, mask)
     as_dict = inputs.pop("return_dict", None)
     _arrange(backbone, patched, cache, call, inputs, key, given)
+    refuse_positions(patched.positions, cache, call.counts, inputs["position_ids"])
     output = own_forward(backbone, **inputs, return_dict=True)
     if call.order is not None:
         _put_back(output, call, moved=prompt.ends_only and output.last_hidden_state.shape[1] == 1)
+    if cache.hearing is not None:
+        quick = None if patched.family.norms is None else prompt
+        read_again(backbone, patched.positions, quick, cache, inputs, key, call.counts)
     if as_dict is None:
         as_dict = getattr(backbone.config, "return_dict", True)
     return output if as_dict else output.to_tuple()
@@ -300,9 +306,3 @@ def _back(call: Call) -> torch.Tensor:
     """Where every column of the caller is, int64 [B, columns]; a pad gets the token before it, or the row's first."""
     assert call.tokens is not None
     return (call.tokens.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def pick_columns(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """x[b, columns[b]] of x [B, L] or [B, L, width]."""
-    columns = columns.to(x.device)
-    return x.gather(1, columns if x.dim() == 2 else columns[..., None].expand(-1, -1, x.shape[2]))

@@ -176,6 +176,10 @@ class Policy:
         "layer": those of a layer, "model": those of all layers that the policy decides over; then `share` does."""
         return "head"
 
+    def longest_head(self, mean: int) -> int | None:
+        """The most slots of a head while heads hold `mean` in the mean, where heads share; None: there is no bound."""
+        return None
+
     @property
     def echo_spec(self) -> Echo | None:
         """How calls of several tokens are read twice; None: they are not."""

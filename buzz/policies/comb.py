@@ -116,6 +116,9 @@ class CombPolicy(Policy):
     def shortlist(self) -> int | None:
         return _SHORTLIST if self.scope == "model" and not self.echo else None
 
+    def longest_head(self, mean: int) -> int | None:
+        return max(mean, int(self.ceiling * self.capacity) + mean - self.capacity)
+
     def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
         return share(
             self._worth(held), places, kept, chosen,

@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 import buzz
 from buzz.cache import PerRow
 from buzz.policies import POLICIES, make_policy
+from tests.cache.held import heads_of
 from tests.policies.strategies import legal
 from tests.policies.test_sharing import naive_share, places_of
 
@@ -92,23 +93,12 @@ def call(cache, counts, columns, rows, labels, generator):
         naive.call(list(range(label, label + count)), got)
 
 
-def held(cache, layer, row):
-    """The labels, values and scores of each head."""
-    store = cache.layers[layer]
-    if store.pool is None:
-        end = cache.layer_lengths(layer)[row]
-        return [tuple(t[row, head, :end] for t in (store.keys, store.values, store.scores)) for head in range(HEADS)]
-    spans = store.pool.layer(store.member)
-    places = [slice(b, b + n) for b, n in zip(spans.begin[row].tolist(), spans.length[row].tolist(), strict=True)]
-    return [tuple(t[row, place] for t in (spans.keys, spans.values, spans.scores)) for place in places]
-
-
 def check(cache, rows):
     for row, naive in enumerate(rows):
         assert cache.lengths[row] == naive.length
         assert sum(len(slots) for of_layer in naive.heads for slots in of_layer) == naive.length * LAYERS * HEADS
         for layer in range(LAYERS):
-            for slots, (keys, values, scores) in zip(naive.heads[layer], held(cache, layer, row), strict=True):
+            for slots, (keys, values, scores) in zip(naive.heads[layer], heads_of(cache, layer, row), strict=True):
                 assert keys[:, 0].tolist() == [label for label, _ in slots]
                 assert values[:, 1].tolist() == [label + 0.5 for label, _ in slots]
                 assert scores.tolist() == pytest.approx([score for _, score in slots], rel=1e-6)

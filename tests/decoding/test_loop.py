@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, LogitsProcessor, StoppingCriteria
 
 import buzz
 from buzz.decoding.arena import Uncaptured
+from tests.cache.held import heads_of
 from tests.conftest import MODELS, left_pad, recorded, tiny_llama, tiny_opt, tokens
 from tests.models.tiny import tiny, tiny_config
 
@@ -31,8 +32,12 @@ POLICIES = {
     "snapkv": buzz.make_policy("snapkv", capacity=14, window=4, kernel=3),
     "pyramidkv": buzz.make_policy("pyramidkv", capacity=14, window=4, kernel=3, beta=4),
     "tova": buzz.make_policy("tova", capacity=12),
+    "comb": buzz.make_policy("comb", capacity=12, sink=1, window=4, lazy=3, beyond=1),
+    "comb-layer": buzz.make_policy("comb", capacity=12, sink=1, window=4, lazy=3, beyond=1, scope="layer", values=True),
+    "comb-head": buzz.make_policy("comb", capacity=12, sink=1, window=4, lazy=3, beyond=1, scope="head"),
     "random": buzz.make_policy("random", capacity=15, sink=2, window=6, seed=3),
     "rows": buzz.PerRow([buzz.make_policy("h2o", heavy=h, window=6) for h in (4, 9, 7)]),
+    "comb-rows": buzz.PerRow([buzz.make_policy("comb", capacity=c, window=4, lazy=3, beyond=1) for c in (9, 14, 10)]),
     "buzz-rows": buzz.PerRow([buzz.make_policy("buzz", window=6, threshold=t) for t in (9, 4, 6)]),
 }
 GREEDY = {"do_sample": False, "eos_token_id": None}
@@ -70,15 +75,15 @@ def assert_same_caches(expected, got):
     assert got.get_seq_length() == expected.get_seq_length()
     stats = [{k: v for k, v in cache.stats().items() if "nbytes" not in k} for cache in (expected, got)]
     assert stats[0] == stats[1]
-    for i, (a, b) in enumerate(zip(expected.layers, got.layers, strict=True)):
-        assert (a.scores is None) == (b.scores is None)
+    for i, b in enumerate(got.layers):
         for row, length in enumerate(expected.layer_lengths(i)):
             assert got.states(got._calls.schedule_of[i])[row] == expected.states(expected._calls.schedule_of[i])[row]
-            for x, y in zip(a.tensors, b.tensors, strict=True):
-                if x is not None:
-                    torch.testing.assert_close(y[row, :, :length], x[row, :, :length], atol=1e-5, rtol=1e-4)
-            if b.scores is not None:
+            for x, y in zip(heads_of(expected, i, row), heads_of(got, i, row), strict=True):
+                torch.testing.assert_close(y, x, atol=1e-5, rtol=1e-4)
+            if b.pool is None and b.scores is not None:
                 assert not b.scores[row, :, length:].any()
+        if b.pool is not None and b.pool.scores is not None:
+            assert not b.pool.scores[~b.pool.places().taken].any()
 
 
 def generate(prompt, mask=None, **settings):
@@ -97,7 +102,8 @@ def test_every_policy(name, positions, kind):
     results = both(MODELS[kind](), [generate(*RAGGED, max_new_tokens=30)], POLICIES[name], positions)
     assert_same(results)
     cache = results[1][1]
-    assert all(layer.home is not None for layer in cache.layers)  # it did run in static memory
+    assert all(layer.home or layer.pool for layer in cache.layers)  # it did run in static memory
+    assert all(shared.is_home for shared in cache._shared.values())
 
 
 @pytest.mark.parametrize("name", ["buzz", "tova", "full"])

@@ -1,0 +1,165 @@
+"""Calls that are read twice by comb: heads that are alike, and heads that share."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+import buzz
+from buzz.cache import PerRow
+from buzz.policies import Held, Places, Plan
+from buzz.policies.comb import CombPolicy
+from tests.conftest import left_pad, tiny_llama, tokens
+from tests.models.tiny import tiny
+from tests.patching.naive_echo import naive_scores
+
+SMALL = {"capacity": 10, "sink": 1, "window": 3, "lazy": 3, "beyond": 3, "chunk": 7, "echo": True, "decay": 0.5}
+BOTH = pytest.mark.parametrize("positions", ["cache", "original"])
+SCOPES = pytest.mark.parametrize("scope", ["head", "layer", "model"])
+
+
+def comb(**changes):
+    return buzz.make_policy("comb", **{**SMALL, **changes})
+
+
+def expected_slots(policy, scores):
+    """Of each layer and head, from scores [H, n] of each layer."""
+    heads, n = scores[0].shape
+    if policy.scope == "head":
+        return [policy.select(Held(s[None]), n)[0].tolist() for s in scores]
+    groups = [scores] if policy.scope == "model" else [[s] for s in scores]
+    slots = []
+    for group in groups:
+        places = Places.equal(heads * len(group), len(group), n, torch.device("cpu"))
+        stay = policy.share(Held(torch.cat(group).flatten()[None]), places, policy.capacity)
+        each = stay.view(len(group), heads, n)
+        slots += [[head.nonzero()[:, 0].tolist() for head in layer] for layer in each]
+    return slots
+
+
+@BOTH
+@SCOPES
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "opt", "gemma3_text-mixed"])
+def test_a_prompt_keeps_what_its_copy_looks_at(name, scope, positions):
+    model, ids, policy = tiny(name), tokens(1, 30, seed=1), comb(scope=scope)
+    scores = naive_scores(model, ids, policy.chunk, policy.afar, beyond=16)
+    with buzz.patch_model(model):
+        cache, kept = buzz.BeehiveCache(policy, model, positions), {}
+        cache.on_evict = lambda layer, eviction, slots: kept.update({layer: slots[0].tolist()})
+        model(ids, past_key_values=cache)
+    decided = cache._calls.counted
+    got = [[[slot for slot in head if slot >= 0] for head in kept[layer]] for layer in decided]
+    assert got == expected_slots(policy, [scores[layer] for layer in decided])
+    assert scope == "head" or len({len(head) for layer in got for head in layer}) > 1
+
+
+@torch.no_grad()
+def outputs(model, policy, positions, calls):
+    """Logits after each call, and the cache."""
+    cache = buzz.BeehiveCache(policy, model, positions)
+    return [model(ids, attention_mask=mask, past_key_values=cache).logits[:, -1] for ids, mask in calls], cache
+
+
+@BOTH
+@SCOPES
+@pytest.mark.parametrize("lead", [0, 2])
+def test_heads_that_share_and_get_the_same_are_heads_that_do_not(monkeypatch, scope, positions, lead):
+    """In pools a later call is read twice as elsewhere."""
+    monkeypatch.setattr("buzz.cache.echo._LEAD", lead)
+    model = tiny_llama()
+    calls = [(tokens(2, n, seed=n), None) for n in (25, 1, 1, 9, 1, 1, 30, 1)]
+    with buzz.patch_model(model):
+        expected, alike = outputs(model, comb(scope="head"), positions, calls)
+        got, cache = outputs(model, comb(scope=scope, floor=1.0, ceiling=1.0), positions, calls)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert cache.stats()["evictions"] == alike.stats()["evictions"]
+
+
+@dataclass(frozen=True, repr=False)
+class Keeping(CombPolicy):
+    """Lets go of nothing."""
+
+    name: ClassVar[str] = "keeping"
+    bounded = False
+
+    def plan(self, length: int, sampled: int = 0) -> Plan | None:
+        return None
+
+
+@BOTH
+@torch.no_grad()
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_chunks_are_calls_that_are_taken_back_from_pools(scope, positions):
+    model, policy = tiny_llama(), comb(scope=scope, afar=0.0, chunk=4)
+    first, second = tokens(2, 24, seed=1), tokens(2, 10, seed=2)
+    with buzz.patch_model(model):
+        _, cache = outputs(model, policy, positions, [(first, None)])
+        base, heard = copy.deepcopy(cache), {}
+        for layer, store in enumerate(cache.layers):
+            store.observe = lambda scores, step, layer=layer: heard.update({layer: scores})
+        model(second, past_key_values=cache)  # what it then evicts by does not matter
+        assert len({n for layer in base.layers for row in layer.pool.lengths(layer.member) for n in row}) > 1
+        base._calls._schedules[0].policies = [Keeping()] * 2
+        model(second, past_key_values=base)
+        ends = [[n for row in layer.pool.lengths(layer.member) for n in row] for layer in base.layers]
+        expected = [torch.zeros(4, max(own)) for own in ends]
+        base._calls._schedules[0].policies = [Keeping(beyond=0)] * 2
+        for chunk in second.split(4, dim=1):
+            again, told = copy.deepcopy(base), []
+            again.observe = lambda scores, layer, told=told: told.append(scores)
+            model(chunk, past_key_values=again)
+            for layer, scores in enumerate(told):
+                for head, end in enumerate(ends[layer]):
+                    now = expected[layer][head, :end]
+                    torch.maximum(now, scores[head, 0, :end], out=now)
+    for layer, scores in enumerate(expected):
+        torch.testing.assert_close(heard[layer][:, 0], scores, atol=1e-6, rtol=1e-5)
+
+
+@SCOPES
+@torch.no_grad()
+@pytest.mark.parametrize("capacities", [(10, 10, 10, 10), (12, 10, 8, 9)], ids=str)
+def test_rows_together_are_rows_alone(scope, capacities):
+    model, rows = tiny_llama(), [tokens(1, n, seed=n)[0] for n in (31, 12, 20, 2)]
+    policies = [comb(scope=scope, capacity=capacity) for capacity in capacities]
+    policy = PerRow(policies) if len(set(policies)) > 1 else policies[0]
+    ids, mask = left_pad(rows)
+    further = [tokens(4, n, seed=60 + n) for n in (1, 1, 9, 1, 1, 14, 1)]
+    with buzz.patch_model(model):
+        together, cache = outputs(model, policy, "cache", [(ids, mask), *((more, None) for more in further)])
+        for row, text in enumerate(rows):
+            calls = [(text[None], None), *((more[row : row + 1], None) for more in further)]
+            alone, single = outputs(model, policies[row], "cache", calls)
+            for a, b in zip(together, alone, strict=True):
+                torch.testing.assert_close(a[row], b[0], atol=1e-4, rtol=1e-4)
+            assert single.lengths == [cache.lengths[row]]
+
+
+@SCOPES
+@torch.no_grad()
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_an_interrupted_call_is_taken_back(scope, times):
+    model, ids = tiny_llama(), tokens(2, 14, seed=8)
+    with buzz.patch_model(model):
+        _, cache = outputs(model, comb(scope=scope), "cache", [(tokens(2, 25), None)])
+        twin, passed = copy.deepcopy(cache), []
+
+        def fail(*_):
+            passed.append(0)
+            if len(passed) == times:
+                raise KeyboardInterrupt
+
+        hook = model.model.layers[1].self_attn.register_forward_pre_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            model(ids, past_key_values=cache)
+        hook.remove()
+        for part in (ids, ids[:, :1]):
+            a, b = (model(part, past_key_values=c).logits for c in (twin, cache))
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        assert (cache.nbytes, cache.stats()) == (twin.nbytes, twin.stats())
