@@ -12,6 +12,7 @@ import buzz
 from buzz.decoding.arena import Off
 from buzz.decoding.capture import Captured, compiled_stages, free_capacity
 from tests.conftest import tiny_llama, tiny_opt, tokens
+from tests.decoding.afar import Afar
 from tests.models.tiny import CASES, tiny
 
 POLICIES = [
@@ -73,6 +74,23 @@ def test_layers_of_a_kind_share_what_is_compiled(name, kinds):
     assert compiled.counter.frame_count == kinds + 1  # and the head
 
 
+def test_what_scores_are_made_of_is_compiled_in():
+    """Two caches of the same size whose scores differ in that: each gets the tokens of plain steps."""
+    torch._dynamo.reset()
+    model, prompt, ids = tiny_llama(), tokens(2, 40, seed=1), []
+    policies = [
+        Afar(heavy=5, window=6, of=of, beyond=beyond) for of, beyond in (("largest", 0), ("sum", 0), ("sum", 5))
+    ]
+    for run in (Off(), Compiled()):
+        with buzz.patch_model(model) as handle, torch.no_grad():
+            handle.engine.run = run
+            for policy in policies:
+                cache = buzz.BeehiveCache(policy, model.config)
+                ids.append(model.generate(prompt, past_key_values=cache, max_new_tokens=20, do_sample=False).tolist())
+    assert ids[:3] == ids[3:]
+    assert ids[0] != ids[1] != ids[2]
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("rows", [1, 3])
@@ -102,7 +120,7 @@ def test_captured_steps_give_the_tokens_of_the_models_own_forward(make, compiled
     model, prompt = make().cuda(), tokens(3, 40, seed=1).cuda()
     mask = torch.ones_like(prompt)
     mask[1, :9] = 0
-    for policy in POLICIES:
+    for policy in (*POLICIES, Afar(heavy=30, window=20), Afar(heavy=30, window=20, of="sum")):
         ids = []
         for run in (Off(), Captured(compiled)):
             with buzz.patch_model(model) as handle, torch.no_grad():

@@ -13,6 +13,7 @@ import buzz
 from buzz.decoding.arena import Uncaptured
 from tests.cache.held import heads_of
 from tests.conftest import MODELS, left_pad, recorded, tiny_llama, tiny_opt, tokens
+from tests.decoding.afar import Afar
 from tests.models.tiny import tiny, tiny_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
@@ -104,6 +105,37 @@ def test_every_policy(name, positions, kind):
     cache = results[1][1]
     assert all(layer.home or layer.pool for layer in cache.layers)  # it did run in static memory
     assert all(shared.is_home for shared in cache._shared.values())
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "of", "beyond"),
+    [(True, "largest", 0), (True, "largest", 5), (True, "sum", 5), (False, "largest", 3), (False, "mean", 5)],
+)
+@pytest.mark.parametrize("rows", [False, True])
+def test_largest_scores_from_afar(accumulate, of, beyond, rows):
+    how = {"window": 6, "accumulate": accumulate, "of": of, "beyond": beyond}
+    policy = buzz.PerRow([Afar(heavy=h, **how) for h in (4, 9, 7)]) if rows else Afar(heavy=7, **how)
+    results = both(tiny_llama(2), [generate(*RAGGED, max_new_tokens=30)], policy)
+    assert_same(results)
+    assert all(layer.home is not None for layer in results[1][1].layers)
+
+
+def test_steps_of_other_scores_are_other_steps():
+    """Memory of the same size does not serve two caches whose scores are made otherwise."""
+    model = tiny_llama(2)
+    policies = [
+        Afar(heavy=7, window=6, of=of, beyond=beyond) for of, beyond in (("sum", 0), ("largest", 0), ("sum", 5))
+    ]
+
+    def run(patch):
+        caches = [recorded(policy, model.config) for policy in policies]
+        with patch(model):
+            return [generate(*RAGGED, max_new_tokens=30)(model, cache) for cache in caches], caches
+
+    (ids, before), (got, after) = run(buzz.patch_model), run(static)
+    for i in range(len(policies)):
+        assert ids[i].tolist() == got[i].tolist()
+        assert_same_caches(before[i], after[i])
 
 
 @pytest.mark.parametrize("name", ["buzz", "tova", "full"])

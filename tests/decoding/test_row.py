@@ -14,6 +14,7 @@ from buzz.models.positions import Rotary
 from buzz.models.row import row_stages
 from buzz.patching import supported_families
 from tests.conftest import recorded, tiny_llama, tiny_opt, tokens
+from tests.decoding.afar import Afar
 from tests.models.tiny import tiny, tiny_config
 
 pytest.importorskip("triton")
@@ -42,13 +43,19 @@ class Rows:
         return run
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
-def test_steps_of_one_row_give_the_tokens_of_the_models_own_forward(monkeypatch, kv_heads):
+@pytest.mark.parametrize(
+    ("kv_heads", "policy"),
+    [
+        (4, buzz.make_policy("buzz", sink=2, window=6, stride=5, threshold=9)),
+        (2, buzz.make_policy("buzz", sink=2, window=6, stride=5, threshold=9)),
+        (2, Afar(heavy=9, window=6)),
+    ],
+)
+def test_steps_of_one_row_give_the_tokens_of_the_models_own_forward(monkeypatch, kv_heads, policy):
     """Over evictions, in float32."""
     monkeypatch.setattr(steps, "runs_triton", lambda x: True)
     monkeypatch.setattr(Cut, "of", lambda *what, **how: Cut(rows=32, columns=64))  # few programs to interpret
     model, prompt = tiny_llama(kv_heads).to(DEVICE), tokens(1, 30, seed=2).to(DEVICE)
-    policy = buzz.make_policy("buzz", sink=2, window=6, stride=5, threshold=9)
     results, rows = [], Rows()
     for run in (Off(), rows):
         with buzz.patch_model(model) as handle, torch.no_grad():

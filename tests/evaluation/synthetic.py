@@ -34,6 +34,7 @@ def summary_of(
     methods: Mapping[str, list[dict]],
     failures: Mapping[str, str] | None = None,
     headline: str | None = None,
+    compare: Mapping[str, Mapping[str, str]] | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
     """The summary of a run whose metrics are those of its first record."""
@@ -44,4 +45,4 @@ def summary_of(
         "name": "made", "model": "model", "task": "task", "samples": max(map(len, methods.values())), "truncated": 0,
         "metrics": metrics, "headline": headline or metrics[0], "full": full,
     }  # fmt: skip
-    return summarise(methods, metrics, failures or {}, run | facts)
+    return summarise(methods, metrics, failures or {}, run | facts, compare=compare)

@@ -156,6 +156,37 @@ def _policy_error(error: Exception, where: str, keys: Sequence[str]) -> ConfigEr
     return ConfigError(f"{where}.{named[0]}" if named else where, message)
 
 
+def baselines(methods: Sequence[MethodConfig], name: str, where: str) -> dict[str, str]:
+    """What each method is compared with if all are to be compared with one: the name of a method, by method.
+
+    That is the method of this name; or the one whose name adds to it the memory that the compared method asks for, as
+    a sweep names methods: `h2o-reduction4` for all with a `reduction` of 4 where `h2o` is asked for.
+
+    Raises:
+        ConfigError: no method has such a name.
+    """
+    known = {method.name for method in methods}
+    found = {}
+    for method in methods:
+        memory = {key: getattr(method, key) for key in ("budget", "match", "match_by", "reduction")}
+        other = name if name in known else default_name(name, memory)
+        if other in known and other != method.name:
+            found[method.name] = other
+    if not found:
+        raise ConfigError(
+            where, f"{name!r} is no method to compare others with", f"one of {', '.join(known)} is wanted"
+        )
+    return found
+
+
+def parse_compare(raw: Any, where: str) -> list[str]:
+    """Names of methods: a text, a list of texts, or null for none."""
+    names = [raw] if isinstance(raw, str) else [] if raw is None else raw
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(where, said(raw), "the name of a method, or a list of such names, is wanted")
+    return list(dict.fromkeys(names))
+
+
 def _matched(method: MethodConfig, methods: list[MethodConfig], where: str) -> MethodConfig:
     """The method with `match` as the full name of another method; a policy's name will do where only one has it."""
     if method.match is None:

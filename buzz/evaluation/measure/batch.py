@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from buzz.evaluation.tasks import Sample
 from buzz.policies import Policy
 from buzz.policies.sizes import prompt_calls
 
+HEADS = ("longest_head", "shortest_head")  # figures of `BeehiveCache.stats`, a number a row
 CURVE_POINTS = 256  # of a record's cache curve, at most
 FullMeans = Callable[[Sequence[int]], tuple[float, float]]
 
@@ -28,6 +29,7 @@ class Prompt:
         hash: of the raw prompt's text.
         truncated: its middle was cut out to fit.
         targets: of a text to be read, the token to predict after each token but the last; empty for a generation.
+        context: the first so many tokens are read in calls of their own, before the rest; None: all are read at once.
     """
 
     sample: Sample
@@ -35,17 +37,21 @@ class Prompt:
     hash: str
     truncated: bool
     targets: list[int] = field(default_factory=list)
+    context: int | None = None
 
 
 class Held(NamedTuple):
     """What a row of a cache held after its prompt and after each later call.
 
     lengths: cached tokens, the mean over the layers that policies decide over. nbytes: the row's share of what was
-    allocated in all layers.
+    allocated in all layers. heads: after the last call, by the names in `HEADS`; empty where the cache does not tell.
+    positions: of the cache.
     """
 
     lengths: list[float]
     nbytes: list[float]
+    heads: Mapping[str, float] = {}
+    positions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,13 @@ def new_cache(model: Any, jobs: Sequence[Job], positions: str | None) -> Any:
     cache = BeehiveCache(PerRow([job.policy for job in jobs]), model.config, positions=positions)
     cache.curve = Curve()
     return cache
+
+
+def contexts_and_rests(jobs: Sequence[Job]) -> tuple[list[list[int]], list[list[int]]]:
+    """The tokens of each prompt that calls of their own read first, and the others; no contexts if no job has one."""
+    sizes = [job.prompt.context or 0 for job in jobs]
+    contexts = [job.prompt.ids[:size] for job, size in zip(jobs, sizes, strict=True)] if any(sizes) else []
+    return contexts, [job.prompt.ids[size:] for job, size in zip(jobs, sizes, strict=True)]
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: Any, chunk: int | None = None) -> tuple[Any, Any]:
@@ -97,6 +110,42 @@ def right_padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> Any:
     return ids.view(len(rows), width).to(device)
 
 
+class Read(NamedTuple):
+    """Columns that a cache has read: ids and mask int64 [B, L], logits [B, V] after the last, and how many calls."""
+
+    ids: Any
+    mask: Any
+    logits: Any
+    calls: int
+
+
+def read(
+    model: Any, cache: Any, rows: Sequence[Sequence[int]], chunk: int | None, start: Sequence[int] | None = None
+) -> Read:
+    """Read tokens, at least one in some row, in one call or in calls of so many, padded as `left_padded` does.
+
+    start: tokens that each row has seen before, from which on they get positions; None: positions count columns. That
+    is as good where no pad comes between two tokens, or where keys have the positions of their slots.
+    """
+    ids, mask = left_padded(rows, model.generation_config.pad_token_id or 0, model.device, chunk)  # [B, L]
+    size = chunk or ids.shape[1]
+    # Only ragged rows need a mask: to look for pads in one means to wait for the device.
+    ragged = len(set(map(len, rows))) > 1
+    extra = {"attention_mask": mask} if ragged else {}
+    if start is not None:
+        extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + torch.tensor(start, device=mask.device)[:, None]
+    calls = -(-ids.shape[1] // size)
+    for at in range(0, calls * size, size):
+        part = {key: columns[:, at : at + size] for key, columns in extra.items()}
+        logits = _call(model, cache, ids[:, at : at + size], part)
+    return Read(ids, mask, logits, calls)
+
+
+def _call(model: Any, cache: Any, tokens: Any, extra: dict[str, Any]) -> Any:
+    """Logits [R, V] after the last of the tokens [R, L]."""
+    return model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra).logits[:, -1]
+
+
 @dataclass
 class Reading:
     """Tokens that are given, not chosen, go through a cache: some first, in one call or in chunks, then one a call.
@@ -111,6 +160,7 @@ class Reading:
         first: tokens that each row begins with, at least one.
         rest: tokens of each row's one-token calls.
         chunk: the first tokens are read in calls of so many; None: in one call.
+        ahead: tokens of each row that calls of their own read before `first`, in the same way; empty: none.
         held: filled in, by row: what it held after its first tokens and after each later call.
     """
 
@@ -119,45 +169,59 @@ class Reading:
     first: Sequence[Sequence[int]]
     rest: Sequence[Sequence[int]]
     chunk: int | None = None
+    ahead: Sequence[Sequence[int]] = ()
     held: dict[int, Held] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         device, pad = self.model.device, self.model.generation_config.pad_token_id or 0
         rows = list(range(len(self.first)))
         index = torch.arange(len(rows), device=device)
-        ids, mask = left_padded(self.first, pad, device, self.chunk)  # [B, L]
-        size = self.chunk or ids.shape[1]
-        before = (ids.shape[1] - 1) // size  # calls before the last one of the first tokens
         given = right_padded(self.rest, pad, device)  # [B, calls]
-        ragged = len(set(map(len, self.first))) > 1
-        for tokens, valid in zip(ids.split(size, dim=1), mask.split(size, dim=1), strict=True):
-            # Only ragged first tokens need a mask: to look for pads in one means to wait for the device.
-            logits = self._call(tokens, {"attention_mask": valid} if ragged else {})
+        before, seen = -1, [0] * len(rows)  # calls before the last one of the first tokens; tokens of each row
+        spread = self.cache.positions == "original" and self._has_pads_between
+        for part in filter(None, (self.ahead, self.first)):
+            _, _, logits, calls = read(self.model, self.cache, part, self.chunk, seen if spread else None)
+            before += calls
+            seen = [old + len(new) for old, new in zip(seen, part, strict=True)]
+        at = torch.tensor(seen, device=device)[:, None]  # [R, 1]
         call = 0
         while True:
             yield index, logits
             stay = [i for i, row in enumerate(rows) if len(self.rest[row]) > call]
             if len(stay) < len(rows):
-                for i in sorted(set(range(len(rows))) - set(stay)):
-                    self.held[rows[i]] = held_by(self.cache.curve, i, before)
+                gone = sorted(set(range(len(rows))) - set(stay))
+                for i, held in zip(gone, held_by(self.cache, gone, before), strict=True):
+                    self.held[rows[i]] = held
                 if not stay:
                     return
                 kept = torch.tensor(stay)
                 self.cache.batch_select_indices(kept)
-                index, given = (tensor.index_select(0, kept.to(device)) for tensor in (index, given))
+                index, given, at = (tensor.index_select(0, kept.to(device)) for tensor in (index, given, at))
                 rows = [rows[i] for i in stay]
-            logits = self._call(given[:, call : call + 1], {})
+            extra = {"position_ids": at + call} if spread else {}
+            logits = _call(self.model, self.cache, given[:, call : call + 1], extra)
             call += 1
 
-    def _call(self, tokens: Any, extra: dict[str, Any]) -> Any:
-        """Logits [R, V] after the last of the tokens [R, L]."""
-        output = self.model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1, **extra)
-        return output.logits[:, -1]
+    @property
+    def _has_pads_between(self) -> bool:
+        """Whether columns of pads lie between tokens of a row, as where several calls read rows of unequal lengths."""
+        parts = [[len(row) for row in part] for part in (self.ahead, self.first) if part]
+        several = len(parts) > 1 or (self.chunk is not None and max(parts[0]) > self.chunk)
+        return several and any(len(set(sizes)) > 1 for sizes in parts)
 
 
-def held_by(curve: Any, row: int, before: int) -> Held:
-    """A row's part of a cache's curve, without the calls before its prompt's last one."""
-    return Held([lengths[row] for lengths in curve.lengths[before:]], list(curve.row_bytes[before:]))
+def held_by(cache: Any, rows: Sequence[int], before: int) -> list[Held]:
+    """The part of some rows in what a cache's curve and figures tell, without the calls before a prompt's last one."""
+    curve, figures = cache.curve, cache.stats()
+    return [
+        Held(
+            [lengths[row] for lengths in curve.lengths[before:]],
+            list(curve.row_bytes[before:]),
+            {key: float(figures[key][row]) for key in HEADS if key in figures},
+            cache.positions,
+        )
+        for row in rows
+    ]
 
 
 def make_record(
@@ -185,6 +249,7 @@ def make_record(
         "id": sample.id,
         "prompt_hash": prompt.hash,
         "prompt_tokens": prompt_tokens,
+        **({} if prompt.context is None else {"context_tokens": prompt.context}),
         "new_tokens": new_tokens,
         **({"truncated": True} if prompt.truncated else {}),
         "output": output,
@@ -192,6 +257,7 @@ def make_record(
         "reference": sample.reference,
         "metrics": metrics,
         "policy": describe(job.policy),
+        **({} if held.positions is None else {"positions": held.positions}),
         "cache": cache_figures(held, prompt_tokens, new_tokens, full),
         "seconds": round(seconds, 6),
     }
@@ -211,7 +277,7 @@ def cache_figures(held: Held, prompt_tokens: int, new_tokens: int, full: FullMea
         mean_tokens, peak_tokens, full_mean_tokens: the mean of a cache that never evicts; mean_bytes, peak_bytes: the
         sample's share of what was allocated for keys, values and scores; full_mean_bytes: keys and values of a cache
         that never evicts and allocates exactly its tokens; and curve: pairs of a call's number (0 is the prompt's last)
-        and the cached tokens after it, at most `CURVE_POINTS`, evenly spread.
+        and the cached tokens after it, at most `CURVE_POINTS`, evenly spread; and `held.heads`.
     """
     calls = range(1, new_tokens) if new_tokens > 1 else range(1)
     own = [held.lengths[call] for call in calls]
@@ -226,6 +292,7 @@ def cache_figures(held: Held, prompt_tokens: int, new_tokens: int, full: FullMea
         "mean_bytes": sum(nbytes) / len(nbytes),
         "peak_bytes": max(nbytes),
         "full_mean_bytes": full_bytes,
+        **held.heads,
         "curve": [[calls[i], own[i]] for i in shown],
     }
 

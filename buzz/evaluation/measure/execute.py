@@ -80,12 +80,12 @@ def compare_batch(
     """
     if task.kind == "perplexity":
         return
-    if "answer_nll" in task.metrics:
+    if "answer_nll" in task.measured:
         likelihoods = answer_nll(model, tokenizer, task, jobs, positions, chunk)
         for record, nll in zip(records, likelihoods, strict=True):
             record["metrics"]["answer_nll"] = nll
     for record in records:
-        record["metrics"] = {name: record["metrics"][name] for name in task.metrics}
+        record["metrics"] = {name: record["metrics"][name] for name in task.measured}
     if full is None:
         return
     wanted = records if isinstance(full, str) else [full[job.prompt.sample.id] for job in jobs]

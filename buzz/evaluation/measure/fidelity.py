@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from buzz.cache import BeehiveCache
-from buzz.evaluation.measure.batch import Job, Reading, left_padded, new_cache, right_padded
+from buzz.evaluation.measure.batch import Job, Reading, contexts_and_rests, left_padded, new_cache, right_padded
 from buzz.evaluation.metrics import rouge_scores
 from buzz.policies import make_policy
 
@@ -35,7 +35,8 @@ def fidelity(
         positions: of the BeehiveCache.
         records: of the jobs; their `output`.
         full: records of the full cache on the same samples; their `output_ids` are teacher-forced, end token included.
-        chunk: the method reads prompts in calls of so many tokens, None: in one call; the full cache always in one.
+        chunk: the method reads prompts in calls of so many tokens, None: in one call; the full cache always in one,
+            contexts included.
 
     Returns:
         For each job fidelity_kl, KL(full || method) in nats, mean over the tokens of the full cache's answer;
@@ -61,7 +62,8 @@ def _distances(
         same = torch.zeros_like(kl)
         # As in a generation: the last token of an answer is predicted, but nothing comes after it.
         fed = [answer[:-1] for answer in answers]
-        reading = Reading(model, new_cache(model, jobs, positions), prompts, fed, chunk)
+        contexts, rests = contexts_and_rests(jobs)
+        reading = Reading(model, new_cache(model, jobs, positions), rests, fed, chunk, contexts)
         for call, (rows, logits) in enumerate(reading):
             # float32, one call at a time: a whole block of float32 may be too large.
             p = full[rows, call].float().log_softmax(-1)  # [R, V]

@@ -10,7 +10,19 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from buzz.evaluation.measure.batch import Held, Job, Prompt, held_by, left_padded, make_record, new_cache, prompt_hash
+from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.measure.batch import (
+    Held,
+    Job,
+    Prompt,
+    contexts_and_rests,
+    held_by,
+    left_padded,
+    make_record,
+    new_cache,
+    prompt_hash,
+    read,
+)
 from buzz.evaluation.memory import full_means
 from buzz.evaluation.tasks import Sample, Task
 
@@ -24,15 +36,44 @@ def encode_question(tokenizer: Any, sample: Sample, chat_template: bool, longest
     if chat_template:
         message = [{"role": "user", "content": sample.prompt}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes them itself
     else:
-        ids = tokenizer(sample.prompt)["input_ids"]
+        text = sample.prompt
+    special = {"add_special_tokens": False} if chat_template else {}  # the template writes them itself
+    ids = tokenizer(text, **special)["input_ids"]
+    context = _context_tokens(tokenizer, sample, text, ids, special) if sample.context else None
     truncated = longest is not None and len(ids) > longest
     if truncated:
         assert longest is not None
         head = (longest + 1) // 2
-        ids = ids[:head] + ids[len(ids) - (longest - head) :]
-    return Prompt(sample, ids, prompt_hash(sample.prompt), truncated)
+        tail = len(ids) - (longest - head)
+        ids = ids[:head] + ids[tail:]
+        context = None if context is None else min(context, head) + max(0, context - tail)
+    if context is not None:
+        context = min(context, len(ids) - 1) or None  # the answer needs a token to follow
+    return Prompt(sample, ids, prompt_hash(sample.prompt), truncated, context=context)
+
+
+def _context_tokens(tokenizer: Any, sample: Sample, text: str, ids: Sequence[int], special: dict[str, bool]) -> int:
+    """How many of a text's tokens hold its sample's context: up to the token in which it ends.
+
+    The tokens are those of the whole text, so that a full cache reads what it reads in one call. Where a tokenizer does
+    not tell the places of its tokens, they are compared with those of the context alone.
+
+    Raises:
+        ConfigError: the chat template changes the context.
+    """
+    own = sample.context.lstrip()  # templates strip a message
+    start = text.find(own)
+    if start < 0:
+        what = f"is false, but the chat template changes the context of sample {sample.id!r}"
+        raise ConfigError("task.query_aware", what, "true, or another template, is wanted")
+    end = start + len(own)
+    if getattr(tokenizer, "is_fast", False):
+        places = tokenizer(text, return_offsets_mapping=True, **special)["offset_mapping"]
+        return next((i for i, (_, last) in enumerate(places, 1) if last >= end), len(ids))
+    alone = tokenizer(text[:end], **special)["input_ids"]
+    same = next((i for i, (a, b) in enumerate(zip(alone, ids, strict=False)) if a != b), len(alone))
+    return min(same + (same < len(alone)), len(ids))
 
 
 def generate_batch(
@@ -45,6 +86,9 @@ def generate_batch(
     chunk: int | None = None,
 ) -> list[dict[str, Any]]:
     """Answer prompts in one batch, greedily. Policies may differ in parameters, but not in kind.
+
+    Of prompts with a context, calls of their own read the contexts first, and policies evict after these as after any
+    call. The rest of each prompt then reads what they kept, and they evict again.
 
     Args:
         model: patched, in eval mode; its generation config holds its special tokens alone (see `load_model`).
@@ -66,15 +110,21 @@ def generate_batch(
     )
     started = time.perf_counter()
     cache = new_cache(model, jobs, positions)
-    ids, mask = left_padded([job.prompt.ids for job in jobs], special.pad_token_id, model.device, chunk)  # [B, L]
+    contexts, rests = contexts_and_rests(jobs)
+    ids, mask = left_padded(rests, special.pad_token_id, model.device, chunk)  # [B, L]
+    before = (ids.shape[1] - 1) // chunk if chunk else 0  # calls before the prompt's last one
     with torch.inference_mode():
+        if contexts:
+            # generate() counts positions by the mask, so this call does.
+            early = read(model, cache, contexts, chunk, [0] * len(jobs) if cache.positions == "original" else None)
+            before += early.calls
+            # Pads stand before each part; generate() is given all columns and reads those that the cache has not seen.
+            ids, mask = torch.cat([early.ids, ids], dim=1), torch.cat([early.mask, mask], dim=1)
         output = model.generate(ids, attention_mask=mask, generation_config=settings, past_key_values=cache)
     answers = output[:, ids.shape[1] :].tolist()
     seconds = (time.perf_counter() - started) / len(jobs)
-    before = (ids.shape[1] - 1) // chunk if chunk else 0  # calls before the prompt's last one
     records = []
-    for row, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
-        held = held_by(cache.curve, row, before)
+    for job, answer, held in zip(jobs, answers, held_by(cache, range(len(jobs)), before), strict=True):
         records.append(_record(model, job, answer, held, special.eos_token_id or [], tokenizer, task, seconds))
     return records
 

@@ -22,7 +22,9 @@ _MOST_BYTES = 4  # of a character in UTF-8, so it has at most so many tokens
 
 
 def recordable(record: Mapping[str, Any], chunk: int | None) -> bool:
-    """Whether a sample can be shown: the view has one call for a prompt, and chunks would evict in between."""
+    """Whether a sample can be shown: the view has one call for a prompt; several would evict in between."""
+    if "context_tokens" in record:
+        return False
     return chunk is None or record["prompt_tokens"] <= chunk
 
 
@@ -38,24 +40,25 @@ class Evictions:
 
     def __init__(self, cache: Any, first: int, evicted_at: np.ndarray) -> None:
         self._cache, self._first, self._evicted_at = cache, first, evicted_at
-        # Per layer, int32 [H, slots]: the position of what each slot holds. What was appended since the layer's last
-        # eviction is missing: it is all there, in order, from `_known` on.
-        self._held: list[np.ndarray] = [np.zeros((evicted_at.shape[1], 0), np.int32) for _ in evicted_at]
+        # Per layer and head, int32 [slots]: the position of what each slot holds. What was appended since the layer's
+        # last eviction is missing: it is all there, in order, from `_known` on.
+        self._held: list[list[np.ndarray]] = [[np.zeros(0, np.int32) for _ in heads] for heads in evicted_at]
         self._known = [0] * len(evicted_at)
         cache.on_evict = self
 
     def __call__(self, layer: int, eviction: Any, slots: Any) -> None:
-        """One eviction: slots int64 [1, H or 1, kept] stay."""
-        call, heads = self._cache.calls, self._evicted_at.shape[1]
+        """One eviction: slots int64 [1, H or 1, W] stay; the list of a head that keeps fewer than W ends in -1."""
+        call, held = self._cache.calls, self._held[layer]
         tokens = self._first + call
         new = np.arange(self._known[layer], tokens, dtype=np.int32)
-        before = np.concatenate([self._held[layer], np.broadcast_to(new, (heads, len(new)))], axis=1)
-        assert before.shape[1] == eviction.length
-        stay = np.broadcast_to(slots[0].cpu().numpy(), (heads, slots.shape[2]))
-        gone = np.ones(before.shape, dtype=bool)
-        np.put_along_axis(gone, stay, False, axis=1)
-        np.put_along_axis(self._evicted_at[layer], before[gone].reshape(heads, -1), call, axis=1)
-        self._held[layer], self._known[layer] = np.take_along_axis(before, stay, axis=1), tokens
+        for head, stay in enumerate(np.broadcast_to(slots[0].cpu().numpy(), (len(held), slots.shape[2]))):
+            before = np.concatenate([held[head], new])
+            kept = stay[stay >= 0]
+            gone = np.ones(len(before), dtype=bool)
+            gone[kept] = False
+            self._evicted_at[layer, head, before[gone]] = call
+            held[head] = before[kept]
+        self._known[layer] = tokens
 
 
 def record_hive(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.measure.batch import Job, Reading, new_cache, right_padded
+from buzz.evaluation.measure.batch import Job, Reading, contexts_and_rests, new_cache, right_padded
 from buzz.evaluation.tasks import Task
 
 _SKIP = -100  # no target
@@ -27,7 +27,7 @@ def answer_nll(
 
     An eviction affects later calls only. So the prompt without its last token is read first, and then the last token
     and those of the answer follow one by one: already the first token of the answer is predicted from the compressed
-    cache. (In a generation it is predicted from the whole prompt.)
+    cache. (In a generation it is predicted from the whole prompt.) Contexts are read before, in calls of their own.
 
     The answer is tokenised alone, without special tokens, and its tokens are put behind those of the prompt; a space
     between the two is the task's to give. Of an answer that leaves the model's positions, only the start counts.
@@ -41,15 +41,16 @@ def answer_nll(
         ConfigError: a sample has no answer, or one without tokens.
     """
     answers = [_answer_ids(model, tokenizer, task, job) for job in jobs]
-    # A prompt of a single token is a call of its own.
-    firsts = [job.prompt.ids[:-1] or job.prompt.ids for job in jobs]
-    lasts = [job.prompt.ids[len(first) :] for job, first in zip(jobs, firsts, strict=True)]
+    contexts, prompts = contexts_and_rests(jobs)
+    # A prompt, or what follows a context, of a single token is a call of its own.
+    firsts = [ids[:-1] or ids for ids in prompts]
+    lasts = [ids[len(first) :] for ids, first in zip(prompts, firsts, strict=True)]
     rest = [last + answer[:-1] for last, answer in zip(lasts, answers, strict=True)]
     wanted = [[_SKIP] * len(last) + answer for last, answer in zip(lasts, answers, strict=True)]
     targets = right_padded(wanted, _SKIP, model.device)  # [B, calls]
     nll = torch.zeros(targets.shape, device=model.device)  # float32
     with torch.inference_mode():
-        reading = Reading(model, new_cache(model, jobs, positions), firsts, rest, chunk)
+        reading = Reading(model, new_cache(model, jobs, positions), firsts, rest, chunk, contexts)
         for call, (rows, logits) in enumerate(reading):
             losses = F.cross_entropy(logits.float(), targets[rows, call], ignore_index=_SKIP, reduction="none")
             nll[rows, call] = losses

@@ -15,8 +15,9 @@ _RECORD = {
     **{"id": str, "prompt_hash": str, "policy": dict, "metrics": dict, "cache": dict},
     **{"new_tokens": int, "seconds": float},
 }
-_OPTIONAL = {"prompt_tokens": int, "output": str, "output_ids": list}
+_OPTIONAL = {"prompt_tokens": int, "context_tokens": int, "output": str, "output_ids": list, "positions": str}
 _TOKENS = ("mean_tokens", "peak_tokens", "full_mean_tokens")
+_HEADS = ("longest_head", "shortest_head")  # where the cache told of single heads
 _BYTES = ("mean_bytes", "peak_bytes", "full_mean_bytes")
 _ENVIRONMENT = {
     **{"fingerprints": dict, "model": dict, "versions": dict},
@@ -61,7 +62,7 @@ def check_record(record: Mapping[str, Any]) -> None:
     given = [key for key in _BYTES if key in cache]  # older versions did not measure bytes
     if given and len(given) < len(_BYTES):
         raise DamageError(f"cache.{next(key for key in _BYTES if key not in cache)} is missing")
-    for key in [*_TOKENS, *given]:
+    for key in [*_TOKENS, *given, *(key for key in _HEADS if key in cache)]:
         require(cache, {key: float}, "cache.")
         _above_zero(cache, key, "cache.")
     _check_pairs(cache, "curve", "cache.")

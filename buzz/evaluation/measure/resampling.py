@@ -87,6 +87,17 @@ def _product(small: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def p_below(figures: np.ndarray, bound: float) -> float:
+    """One-sided bootstrap p-value of a figure being below a bound: the share of resampled figures that are not.
+
+    p = (1 + number of figures >= bound) / (1 + figures), so it is never 0.
+
+    Args:
+        figures: resampled, float64 [resamples].
+    """
+    return float((1 + (figures >= bound).sum()) / (1 + len(figures)))
+
+
 def ci95(figures: Any) -> np.ndarray:
     """95% percentile intervals of resampled figures [resamples, ...]: float64 [2, ...], lower and upper ends."""
     return np.percentile(figures, [2.5, 97.5], axis=0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, metric_info
-from buzz.evaluation.measure.resampling import Resampler, ci95
+from buzz.evaluation.measure.resampling import Resampler, ci95, p_below
 
 Record = Mapping[str, Any]
 MIB = 2**20
@@ -109,6 +109,7 @@ def summarise(
     failures: Mapping[str, str],
     run: Mapping[str, Any],
     seed: int = 0,
+    compare: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """summary.json.
 
@@ -125,6 +126,8 @@ def summarise(
         run: facts about the run, kept as they are under `run`. Its `headline` (default: the first metric) chooses the
             rivals, its `full` names the full cache.
         seed: of the resampling.
+        compare: what else to compare with, by a name for it: for each method the other one. Under `paired` it has the
+            key `against NAME`; of losses also the ratio of the two means.
     """
     resampler = Resampler(seed)
     scores = {name: Scores(known, resampler) for name, known in records.items()}
@@ -141,6 +144,8 @@ def summarise(
         }
         if full in scores:
             methods[name] |= _retention(own, scores[full], metrics)
+    for label, baselines in (compare or {}).items():
+        _compare(methods, scores, label, baselines, metrics)
     for name, reason in failures.items():
         methods[name]["failed"] = reason
     return {"run": dict(run), "methods": methods}
@@ -155,14 +160,28 @@ def compared_with(
         summary: as `summarise` makes it from the records. other: a method that has records. seed: of the resampling.
     """
     resampler = Resampler(seed)
-    theirs = Scores(records[other], resampler)
+    scores = {name: Scores(known, resampler) for name, known in records.items()}
     methods = dict(summary["methods"])
-    for name, known in records.items():
-        found = _differences(Scores(known, resampler), theirs, summary["run"]["metrics"]) if name != other else {}
-        if found:
-            pairs = {**methods[name].get("paired", {}), f"against {other}": {"method": other, "metrics": found}}
-            methods[name] = {**methods[name], "paired": pairs}
+    _compare(methods, scores, other, {name: other for name in records if name != other}, summary["run"]["metrics"])
     return {**summary, "methods": methods}
+
+
+def _compare(
+    methods: dict[str, Any],
+    scores: Mapping[str, Scores],
+    label: str,
+    baselines: Mapping[str, str],
+    metrics: Sequence[str],
+) -> None:
+    """Compare methods with others, and put it into their entries: under the key `against LABEL` of `paired`."""
+    for name, other in baselines.items():
+        own, theirs = scores[name], scores[other]
+        found = _differences(own, theirs, metrics)
+        for metric, pair in found.items():
+            pair |= _ratio(own, theirs, metric)
+        if found:
+            pairs = {**methods[name].get("paired", {}), f"against {label}": {"method": other, "metrics": found}}
+            methods[name] = {**methods[name], "paired": pairs}
 
 
 def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
@@ -170,7 +189,8 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
 
     `peak_tokens` is the highest of all samples. `reduction` is the mean cache length of a cache that never evicts
     over the measured one, over the decode calls of the same samples. `mean_mib`, `peak_mib` and `reduction_bytes` are
-    the same for bytes; they are left out if a sample of an older run does not have them.
+    the same for bytes; they are left out if a sample of an older run does not have them. `longest_head` and
+    `shortest_head`, where heads are unequal: the most and the fewest slots that a head of any sample held in the end.
     """
     records = list(own.records.values())
     if not records:
@@ -190,6 +210,7 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
             "peak_tokens": max(record["cache"]["peak_tokens"] for record in records),
             "reduction": full / own.mean_tokens,
             **_bytes([record["cache"] for record in records]),
+            **_heads([record["cache"] for record in records]),
         },
         "seconds": {
             "total": seconds,
@@ -207,6 +228,18 @@ def _bytes(caches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     full = float(np.mean([cache["full_mean_bytes"] for cache in caches]))
     peak = max(cache["peak_bytes"] for cache in caches)
     return {"mean_mib": mean / MIB, "peak_mib": peak / MIB, "reduction_bytes": full / mean}
+
+
+def _heads(caches: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The longest and the shortest head of all samples; nothing if the heads of each are equal, or unknown."""
+    if not all("longest_head" in cache and "shortest_head" in cache for cache in caches):
+        return {}
+    if all(cache["longest_head"] == cache["shortest_head"] for cache in caches):
+        return {}
+    return {
+        "longest_head": max(cache["longest_head"] for cache in caches),
+        "shortest_head": min(cache["shortest_head"] for cache in caches),
+    }
 
 
 def _interval(resampled: np.ndarray) -> list[float]:
@@ -248,6 +281,18 @@ def _differences(own: Scores, other: Scores, metrics: Sequence[str]) -> dict[str
                 "p": p_values[ids][metric],
             }
     return found
+
+
+def _ratio(own: Scores, other: Scores, metric: str) -> dict[str, Any]:
+    """Of a loss: this method's figure over the other's on the samples that both have, its paired bootstrap interval,
+    and the one-sided p-value of its being below 1. Nothing where the other's is not above 0 in every resample."""
+    ids = own.shared(other, metric)
+    drawn = other.resampled(metric, ids)
+    if metric_info(metric).higher_is_better or not (drawn > 0).all():
+        return {}
+    ratios = own.resampled(metric, ids) / drawn
+    ratio = own.figure(metric, ids) / other.figure(metric, ids)
+    return {"ratio": ratio, "ratio_ci95": _interval(ratios), "ratio_p": p_below(ratios, 1)}
 
 
 def _retention(own: Scores, full: Scores, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -29,6 +29,7 @@ def policy_for(
     target: Mapping[str, Any] | None,
     layers: int,
     chunk: int | None = None,
+    context: int = 0,
 ) -> Policy:
     """The policy of a method for one sample.
 
@@ -43,6 +44,7 @@ def policy_for(
         target: this sample's record under the method named by `match`; None without `match`.
         layers: of the model, those that policies decide over.
         chunk: tokens of a call that reads the prompt; None: it is read in one call.
+        context: of the prompt, tokens that calls of their own read before the others.
 
     Raises:
         ConfigError: no parameters of this policy come near the budget.
@@ -51,10 +53,11 @@ def policy_for(
     try:
         if target is not None:
             calls = min(calls, target["new_tokens"] - 1)
-            return _fitted(base, method.params, first, calls, target["cache"]["mean_tokens"], layers, chunk)
+            wanted = target["cache"]["mean_tokens"]
+            return _fitted(base, method.params, first, calls, wanted, layers, chunk, context)
         if method.reduction is not None:
             wanted = full_mean(first, calls) / method.reduction
-            return _fitted(base, method.params, first, calls, wanted, layers, chunk)
+            return _fitted(base, method.params, first, calls, wanted, layers, chunk, context)
         if method.budget is not None:
             whole = first if first > 1 else full_mean(first, calls)
             share = isinstance(method.budget, float)
@@ -96,7 +99,14 @@ def off_target(method: Any, record: Mapping[str, Any], target: Mapping[str, Any]
 
 
 def _fitted(
-    base: Policy, held: Mapping[str, Any], first: int, calls: int, target: float, layers: int, chunk: int | None
+    base: Policy,
+    held: Mapping[str, Any],
+    first: int,
+    calls: int,
+    target: float,
+    layers: int,
+    chunk: int | None,
+    context: int,
 ) -> Policy:
     """The policy whose mean over these very calls is nearest the target, by bisection over budgets.
 
@@ -112,7 +122,7 @@ def _fitted(
         except ValueError as error:  # below what this policy can do
             problem, low = error, budget
         else:
-            mean = mean_cached(policy, first, calls, layers, chunk)
+            mean = mean_cached(policy, first, calls, layers, chunk, context)
             if abs(mean - target) < least:
                 best, least = policy, abs(mean - target)
             low, high = (budget, high) if mean < target else (low, budget)
@@ -121,17 +131,17 @@ def _fitted(
         budget = math.ceil(_STEP * low) if not high else (low + high) // 2 if low else max(1, int(high / _STEP))
     if best is None:
         raise problem
-    if len(prompt_calls(first, chunk)) == 1:
+    if len(prompt_calls(first, chunk, context)) == 1:
         return best
-    # Evictions between chunks leave the length after a prompt anywhere in the policy's cycle: it goes up and down with
-    # the budget, and a bisection may end at a jump. So look at budgets farther and farther from the target, and where
-    # all of them jump past it, also change the window by what each is off.
+    # Evictions between the calls that read a prompt leave the length after it anywhere in the policy's cycle: it goes
+    # up and down with the budget, and a bisection may end at a jump. So look at budgets farther and farther from the
+    # target, and where all of them jump past it, also change the window by what each is off.
     for tries in (1, _WINDOWS):
         for policy in _near(base, held, target):
             for _ in range(tries):
                 if least <= max(_CLOSE, _ENOUGH * target):
                     return best
-                mean = mean_cached(policy, first, calls, layers, chunk)
+                mean = mean_cached(policy, first, calls, layers, chunk, context)
                 if abs(mean - target) < least:
                     best, least = policy, abs(mean - target)
                 window = getattr(policy, "window", None)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from buzz.evaluation.config.dialect import StrictDumper
-from buzz.evaluation.config.methods import NAME, MethodConfig, parse_methods
+from buzz.evaluation.config.methods import NAME, MethodConfig, baselines, parse_compare, parse_methods
 from buzz.evaluation.config.reading import read_config
 from buzz.evaluation.config.schema import MAX_SEED, at_least, build, keys_of, parsed_by
 from buzz.evaluation.errors import ConfigError
@@ -26,8 +26,15 @@ from buzz.evaluation.show.section import WandbConfig
 from buzz.evaluation.tasks import make_task, parse_task
 from buzz.evaluation.tasks.section import TaskConfig
 
-# Keys that the config.yaml of an older run folder may lack, and what was the case when they did not exist.
-ADDED_KEYS = {"generation.prefill_chunk_size": None}
+# Keys that the config.yaml of an older run folder may lack, and what was the case when they did not exist; some are
+# options of a task, so not every config has them.
+ADDED_KEYS = {
+    "generation.prefill_chunk_size": None,
+    "task.rows": "all",
+    "task.query_aware": True,
+    "task.segment": None,
+    "task.likelihood": False,
+}
 ADDED_METHOD_KEYS = {"match_by": None}  # the same, of every method
 
 
@@ -37,6 +44,8 @@ class RunConfig:
 
     Args:
         hive: the first so many samples have their evictions recorded, token by token, for the report's hive view.
+        compare: methods with which all others are compared, beside the full cache and each one's best rival (see
+            `config.methods.baselines`).
         output: the run folder; `runs/<name>` if not given.
     """
 
@@ -48,6 +57,7 @@ class RunConfig:
     batch_size: int = field(default=8, metadata=at_least(1))
     seed: int = field(default=0, metadata=at_least(0, MAX_SEED))
     hive: int = field(default=1, metadata=at_least(0))
+    compare: list[str] = field(default_factory=list, metadata=parsed_by(parse_compare))
     output: str = ""
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -84,7 +94,13 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
         raise ConfigError("model", "neither id nor gguf is given", "a hub id, a folder or a GGUF file is wanted")
     make_task(config.task)  # for its errors: an unknown task, a prompt template that does not fit
     _check_chunks(config)
+    comparisons(config)  # for its errors
     return config
+
+
+def comparisons(config: RunConfig) -> dict[str, dict[str, str]]:
+    """What `compare` asks for: for each of its names the other method's name, by method."""
+    return {name: baselines(config.methods, name, "compare") for name in config.compare}
 
 
 def _check_chunks(config: RunConfig) -> None:

@@ -6,6 +6,7 @@ All that can be wrong with a config is found before the model's weights are read
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -30,7 +31,7 @@ from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.load import ModelLoader, quiet_transformers
 from buzz.evaluation.models.source import ModelSource, check_model
 from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target
-from buzz.evaluation.run.config import RunConfig, to_dict
+from buzz.evaluation.run.config import RunConfig, comparisons, to_dict
 from buzz.evaluation.run.distributed import Group, PeerLostError, join
 from buzz.evaluation.run.signals import Interrupted, held_back
 from buzz.evaluation.run.store import RunFolder
@@ -38,6 +39,7 @@ from buzz.evaluation.run.work import Records, Work, full_method, has_fidelity
 from buzz.evaluation.show.report.write import write_report
 from buzz.evaluation.show.tracking import Tracker, track
 from buzz.evaluation.tasks import Sample, Task, make_task
+from buzz.evaluation.tasks.section import remarks
 
 STOP = "stop"  # the flag by which one process ends the run of all
 
@@ -209,8 +211,9 @@ class _Run:
         self.folder.clear_flags()
         order = [sample.id for sample in self.samples]
         records = {name: [known[sample] for sample in order if sample in known] for name, known in self.records.items()}
-        metrics = [*self.task.metrics, *(FIDELITY_METRICS if self._compared() else ())]
-        summary = summarise(records, metrics, self.failures, self._facts(metrics), self.config.seed)
+        metrics = [*self.task.measured, *(FIDELITY_METRICS if self._compared() else ())]
+        facts, compare = self._facts(metrics), comparisons(self.config)
+        summary = summarise(records, metrics, self.failures, facts, self.config.seed, compare)
         self.folder.write_summary(summary)
         if any(records.values()):
             write_report([self.folder.path], self.folder.path)
@@ -250,7 +253,20 @@ class _Run:
             kept = [f"every layer of this model has {window}, which it keeps: the methods decide nothing"]
         else:
             kept = self._idle()
-        return [*self._uncompared(), *kept, *self._missed()]
+        asked = remarks(dataclasses.asdict(self.config.task))
+        return [*asked, *self._uncompared(), *self._mixed(), *kept, *self._missed()]
+
+    def _mixed(self) -> list[str]:
+        """Which methods have which positions, where these differ. The full cache's slots are its positions."""
+        found: dict[str, list[str]] = {}
+        for method in self.config.methods:
+            known = next(iter(self.records[method.name].values()), {})
+            if method.policy != "full" and "positions" in known:  # older records do not tell
+                found.setdefault(known["positions"], []).append(method.name)
+        if len(found) < 2:
+            return []
+        each = "; ".join(f"{positions}: {', '.join(names)}" for positions, names in found.items())
+        return [f"methods differ in their keys' positions, so more than their rules is compared ({each})"]
 
     def _idle(self) -> list[str]:
         """The methods with room for more than any sample needed."""

@@ -27,8 +27,8 @@ from buzz.evaluation.run.config import ADDED_KEYS, ADDED_METHOD_KEYS, RunConfig,
 from buzz.evaluation.run.distributed import ALONE, Group
 
 # Keys in which a continued run may differ from the one that made the folder, since they change no result: what the run
-# is called, the spelling of the folder's own path, and tracking. Everything else must be equal.
-FREE_KEYS = ("name", "output", "wandb")
+# is called, the spelling of the folder's own path, tracking, and comparisons. Everything else must be equal.
+FREE_KEYS = ("name", "output", "wandb", "compare")
 _LETTERS = 40  # of a value in a message
 _TOLD = 2  # of the keys in which two configs differ
 _SHARD = r"\.shard-\d{3,}$"  # what a process's own file of samples has after the method's name
@@ -101,10 +101,10 @@ class RunFolder:
             added = dict(ADDED_KEYS)
             for number in range(len(there["methods"])):
                 added |= {f"methods[{number}].{key}": value for key, value in ADDED_METHOD_KEYS.items()}
-            old = added | _flat(there)
+            new = _flat(yaml.safe_load(to_yaml(config)))
+            old = {key: value for key, value in added.items() if key in new} | _flat(there)
         except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError("output", f"{path} is not the config of a run", _OTHER) from error
-        new = _flat(yaml.safe_load(to_yaml(config)))
         keys = [key for key in [*old, *(key for key in new if key not in old)] if not _free(key)]
         differing = [key for key in keys if key not in old or key not in new or old[key] != new[key]]
         if differing:
@@ -324,7 +324,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+    return any(key == free or key.startswith((f"{free}.", f"{free}[")) for free in FREE_KEYS)
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

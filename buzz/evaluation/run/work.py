@@ -254,9 +254,10 @@ class Work:
                 "cache": {"mean_tokens": target["cache"]["mean_bytes"] / self._per_token(method, before)}
             }
         calls = before["new_tokens"] - 1 if before else expected
-        key = (method.name, first, calls, target and (target["new_tokens"], target["cache"]["mean_tokens"]))
+        context = prompt.context or 0
+        key = (method.name, first, context, calls, target and (target["new_tokens"], target["cache"]["mean_tokens"]))
         if key not in self._policies:
-            self._policies[key] = policy_for(method, first, calls, target, self.layers, self._chunk)
+            self._policies[key] = policy_for(method, first, calls, target, self.layers, self._chunk, context)
         return Job(prompt, self._policies[key])
 
     def _per_token(self, method: MethodConfig, before: Record | None) -> float:

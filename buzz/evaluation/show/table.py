@@ -97,14 +97,23 @@ def results_rows(summary: Mapping[str, Any], intervals: bool = False) -> Table:
     The metrics are the columns from the third on.
     """
     metrics = summary["run"]["metrics"]
-    header = ["method", "n", *map(metric_label, metrics), *_CACHE, "seconds"]
+    heads = ["heads"] if any(_unequal(entry) for entry in summary["methods"].values()) else []
+    header = ["method", "n", *map(metric_label, metrics), *_CACHE, *heads, "seconds"]
     rows = []
     for name, entry in summary["methods"].items():
         seconds = f"{entry['seconds']['total']:.1f}" if entry["n"] else NONE
-        rows.append(
-            [name, str(entry["n"]), *metric_cells(entry, metrics, intervals), *cache_cells(entry), seconds]
-        )  # fmt: skip
+        cells = [*metric_cells(entry, metrics, intervals), *cache_cells(entry), *(head_cell(entry) for _ in heads)]
+        rows.append([name, str(entry["n"]), *cells, seconds])
     return header, rows
+
+
+def head_cell(entry: Mapping[str, Any]) -> str:
+    """The fewest and the most slots of a head, where heads are unequal: `12 to 310`."""
+    return f"{entry['cache']['shortest_head']:.0f} to {entry['cache']['longest_head']:.0f}" if _unequal(entry) else NONE
+
+
+def _unequal(entry: Mapping[str, Any]) -> bool:
+    return "longest_head" in entry.get("cache", {})
 
 
 def paired_rows(summary: Mapping[str, Any], against: str) -> Table:
@@ -124,6 +133,27 @@ def paired_rows(summary: Mapping[str, Any], against: str) -> Table:
     return header, rows
 
 
+def ratio_cell(metric: str, pair: Mapping[str, Any] | None) -> str:
+    """A ratio of two means, its interval and its p-value: `0.58 [0.51, 0.66] p<0.001`."""
+    if pair is None or "ratio" not in pair:
+        return NONE
+    low, high = pair["ratio_ci95"]
+    p = shown_p(pair["ratio_p"])
+    return f"{pair['ratio']:.3g} [{low:.3g}, {high:.3g}] p{'' if p.startswith('<') else '='}{p}"
+
+
+def ratio_rows(summary: Mapping[str, Any], against: str) -> Table:
+    """Header and cells of the ratios to what `paired_rows` shows the differences to, for the metrics that have some."""
+    entries = summary["methods"].items()
+    pairs = {name: entry["paired"][against] for name, entry in entries if against in entry.get("paired", {})}
+    metrics = [m for m in summary["run"]["metrics"] if any("ratio" in p["metrics"].get(m, {}) for p in pairs.values())]
+    rows = []
+    for name, pair in pairs.items() if metrics else ():
+        cells = [ratio_cell(metric, pair["metrics"].get(metric)) for metric in metrics]
+        rows.append([name, pair["method"], *cells, *cache_cells(summary["methods"][name])])
+    return ["method", "over", *map(metric_label, metrics), *_CACHE], rows
+
+
 def retention_rows(summary: Mapping[str, Any]) -> Table:
     """Header and cells of the shares of the full cache's scores that the methods keep, in percent; may have no rows."""
     entries = {name: entry["retention"] for name, entry in summary["methods"].items() if entry.get("retention")}
@@ -141,14 +171,17 @@ def retention_rows(summary: Mapping[str, Any]) -> Table:
 
 
 def comparison_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table, int]]:
-    """Titles and rows of the tables of paired differences and of shares, and how many columns are words.
+    """Titles and rows of the tables of paired differences, ratios and shares, and how many columns are words.
 
     Those without rows are left out.
     """
     titles = {"full": "Against the full cache", "rival": "Against the best rival"}
     found = dict.fromkeys(titles)  # these two first
     found |= dict.fromkeys(key for entry in summary["methods"].values() for key in entry.get("paired", {}))
-    tables = [(titles.get(key, key.capitalize()), paired_rows(summary, key), 2) for key in found]
+    tables = []
+    for key in found:
+        tables.append((titles.get(key, key[:1].upper() + key[1:]), paired_rows(summary, key), 2))
+        tables.append((f"Ratio to {key.removeprefix('against ')}", ratio_rows(summary, key), 2))
     tables.append(("Share of the full cache's score", retention_rows(summary), 1))
     return [table for table in tables if table[1][1]]
 
@@ -267,6 +300,8 @@ PAIRED = [
     "(paired bootstrap) and a two-sided p-value (paired randomisation test), not corrected for the number of",
     "comparisons. The rival is the best method with another policy but the full cache; if some of these hold about as",
     "much (mean cache within 10%), the best of those. Variants of a policy are rivals only where there are no others.",
+    "A ratio of two losses has its paired bootstrap interval and a one-sided p-value: the share of resamples in which",
+    "it is not below 1, not corrected either.",
 ]
 
 

@@ -107,7 +107,8 @@ def _figures(entry: Mapping[str, Any]) -> dict[str, Any]:
     for metric, figure in entry.get("metrics", {}).items():
         low, high = figure["ci95"]
         flat |= {metric: figure["mean"], f"{metric}_ci95_low": low, f"{metric}_ci95_high": high}
-    for other, comparison in entry.get("paired", {}).items():  # other: full or rival
+    for against, comparison in entry.get("paired", {}).items():  # full, rival, or `against NAME`
+        other = against.replace(" ", "_")
         flat[other] = comparison["method"]
         for metric, figure in comparison["metrics"].items():
             low, high = figure["ci95"]

@@ -14,6 +14,7 @@ from buzz.evaluation.tasks.data import read_hub_rows, read_rows
 from buzz.evaluation.tasks.fields import Row
 from buzz.evaluation.tasks.hub import FileSource, HubSource
 from buzz.evaluation.tasks.section import TaskConfig
+from buzz.evaluation.tasks.split import taker
 
 # A template: literal text and the placeholder that follows it, if any.
 Parts = list[tuple[str, "str | None"]]
@@ -33,26 +34,29 @@ class Sample:
         prompt: the raw prompt, before any chat template.
         reference: what `Task.score` compares an answer with; text, or a list of accepted answers.
         row: the data row the sample was made from.
+        context: the start of the prompt that is read in a call of its own, before the rest; empty: all is read at once.
     """
 
     id: str
     prompt: str
     reference: Any
     row: Row
+    context: str = ""
 
 
 class Task(ABC):
     """Data source, prompt and metrics of one benchmark.
 
     A task sets the class attributes and `reference` and `score`; one whose prompt is not made of the fields as they
-    are overrides `filling`, one that is not asked row by row (a stream, say) overrides `load`. Config keys of its own
-    are the fields of a frozen dataclass `Options`.
+    are overrides `filling`, one that is not asked row by row (a stream, say) overrides `samples`. Config keys of its
+    own are the fields of a frozen dataclass `Options`.
 
     Args:
         config: the run's `task` section.
 
     Raises:
-        ConfigError: `task.prompt` is no template over the row's fields.
+        ConfigError: `task.prompt` is no template over the row's fields; or `task.query_aware` is false, and no context
+            comes before a question.
     """
 
     Options: ClassVar[type] = NoOptions
@@ -63,6 +67,9 @@ class Task(ABC):
     fields: ClassVar[dict[str, Any]]  # what every row must have, see buzz.evaluation.tasks.fields
     template: ClassVar[str]  # the default of task.prompt
     placeholders: ClassVar[Sequence[str]] = ()  # what a template may name beside {id}; empty: the fields
+    asks: ClassVar[tuple[str, str] | None] = (
+        None  # placeholders of a context and of the question about it; None: neither
+    )
     hub: ClassVar[HubSource | FileSource]  # where rows come from when task.data is null
     metrics: ClassVar[list[str]]  # in the order of the tables
     headline: ClassVar[str]  # the metric of plots
@@ -70,16 +77,33 @@ class Task(ABC):
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
         self.options: Any = self.Options(**config.options)
+        self.taken = taker(config.rows)
         self._template = self.template if config.prompt is None else config.prompt
         self._parts = parse_template(self._template, ["id", *(self.placeholders or self.fields)], "task.prompt")
+        if not config.query_aware:
+            self._check_order()
 
     def load(self) -> list[Sample]:
-        """The first `task.limit` samples, in the order of the data.
+        """The first `task.limit` samples of `task.rows`, in the order of the data; at least one.
 
         Raises:
-            ConfigError: the file or the hub data set cannot be read, or a row lacks something.
+            ConfigError: the file or the hub data set cannot be read, or a row lacks something; or none is left.
         """
-        return [Sample(row["id"], self.prompt(row), self.reference(row), row) for row in self._rows()]
+        samples = self.samples()
+        if not samples:
+            of, other = ("tuning", "test") if self.config.rows == "tune" else ("test", "tune")
+            what = f"is {self.config.rows}, but no id of the data is that of a {of} row"
+            raise ConfigError("task.rows", what, f"all or {other}, or more data, is wanted")
+        return samples
+
+    def samples(self) -> list[Sample]:
+        """`load`, if anything is left."""
+        return [self.sample(row) for row in self._rows()]
+
+    def sample(self, row: Row) -> Sample:
+        """What is asked about a row."""
+        context = "" if self.config.query_aware else self._context(row)
+        return Sample(row["id"], self.prompt(row), self.reference(row), row, context)
 
     def fingerprint(self) -> dict[str, Any]:
         """Which data `load` reads: path, bytes and sha256 of a local file, or hub data set, revision and split."""
@@ -89,8 +113,7 @@ class Task(ABC):
 
     def prompt(self, row: Row) -> str:
         """The template filled in for a row; braces inside what is filled in are text."""
-        values = self.filling(row)
-        return "".join(literal + (str(values[field]) if field else "") for literal, field in self.parts(row))
+        return self._filled(row, self.parts(row))
 
     def parts(self, row: Row) -> Parts:
         """The row's template, parsed; the same for all rows unless a task has several."""
@@ -103,6 +126,11 @@ class Task(ABC):
     def problem(self, row: Row) -> tuple[str, str] | None:
         """What is wrong with a row that has all fields, and what is allowed instead; None: nothing."""
         return None
+
+    @property
+    def measured(self) -> list[str]:
+        """The metrics of a run, in the order of the tables: `metrics`, and what the config asks for beside them."""
+        return self.metrics
 
     def likely(self, sample: Sample) -> str | None:
         """An answer whose mean negative log-likelihood is measured as well (metric `answer_nll`); None: no answer.
@@ -123,12 +151,36 @@ class Task(ABC):
     def score(self, prediction: str, sample: Sample) -> dict[str, float]:
         """Every metric of `metrics` for one answer."""
 
+    def _filled(self, row: Row, parts: Parts) -> str:
+        values = self.filling(row)
+        return "".join(literal + (str(values[field]) if field else "") for literal, field in parts)
+
+    def _context(self, row: Row) -> str:
+        """The prompt up to the end of its context."""
+        assert self.asks is not None
+        parts = self.parts(row)
+        last = max(i for i, (_, field) in enumerate(parts) if field == self.asks[0])
+        return self._filled(row, parts[: last + 1])
+
+    def _check_order(self) -> None:
+        """Refuse a task or a template in which no context comes before a question."""
+        if self.asks is None:
+            what = f"is false, but {self.name} asks no question about a context"
+            raise ConfigError("task.query_aware", what, "true, or a task that does, is wanted")
+        context, question = self.asks
+        names = [field for _, field in self._parts]
+        if context not in names or question in names[: len(names) - names[::-1].index(context)]:
+            what = f"is false, but task.prompt has no {{{context}}} before {{{question}}}"
+            raise ConfigError("task.query_aware", what, "true, or a prompt that has, is wanted")
+
     def _rows(self) -> Iterator[Row]:
         config = self.config
         if config.data is None:
-            return read_hub_rows(self.hub, config.split, self.fields, config.limit, problem=self.problem)
+            return read_hub_rows(
+                self.hub, config.split, self.fields, config.limit, problem=self.problem, keep=self.taken
+            )
         path = resolve_path(config.data, "task.data")
-        return read_rows(path, self.fields, config.limit, problem=self.problem)
+        return read_rows(path, self.fields, config.limit, problem=self.problem, keep=self.taken)
 
 
 def continuation(prompt: str, answer: str) -> str:

@@ -9,7 +9,7 @@ import gzip
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -17,6 +17,8 @@ from typing import IO, Any, cast
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.tasks.fields import Fields, Problem, Row, checked_rows
 from buzz.evaluation.tasks.hub import FileSource, HubSource, fetch, guarded, hub_errors, stream
+
+Keep = Callable[[str], bool]  # of a row's id
 
 
 def read_text(path: str | Path, where: str = "task.data") -> str:
@@ -38,8 +40,9 @@ def read_rows(
     limit: int | None = None,
     where: str = "task.data",
     problem: Problem | None = None,
+    keep: Keep | None = None,
 ) -> Iterator[Row]:
-    """Rows of a .jsonl or .jsonl.gz file, streamed: at most `limit` rows are read. Blank lines are skipped.
+    """Rows of a .jsonl or .jsonl.gz file, streamed: none after the last one wanted is read. Blank lines are skipped.
 
     Every row has an `id`: its own as text, or `row-<n>`, n being the row's line in the file, counted from 1.
 
@@ -49,13 +52,14 @@ def read_rows(
         limit: rows to stop after; None: all.
         where: the config key that named the file, for errors.
         problem: a check beyond `fields`.
+        keep: says of a row's id whether it is wanted; `limit` counts those that are. None: all are.
 
     Raises:
         ConfigError: another ending, unreadable, no row at all, a broken file or row, a missing, empty or mistyped
             field, an id that an earlier row has. Raised when the row is reached.
     """
-    parsed = _parsed(_lines(path, (".jsonl", ".jsonl.gz"), where), str(path), limit, where)
-    yield from checked_rows(parsed, str(path), fields, where, problem)
+    parsed = _parsed(_lines(path, (".jsonl", ".jsonl.gz"), where), str(path), where)
+    yield from _wanted(checked_rows(parsed, str(path), fields, where, problem), limit, keep)
 
 
 def read_hub_rows(
@@ -65,6 +69,7 @@ def read_hub_rows(
     limit: int | None = None,
     where: str = "task.data",
     problem: Problem | None = None,
+    keep: Keep | None = None,
 ) -> Iterator[Row]:
     """Rows of a hub data set or of a file on the network, like `read_rows`; n counts the rows from 1.
 
@@ -76,12 +81,16 @@ def read_hub_rows(
     if isinstance(source, FileSource):
         with hub_errors(label, allowed, where):
             file = _open(fetch(source), source.file.endswith(".gz"), source.member)
-        numbered = _parsed(_numbered(file, label, where), label, limit, where)
+        numbered = _parsed(_numbered(file, label, where), label, where)
     else:
         with hub_errors(label, allowed, where):
             rows = stream(source, split)
-        numbered = enumerate(islice(guarded(rows, label, allowed, where), limit), 1)
-    yield from checked_rows(numbered, label, fields, where, problem)
+        numbered = enumerate(guarded(rows, label, allowed, where), 1)
+    yield from _wanted(checked_rows(numbered, label, fields, where, problem), limit, keep)
+
+
+def _wanted(rows: Iterator[Row], limit: int | None, keep: Keep | None) -> Iterator[Row]:
+    return islice((row for row in rows if keep is None or keep(row["id"])), limit)
 
 
 def _lines(path: str | Path, endings: tuple[str, ...], where: str) -> Iterator[tuple[int, bytes]]:
@@ -122,10 +131,9 @@ def _unreadable(name: str, error: OSError, where: str) -> ConfigError:
     return ConfigError(where, f"{name} cannot be read ({error.strerror or error})", "a readable file is wanted")
 
 
-def _parsed(lines: Iterator[tuple[int, bytes]], name: str, limit: int | None, where: str) -> Iterator[tuple[int, Any]]:
+def _parsed(lines: Iterator[tuple[int, bytes]], name: str, where: str) -> Iterator[tuple[int, Any]]:
     """Numbered JSON values of the lines that are not blank."""
-    filled = ((number, raw) for number, raw in lines if raw.strip())
-    return ((number, _parse(raw, f"{name} row {number}", where)) for number, raw in islice(filled, limit))
+    return ((number, _parse(raw, f"{name} row {number}", where)) for number, raw in lines if raw.strip())
 
 
 def _decode(raw: bytes, place: str, where: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -48,6 +48,17 @@ class WikitextOptions(StreamOptions):
     protocol: Literal["document", "lines", "stream"] = "document"
 
 
+@dataclass(frozen=True)
+class TextOptions(StreamOptions):
+    """Config keys of a text of the user's own.
+
+    Args:
+        segment: cut it into texts of so many words, each read from an empty cache; null: it is one text.
+    """
+
+    segment: int | None = field(default=None, metadata=at_least(1))
+
+
 class LanguageModeling(Task):
     """A task that reads texts and answers nothing. `task.prompt` has no place in it.
 
@@ -82,43 +93,49 @@ class LanguageModeling(Task):
     def score(self, prediction: str, sample: Sample) -> dict[str, float]:
         return {}
 
-    def _sample(self, name: str, text: str) -> Sample:
-        return Sample(name, text, None, {"id": name})
+    def _taken(self, texts: Iterable[tuple[str, str]]) -> list[Sample]:
+        """The samples of pairs of an id and a text that the config asks for."""
+        taken = [Sample(name, text, None, {"id": name}) for name, text in texts if self.taken(name)]
+        return taken[: self.config.limit]
 
 
 class Stream(LanguageModeling):
     """One long text of the user's own, such as a book, read from its first token to its last.
 
-    `task.limit` plays no part: there is one text.
+    Its id is the file's name; of segments, which `task.limit` counts, with a slash and the number, from 1.
     """
 
     name: ClassVar[str] = "stream"
+    Options: ClassVar[type] = TextOptions
 
-    def load(self) -> list[Sample]:
+    def samples(self) -> list[Sample]:
         if self.config.data is None:
             raise ConfigError("task.data", f"is null, but {self.name} reads a text of your own", TEXT_FILE)
         path = resolve_path(self.config.data, "task.data")
-        return [self._sample(Path(path).name, read_text(path))]
+        name, text, words = Path(path).name, read_text(path), self.options.segment
+        if words is None:
+            return self._taken([(name, text)])
+        return self._taken([(f"{name}/{i}", part) for i, part in enumerate(segments(text, words), 1)])
 
 
 class Wikitext(LanguageModeling):
     """WikiText-2, raw (Merity et al., arXiv 1609.07843): real case, nothing replaced by <unk>.
 
     The text is as the raw file has it, blank lines included. `task.limit` counts articles, or, with the protocol
-    "lines", lines that are not blank; a stream has no use for it.
+    "lines", lines that are not blank; a stream has no use for it. The ids of these two are the protocol's name.
     """
 
     name: ClassVar[str] = "wikitext"
     hub: ClassVar[HubSource] = HubSource("Salesforce/wikitext", name="wikitext-2-raw-v1")
     Options: ClassVar[type] = WikitextOptions
 
-    def load(self) -> list[Sample]:
-        text, limit = self._text(), self.config.limit
+    def samples(self) -> list[Sample]:
+        text = self._text()
         if self.options.protocol == "document":
-            return [self._sample(name, article) for name, article in articles(text)][:limit]
+            return self._taken(articles(text))
         if self.options.protocol == "lines":
-            text = "".join(written_lines(text)[:limit])
-        return [self._sample(self.options.protocol, text)]
+            text = "".join(written_lines(text)[: self.config.limit])
+        return self._taken([(self.options.protocol, text)])
 
     def pieces(self, sample: Sample) -> list[str]:
         return written_lines(sample.prompt) if self.options.protocol == "lines" else [sample.prompt]
@@ -136,6 +153,11 @@ class Wikitext(LanguageModeling):
 
 def _no_text(row: Any) -> tuple[str, str] | None:
     return None if isinstance(row.get("text"), str) else ("has no field 'text' with text", "a line of text is wanted")
+
+
+def segments(text: str, words: int) -> list[str]:
+    """A text cut after every so many words; put together they are the text."""
+    return re.findall(rf"(?:\s*\S+){{1,{words}}}(?:\s+\Z)?", text)
 
 
 def written_lines(text: str) -> list[str]:

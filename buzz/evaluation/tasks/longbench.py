@@ -119,6 +119,7 @@ class LongBench(Task):
         "all_classes": Maybe([str]),
     }
     placeholders: ClassVar[Sequence[str]] = ("dataset", "input", "context")
+    asks: ClassVar[tuple[str, str] | None] = ("context", "input")
     template: ClassVar[str] = _PASSAGES  # of most question sets; the others have theirs in DATA_SETS
     # The repository's main revision is a loading script, which `datasets` no longer runs, around this archive.
     hub: ClassVar[FileSource] = FileSource(
@@ -165,14 +166,14 @@ class LongBench(Task):
         """The data sets in turn, a row of each, up to `task.limit` rows."""
         groups = self._hub_groups() if self.config.data is None else self._file_groups(self.config.data)
         turns = chain.from_iterable(zip_longest(*groups.values()))
-        for row in islice(filter(None, turns), self.config.limit):
-            yield {**row, "id": f"{row['dataset']}/{row['id']}"}
+        yield from islice(filter(None, turns), self.config.limit)
 
     def _hub_groups(self) -> dict[str, list[Row]]:
         config, groups = self.config, {}
         for name in self.options.datasets or DATA_SETS:
             source = replace(self.hub, member=f"data/{name}.jsonl")
-            groups[name] = list(read_hub_rows(source, config.split, self.fields, config.limit, problem=self.problem))
+            rows = read_hub_rows(source, config.split, self.fields, problem=self.problem)
+            groups[name] = list(islice(filter(None, map(self._named, rows)), config.limit))
         return groups
 
     def _file_groups(self, data: str) -> dict[str, list[Row]]:
@@ -180,9 +181,15 @@ class LongBench(Task):
         groups: dict[str, list[Row]] = {}
         for row in read_rows(path, self.fields, problem=self.problem):
             group = groups.setdefault(row["dataset"], [])
-            if (wanted is None or row["dataset"] in wanted) and (limit is None or len(group) < limit):
-                group.append(row)
+            named = self._named(row) if wanted is None or row["dataset"] in wanted else None
+            if named and (limit is None or len(group) < limit):
+                group.append(named)
         for name in wanted or ():
             if name not in groups:
                 raise ConfigError("task.datasets", f"{name!r} is not in {path}", f"it has {', '.join(groups)}")
         return groups
+
+    def _named(self, row: Row) -> Row | None:
+        """The row under a sample's id; None if `task.rows` leaves it out."""
+        name = f"{row['dataset']}/{row['id']}"
+        return {**row, "id": name} if self.taken(name) else None

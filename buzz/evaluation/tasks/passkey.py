@@ -83,6 +83,7 @@ class Passkey(Task):
     template: ClassVar[str] = (
         "Somewhere in the following text pass keys are hidden. Remember them.\n\n{text}\n\n{question}\nAnswer:\n"
     )
+    asks: ClassVar[tuple[str, str] | None] = ("text", "question")
     metrics: ClassVar[list[str]] = ["recall", "answer_nll"]
     headline: ClassVar[str] = "recall"
 
@@ -102,13 +103,13 @@ class Passkey(Task):
                 "task.lengths", f"the texts have {words} words in all", f"at most {_MOST_WORDS} is wanted"
             )
 
-    def load(self) -> list[Sample]:
+    def samples(self) -> list[Sample]:
         sentences = None
         if self.config.data is not None:
             path = resolve_path(self.config.data, "task.data")
             sentences = sentences_of(path, max(self.options.lengths), "task.data")
         rows = (self._row(length, depth, index, sentences) for length, depth, index in self._grid())
-        return [Sample(row["id"], self.prompt(row), self.reference(row), row) for row in rows]
+        return [self.sample(row) for row in rows]
 
     def fingerprint(self) -> dict[str, Any]:
         if self.config.data is not None:
@@ -136,19 +137,17 @@ class Passkey(Task):
     def _grid(self) -> list[tuple[int, float, int]]:
         """Length, depth and index of every sample: one sample of every cell, then the second of every cell, ..."""
         options = self.options
-        cells = list(product(options.lengths, options.depths))
-        left = len(cells) * options.per_cell
-        if self.config.limit is not None:
-            left = min(left, self.config.limit)
+        most = self.config.limit
         samples: list[tuple[int, float, int]] = []
         for index in range(options.per_cell):
-            count = min(left - len(samples), len(cells))
+            cells = [cell for cell in product(options.lengths, options.depths) if self.taken(_name(*cell, index))]
+            count = len(cells) if most is None else min(most - len(samples), len(cells))
             # In the middle of `count` equal stretches of the grid; every cell if there are as many.
             samples += [(*cells[(2 * i + 1) * len(cells) // (2 * count)], index) for i in range(count)]
         return samples
 
     def _row(self, length: int, depth: float, index: int, sentences: list[str] | None) -> Row:
-        name = f"length{length}-depth{depth:g}-{index}"
+        name = _name(length, depth, index)
         count = self.options.needles
         chance = random.Random(f"{_SEED} {count} {name}")
         owners = chance.sample(_NAMES, count)
@@ -166,3 +165,8 @@ class Passkey(Task):
         for slot, owner in sorted(zip(slots, owners, strict=True), reverse=True):
             text.insert(slot, _NEEDLE.format(owner, keys[owner]))
         return {"id": name, "text": " ".join(text), "keys": keys, "length": length, "depth": depth}
+
+
+def _name(length: int, depth: float, index: int) -> str:
+    """A sample's id."""
+    return f"length{length}-depth{depth:g}-{index}"

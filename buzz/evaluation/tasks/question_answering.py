@@ -21,6 +21,7 @@ class TenDocumentQA(Task):
     name: ClassVar[str] = "ten_qa"
     fields: ClassVar[dict[str, Any]] = {"question": str, "answers": [str], "ctxs": [{"title": str, "text": str}]}
     placeholders: ClassVar[Sequence[str]] = ("documents", "question")
+    asks: ClassVar[tuple[str, str] | None] = ("documents", "question")
     # "an brief" and the blank at the end are the authors'.
     template: ClassVar[str] = (
         "Documents are following: {documents}. Based on the provided documents, give an brief answer to this question: "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from buzz.evaluation.config.schema import at_least, matching
+from buzz.evaluation.tasks.split import Rows
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,10 @@ class TaskConfig:
 
     Args:
         data: a local file; None: the task's hub data set (then `split` counts).
+        limit: at most so many samples, of those that `rows` leaves.
+        rows: "tune": those whose ids say so, a quarter of them (see `split`); "test": the others.
+        query_aware: False: what the question is about is read, and compressed, before the question is. For tasks that
+            have both (`Task.asks`).
         options: keys of the task's own (its `Options`), in the YAML beside the others; all of them, defaults included.
     """
 
@@ -21,5 +27,16 @@ class TaskConfig:
     data: str | None = field(default=None, metadata=matching(r"(?s).*\S.*", "a file is wanted"))
     split: str = field(default="validation", metadata=matching(r"\S(.*\S)?", "the name of a split is wanted"))
     limit: int | None = field(default=200, metadata=at_least(1))
+    rows: Rows = "all"
     prompt: str | None = None
+    query_aware: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+
+
+def remarks(task: Mapping[str, Any]) -> list[str]:
+    """What a reader of a run's figures must know of its `task` section, as plain data; older ones lack some keys."""
+    rows = {"tune": "tuning rows alone (task.rows: tune)", "test": "test rows alone (task.rows: test)"}
+    told = [rows[task["rows"]]] if task.get("rows") in rows else []
+    if not task.get("query_aware", True):
+        told.append("contexts are read, and compressed, before the questions (task.query_aware: false)")
+    return told

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from buzz.evaluation.metrics import ROUGE_METRICS, rouge_scores, self_bleu
-from buzz.evaluation.tasks.base import Sample, Task
+from buzz.evaluation.tasks.base import Sample, Task, continuation
 from buzz.evaluation.tasks.fields import Row
 from buzz.evaluation.tasks.hub import HubSource
 
@@ -15,14 +16,29 @@ def authors_prompt(field: str) -> str:
     return f"Text: {{{field}}}\n\nSUMMARIZE the previous text to 50 words!"
 
 
+@dataclass(frozen=True)
+class SummarizationOptions:
+    """`likelihood`: also measure how likely the reference is (`answer_nll`), which reads every prompt once more."""
+
+    likelihood: bool = False
+
+
 class Summarization(Task):
     """A task whose rows hold an article and a reference summary, in that order in `fields`."""
 
+    Options: ClassVar[type] = SummarizationOptions
     metrics: ClassVar[list[str]] = list(ROUGE_METRICS)
     headline: ClassVar[str] = "rougeL"
 
     def reference(self, row: Row) -> Any:
         return row[list(self.fields)[1]]
+
+    @property
+    def measured(self) -> list[str]:
+        return [*self.metrics, "answer_nll"] if self.options.likelihood else self.metrics
+
+    def likely(self, sample: Sample) -> str | None:
+        return continuation(sample.prompt, sample.reference)
 
     def score(self, prediction: str, sample: Sample) -> dict[str, float]:
         return rouge_scores(prediction, sample.reference)

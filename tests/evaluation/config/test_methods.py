@@ -11,7 +11,7 @@ import pytest
 
 from buzz.evaluation.config.methods import MethodConfig, default_name
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.config import load_config
+from buzz.evaluation.run.config import comparisons, load_config
 from buzz.policies import POLICIES
 
 
@@ -54,6 +54,20 @@ def test_budget_and_match(base: Path) -> None:
     assert d.budget == 1.0
     assert isinstance(d.budget, float)
     assert d.params == {"sink": 2}  # only what is fixed: the rest is for from_budget to fit
+
+
+def test_what_methods_are_compared_with(base: Path) -> None:
+    text = (
+        "[full, {policy: h2o, name: h2o-reduction2.5, reduction: 2.5}, {policy: h2o, reduction: 4},"
+        " {policy: tova, reduction: 4}, {policy: buzz, reduction: 2.5}, {policy: snapkv, reduction: 8}, streaming]"
+    )
+    config = load_config(base, [f"methods={text}", "compare=[h2o, streaming, h2o]"])
+    assert config.compare == ["h2o", "streaming"]
+    found = comparisons(config)
+    assert found["h2o"] == {"tova-reduction4": "h2o-reduction4", "buzz-reduction2.5": "h2o-reduction2.5"}
+    assert found["streaming"] == {method.name: "streaming" for method in config.methods if method.name != "streaming"}
+    assert load_config(base, ["compare=null"]).compare == []
+    assert load_config(base, ["methods=[full, h2o]", "compare=h2o"]).compare == ["h2o"]
 
 
 def test_every_policy_can_be_named(base: Path) -> None:

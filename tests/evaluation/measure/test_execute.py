@@ -38,7 +38,7 @@ def test_a_record_of_a_generation(model):
     record = run(model, JOBS, None)[0]
     assert list(record) == [
         *["id", "prompt_hash", "prompt_tokens", "new_tokens", "output", "output_ids", "reference"],
-        *["metrics", "policy", "cache", "seconds"],
+        *["metrics", "policy", "positions", "cache", "seconds"],
     ]
     assert record["id"] == "s30"
     assert record["prompt_tokens"] == 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import buzz
 from buzz import BeehiveCache
 from buzz.evaluation.measure import hive
 from buzz.evaluation.measure.execute import encode
-from buzz.evaluation.measure.hive import record_hive, token_texts
+from buzz.evaluation.measure.hive import Evictions, record_hive, token_texts
 from buzz.evaluation.measure.records import find_hives, hive_path
 from buzz.evaluation.tasks import make_task
 from buzz.evaluation.tasks.section import TaskConfig
@@ -99,6 +100,51 @@ def test_every_head_holds_the_very_tokens_that_the_file_names(model, name, posit
                 expected = keys[layer][head, :tokens][torch.from_numpy(mask)]
                 assert torch.equal(cached[head], expected), (call, layer, head)
     assert (evicted_at != -1).any()
+
+
+def test_heads_of_unequal_length():
+    """Slots as a cache gives them where heads share: -1 past the end of a head."""
+    chance = np.random.default_rng(5)
+    cache = SimpleNamespace(calls=0, on_evict=None)
+    evicted_at = np.full((2, 3, 20), -1, dtype="<i2")
+    watch = Evictions(cache, 9, evicted_at)
+    assert cache.on_evict is watch
+    holds = [[[] for _ in range(3)] for _ in range(2)]  # by layer and head, positions
+    expected = {}  # (layer, head, position) -> call
+    read = 0
+    for call in range(12):
+        cache.calls = call
+        new, read = list(range(read, 9 + call)), 9 + call
+        for layer in range(2):
+            for held in holds[layer]:
+                held += new
+            if call % 4 != 3 * layer:
+                continue
+            slots = torch.full((1, 3, max(map(len, holds[layer]))), -1)
+            for head, held in enumerate(holds[layer]):
+                stay = sorted(chance.choice(len(held), size=chance.integers(1, len(held) + 1), replace=False).tolist())
+                slots[0, head, : len(stay)] = torch.tensor(stay)
+                expected |= {(layer, head, at): call for i, at in enumerate(held) if i not in stay}
+                holds[layer][head] = [held[i] for i in stay]
+            watch(layer, None, slots)
+    assert len({len(held) for held in holds[0]}) > 1
+    assert {(*place,): int(evicted_at[place]) for place in zip(*np.nonzero(evicted_at >= 0), strict=True)} == expected
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_heads_that_share_hold_what_their_policy_says_in_the_mean(scope, tmp_path):
+    policy = buzz.make_policy("comb", capacity=12, sink=1, window=3, beyond=3, scope=scope)
+    prompt, answer = numbers(40, 5), numbers(30, 6)
+    model = model_of("llama")
+    with buzz.patch_model(model):
+        found, evicted_at = recorded(model, job(prompt, policy), answer, tmp_path)
+    lengths = []
+    for call, length in enumerate(policy.trace(len(prompt), found["calls"])):
+        now = held(evicted_at, call, len(prompt) + call).sum(axis=2)  # [layers, H]
+        lengths.append(now)
+        assert now.mean() == length
+        assert scope == "model" or (now.mean(axis=1) == length).all()
+    assert any(len(set(now.ravel().tolist())) > 1 for now in lengths)
 
 
 @pytest.mark.parametrize("policy", [EVERY["full"], buzz.make_policy("h2o", heavy=30, window=30)])

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from buzz.evaluation.measure.resampling import Resampler, bootstrap_ci95
+from buzz.evaluation.measure.resampling import Resampler, bootstrap_ci95, p_below
 from tests.evaluation.synthetic import method, record, summary_of
 
 
@@ -183,6 +183,39 @@ def test_differences_are_paired():
     assert found["p"] == near(1 / 10_001)
     # Apart, their intervals overlap by far.
     assert summary["methods"]["buzz"]["metrics"]["rouge1"]["ci95"][1] > full.mean()
+
+
+def test_ratios_of_losses_are_paired():
+    generator = np.random.default_rng(2)
+    hard = generator.exponential(0.3, size=300) + 0.01  # samples differ far more than methods do
+    h2o, comb = hard, 0.5 * hard + generator.uniform(0, 0.02, size=300)
+    rows = {
+        "h2o-reduction4": method("h2o", fidelity_kl=h2o, rouge1=h2o),
+        "comb": method("comb", fidelity_kl=comb, rouge1=comb),
+        "worse": method("random", fidelity_kl=1.1 * hard, rouge1=hard),
+        "zero": method("tova", fidelity_kl=0 * hard, rouge1=hard),
+    }
+    others = {"comb": "h2o-reduction4", "worse": "h2o-reduction4"}
+    methods = summary_of(rows, compare={"h2o": others, "zero": {"comb": "zero"}})["methods"]
+    pair = methods["comb"]["paired"]["against h2o"]
+    assert pair["method"] == "h2o-reduction4"
+    found = pair["metrics"]["fidelity_kl"]
+    assert found["difference"] == near((comb - h2o).mean())
+    ratio = comb.mean() / h2o.mean()
+    half = 1.96 * (comb - ratio * h2o).std() / math.sqrt(300) / h2o.mean()  # the delta method
+    assert found["ratio"] == near(ratio)
+    assert found["ratio_ci95"] == pytest.approx([ratio - half, ratio + half], abs=0.1 * half)
+    assert found["ratio_p"] == near(1 / 10_001)
+    assert "ratio" not in pair["metrics"]["rouge1"]  # more is better there
+    assert methods["worse"]["paired"]["against h2o"]["metrics"]["fidelity_kl"]["ratio_p"] == 1.0
+    assert "ratio" not in methods["comb"]["paired"]["against zero"]["metrics"]["fidelity_kl"]
+    assert "ratio" not in methods["comb"]["paired"]["rival"]["metrics"]["fidelity_kl"]
+    assert "against h2o" not in methods["h2o-reduction4"]["paired"]
+
+
+def test_p_of_being_below_a_bound():
+    assert p_below(np.array([0.2, 0.6, 0.9]), 0.6) == 3 / 4
+    assert p_below(np.array([0.2, 0.3]), 0.6) == 1 / 3
 
 
 def test_the_full_cache_is_compared_with_nobody():

@@ -32,7 +32,16 @@ def test_defaults(base: Path) -> None:
     assert to_dict(load_config(base)) == {
         "name": "test",
         "model": {"id": "some/model", "gguf": None, "dtype": "auto", "device": "auto", "chat_template": False},
-        "task": {"name": "xsum", "data": None, "split": "validation", "limit": 200, "prompt": None},
+        "task": {
+            "name": "xsum",
+            "data": None,
+            "split": "validation",
+            "limit": 200,
+            "rows": "all",
+            "prompt": None,
+            "query_aware": True,
+            "likelihood": False,
+        },
         "methods": [
             {
                 "name": "full",
@@ -49,6 +58,7 @@ def test_defaults(base: Path) -> None:
         "batch_size": 8,
         "seed": 0,
         "hive": 1,
+        "compare": [],
         "output": "runs/test",
         "wandb": {"mode": "disabled", "project": "buzz", "group": None},
     }
@@ -246,6 +256,9 @@ def test_round_trip(
         ("task.name=xsun", "task.name: unknown task 'xsun' (did you mean 'xsum'?)", "xsum, cnn_dm"),
         ("task.prompt='{article}'", "task.prompt: unknown placeholder {article}", "{document}"),
         ("model.id=null", "model: neither id nor gguf", "GGUF"),
+        ("compare=h2o", "compare: 'h2o' is no method to compare others with", "one of full is wanted"),
+        ("compare=full", "compare: 'full' is no method to compare others with", "one of full"),
+        ("compare=3", "compare: is 3 (an integer)", "the name of a method, or a list of such names"),
         # budget and match
         ("methods=[{policy: h2o, budget: 0}]", "methods[0] (h2o).budget: is 0", "a share of the prompt"),
         ("methods=[{policy: h2o, budget: 0.0}]", "methods[0] (h2o).budget: is 0.0", "a share of the prompt"),
@@ -318,7 +331,11 @@ def test_round_trip(
         ("wandb.group=' '", "wandb.group: is ' '", "the name of a group"),
         # a task's own keys
         ("task.options={}", "task.options: unknown key", "allowed: name, data"),
-        ("task.protocol=lines", "task.protocol: unknown key", "allowed: name, data, split, limit, prompt"),
+        (
+            "task.protocol=lines",
+            "task.protocol: unknown key",
+            "allowed: name, data, split, limit, rows, prompt, query_aware, likelihood",
+        ),
         ("task=xsum", "task: is 'xsum' (text)", "a mapping"),
         ("task.name=3", "task.name: is 3", "text is wanted"),
         # a sweep is no run

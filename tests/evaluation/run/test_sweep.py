@@ -13,11 +13,12 @@ from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.models import load as models
 from buzz.evaluation.run import sweep
 from buzz.evaluation.run.cli import main
-from buzz.evaluation.run.config import load_config, to_yaml
+from buzz.evaluation.run.config import comparisons, load_config, to_yaml
 from buzz.evaluation.run.grid import Sweep, is_sweep, load_sweep
 from buzz.evaluation.run.sweep import run_sweep
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "sweeps").glob("*.yaml"))
+COMB = sorted((Path(__file__).parents[3] / "configs" / "comb").glob("*.yaml"))
 BASE = "{name: grid, model: {id: some/model}, task: {name: xsum}, methods: [full], sweep: {methods: [buzz, h2o]}}"
 
 
@@ -301,6 +302,26 @@ def test_shipped_sweeps_load(path, tmp_path):
         (tmp_path / "one.yaml").write_text(to_yaml(run))
         assert load_config(tmp_path / "one.yaml") == run  # each is a config by itself
     assert load_sweep(path, ["task.limit=2", "task.data=x.jsonl"]).runs[0].task.limit == 2
+
+
+@pytest.mark.parametrize("path", COMB, ids=lambda path: path.stem)
+def test_the_configs_of_comb_load_and_compare_what_they_name(path):
+    runs = load_sweep(path).runs if is_sweep(path) else [load_config(path)]
+    for run in runs:
+        assert run.task.rows == ("tune" if path.stem == "tune" else "test")
+        assert run.output.startswith(f"runs/comb/{path.stem}")
+        found = comparisons(run)
+        own = [method for method in run.methods if method.policy == "comb"]
+        assert own
+        for name, baselines in found.items():
+            assert all(baselines[method.name].startswith(name) for method in own)
+        shipped = [
+            method for method in run.methods if method.name.partition("-")[0] == "full" or "slots" in method.name
+        ]
+        positions = {
+            method.positions or method.make_policy().positions for method in run.methods if method not in shipped
+        }
+        assert len(positions) == 1  # so that rules alone are compared
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

@@ -9,11 +9,13 @@ import pytest
 from buzz.evaluation.measure.metric_info import METRIC_INFO
 from buzz.evaluation.show.table import (
     WIDTH,
+    comparison_tables,
     fitting,
     headline_rows,
     markdown_report,
     markdown_rows,
     paired_rows,
+    ratio_rows,
     reading,
     results_rows,
     retention_rows,
@@ -115,6 +117,21 @@ def test_pairs():
     assert cells(rival, "buzz")["ROUGE-1"].startswith("+2.00 [-1.00, +5.00] p=")
     alone = summary_of({"buzz": method("buzz", rouge1=[0.5])})
     assert paired_rows(alone, "full")[1] == paired_rows(alone, "rival")[1] == []
+
+
+def test_ratios():
+    rows = {
+        "h2o": method("h2o", rouge1=[0.5, 0.4], fidelity_kl=[0.2, 0.4]),
+        "buzz": method("buzz", rouge1=[0.5, 0.3], fidelity_kl=[0.1, 0.1]),
+    }
+    made = summary_of(rows, compare={"h2o": {"buzz": "h2o"}})
+    header, ((name, over, cell, *_),) = ratio_rows(made, "against h2o")
+    assert header[:3] == ["method", "over", "KL to full"]
+    assert (name, over) == ("buzz", "h2o")
+    assert cell == "0.333 [0.25, 0.5] p<0.001"
+    assert ratio_rows(made, "rival")[1] == []
+    titles = [title for title, *_ in comparison_tables(made)]
+    assert titles == ["Against the best rival", "Against h2o", "Ratio to h2o"]
 
 
 def test_retention():

@@ -131,7 +131,7 @@ def test_fingerprint_of_a_file_and_of_hub_data(tmp_path: Path) -> None:
 def test_hub_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def read_hub_rows(source: Any, split: str, fields: Any, limit: int | None, problem: Any) -> Any:
+    def read_hub_rows(source: Any, split: str, fields: Any, limit: int | None, problem: Any, keep: Any) -> Any:
         asked.append((source.path, source.name, source.revision, split, limit))
         return iter([ROWS["xsum"] | ROWS["cnn_dm"]])
 

@@ -16,6 +16,7 @@ from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.section import model_name
 from buzz.evaluation.paths import read_regular, short, user_path
 from buzz.evaluation.tasks import TASKS
+from buzz.evaluation.tasks.section import remarks
 
 Record = dict[str, Any]
 _DAMAGED = "a file as scripts/run_eval.py writes it is wanted"
@@ -227,6 +228,6 @@ def _so_far(config: Mapping[str, Any], records: Mapping[str, Sequence[Record]]) 
         "metrics": metrics,
         "headline": headline if headline in metrics else metrics[0],
         "full": next((method["name"] for method in config["methods"] if method["policy"] == "full"), None),
-        "notes": [f"The run is not finished. Samples so far: {counts}."],
+        "notes": [f"The run is not finished. Samples so far: {counts}.", *remarks(config["task"])],
     }
     return summarise(records, metrics, {}, facts, config.get("seed", 0))

@@ -49,7 +49,8 @@
     const before = hive && hive.method;
     const names = ofSample().map((one) => one.method);
     // The full cache evicts nothing, so it is not the first to be shown.
-    const first = names.includes(before) ? before : names.find((name) => name.startsWith("buzz")) || names[0];
+    const own = names.find((name) => name.startsWith("comb")) || names.find((name) => name.startsWith("buzz"));
+    const first = names.includes(before) ? before : own || names[0];
     at("hive-methods").replaceChildren(...names.map((name) => {
       const label = document.createElement("label");
       const radio = document.createElement("input");
