@@ -51,8 +51,9 @@ class NaiveRow:
         lengths = [len(slots) for slots in heads]
         places, policy = places_of([lengths], [lengths], len(layers)), self.policy
         slots = [slot for head in heads for slot in head]
-        norms = [(label + 0.5) * DIM**0.5 if policy.values and weighed else 1.0 for label, _ in slots]
-        worth = torch.tensor([[score * norm for (_, score), norm in zip(slots, norms, strict=True)]])
+        worth = torch.tensor([[score for _, score in slots]])
+        if policy.reads and weighed:  # in float32, like the policy: products that round may tie
+            worth = worth * torch.tensor([[[label + 0.5] * DIM for label, _ in slots]]).norm(dim=-1)
         rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist)
         stay, place = naive_share(worth, places, 0, kept, *rule), 0
         for head in heads:

@@ -112,7 +112,7 @@ def test_chunks_are_calls_that_are_taken_back_from_pools(scope, positions):
         base._calls._schedules[0].policies = [Keeping(beyond=0)] * 2
         for chunk in second.split(4, dim=1):
             again, told = copy.deepcopy(base), []
-            again.observe = lambda scores, layer, told=told: told.append(scores)
+            again.observe = lambda scores, layer, queries, told=told: told.append(scores)
             model(chunk, past_key_values=again)
             for layer, scores in enumerate(told):
                 for head, end in enumerate(ends[layer]):
