@@ -38,21 +38,36 @@ def call(cache, counts, columns, heads, labels, generator):
     mask = torch.tensor([[0] * (columns - count) + [1] * count for count in counts])
     opened = cache.begin(len(counts), columns, mask)
     assert opened.counts == counts
+    given = []
     for layer in range(LAYERS):
         keys = labelled(cache, counts, labels, layer)
         slots = cache.append(keys, keys + 0.5, layer)
         ends = [start + count for start, count in zip(slots.starts, counts, strict=True)]
-        scores = torch.randint(0, 3, (len(counts), HEADS, slots.keys.shape[2]), generator=generator).float()
-        scores *= (torch.arange(scores.shape[2]) < torch.tensor(ends)[:, None])[:, None]
+        inside = (torch.arange(slots.keys.shape[2]) < torch.tensor(ends)[:, None])[:, None]
+        scores = torch.randint(0, 3, (len(counts), HEADS, slots.keys.shape[2]), generator=generator).float() * inside
+        for row, count in enumerate(counts):
+            if not count:
+                scores[row] = 0
+        given.append((scores, inside, ends))
+        cache.observe(scores if slots.spec is not None else None, layer)
+    if cache.hearing is not None:
+        most = [torch.zeros_like(scores) for scores, _, _ in given]
+        for chunk in cache.hearing.copies:
+            cache.begin_copy(chunk)
+            for layer, (_, inside, _) in enumerate(given):
+                keys = torch.full((len(counts), HEADS, chunk.width, DIM), -2.0)
+                slots = cache.append(keys, keys, layer)
+                scores = torch.randint(0, 3, (*keys.shape[:2], slots.keys.shape[2]), generator=generator).float()
+                most[layer] = most[layer].maximum(scores[:, :, : inside.shape[2]] * inside)
+                cache.observe(scores, layer)
+        cache.end_copies()
+        given = [(echo, *rest) for echo, (_, *rest) in zip(most, given, strict=True)]
+    for layer, (scores, _, ends) in enumerate(given):
         read = shared_scores(heads[layer][0][0].name, scores)
         for row, count in enumerate(counts):
-            if count:
-                for head in range(HEADS):
-                    new = list(range(labels[row], labels[row] + count))
-                    heads[layer][row][head].call(new, read[row, head, : ends[row]].tolist())
-            else:
-                scores[row] = 0
-        cache.observe(scores if slots.spec is not None else None, layer)
+            for head in range(HEADS if count else 0):
+                new = list(range(labels[row], labels[row] + count))
+                heads[layer][row][head].call(new, read[row, head, : ends[row]].tolist())
 
 
 @settings(max_examples=400, deadline=None)
@@ -160,10 +175,18 @@ def test_lengths_are_those_of_the_trace(name):
 
 
 def feed(cache, columns, rows=1, mask=None):
-    """A call with random keys and scores."""
+    """A call with random keys and scores, and its copies if it is read twice."""
+    cache.begin(rows, columns, mask)
+    feed_layers(cache, columns, rows)
+    if cache.hearing is not None:
+        for chunk in cache.hearing.copies:
+            cache.begin_copy(chunk)
+            feed_layers(cache, chunk.width, rows)
+        cache.end_copies()
+
+
+def feed_layers(cache, columns, rows):
     for layer in range(LAYERS):
-        if layer == 0:
-            cache.begin(rows, columns, mask)
         slots = cache.append(torch.randn(rows, HEADS, columns, DIM), torch.randn(rows, HEADS, columns, DIM), layer)
         shape = (rows, HEADS, slots.keys.shape[2])
         moments = Queries(torch.rand(rows, HEADS, DIM), torch.eye(DIM).expand(rows, HEADS, -1, -1))

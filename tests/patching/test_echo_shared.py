@@ -1,4 +1,4 @@
-"""Calls that are read twice by comb: heads that are alike, and heads that share."""
+"""Calls that are read twice by comb and kvzip: heads that are alike, and heads that share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from buzz.cache import PerRow
 from buzz.policies import Held, Places, Plan
 from buzz.policies.comb import CombPolicy
 from tests.conftest import left_pad, tiny_llama, tokens
+from tests.decoding.test_loop import both, generate
 from tests.models.tiny import tiny
 from tests.patching.naive_echo import naive_scores
 
@@ -24,6 +25,13 @@ SCOPES = pytest.mark.parametrize("scope", ["head", "layer", "model"])
 
 def comb(**changes):
     return buzz.make_policy("comb", **{**SMALL, **changes})
+
+
+def kvzip(**changes):
+    return buzz.make_policy("kvzip", **{"capacity": 10, "sink": 1, "window": 3, "chunk": 7, **changes})
+
+
+POLICIES = pytest.mark.parametrize("make", [comb, kvzip])
 
 
 def expected_slots(policy, scores):
@@ -43,11 +51,12 @@ def expected_slots(policy, scores):
 
 @BOTH
 @SCOPES
+@POLICIES
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "opt", "gemma3_text-mixed"])
-def test_a_prompt_keeps_what_its_copy_looks_at(name, scope, positions):
-    model, ids, policy = tiny(name), tokens(1, 30, seed=1), comb(scope=scope)
-    scores = naive_scores(model, ids, policy.chunk, policy.afar, beyond=16)
+def test_a_prompt_keeps_what_its_copy_looks_at(name, make, scope, positions):
+    model, ids, policy = tiny(name), tokens(1, 30, seed=1), make(scope=scope)
+    scores = naive_scores(model, ids, policy.chunk, getattr(policy, "afar", 0.0), beyond=16)
     with buzz.patch_model(model):
         cache, kept = buzz.BeehiveCache(policy, model, positions), {}
         cache.on_evict = lambda layer, eviction, slots: kept.update({layer: slots[0].tolist()})
@@ -123,11 +132,12 @@ def test_chunks_are_calls_that_are_taken_back_from_pools(scope, positions):
 
 
 @SCOPES
+@POLICIES
 @torch.no_grad()
 @pytest.mark.parametrize("capacities", [(10, 10, 10, 10), (12, 10, 8, 9)], ids=str)
-def test_rows_together_are_rows_alone(scope, capacities):
+def test_rows_together_are_rows_alone(make, scope, capacities):
     model, rows = tiny_llama(), [tokens(1, n, seed=n)[0] for n in (31, 12, 20, 2)]
-    policies = [comb(scope=scope, capacity=capacity) for capacity in capacities]
+    policies = [make(scope=scope, capacity=capacity) for capacity in capacities]
     policy = PerRow(policies) if len(set(policies)) > 1 else policies[0]
     ids, mask = left_pad(rows)
     further = [tokens(4, n, seed=60 + n) for n in (1, 1, 9, 1, 1, 14, 1)]
@@ -163,3 +173,32 @@ def test_an_interrupted_call_is_taken_back(scope, times):
             a, b = (model(part, past_key_values=c).logits for c in (twin, cache))
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
         assert (cache.nbytes, cache.stats()) == (twin.nbytes, twin.stats())
+
+
+@BOTH
+@SCOPES
+@POLICIES
+def test_static_memory_takes_what_two_readings_leave(make, scope, positions):
+    rows = left_pad([tokens(1, n, seed=n)[0] for n in (31, 9, 22)])
+
+    def turn(model, cache):
+        ids, mask = rows
+        if cache.calls:
+            ids = torch.cat([ids, torch.full((3, cache.get_seq_length() - 31), 5), tokens(3, 9, seed=6)], dim=1)
+            mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - 31), value=1)
+        return generate(ids, mask, max_new_tokens=10)(model, cache)
+
+    (expected, eager), (got, cache) = both(tiny_llama(), [turn, turn], make(scope=scope), positions)
+    assert [ids.tolist() for ids in got] == [ids.tolist() for ids in expected]
+    assert (cache.curve.lengths, cache.tokens) == (eager.curve.lengths, eager.tokens)
+
+
+@torch.no_grad()
+@SCOPES
+def test_a_prompt_of_a_single_token_is_no_text(scope):
+    model = tiny_llama()
+    with buzz.patch_model(model):
+        for make in (comb, kvzip):
+            logits, cache = outputs(model, make(scope=scope), "cache", [(tokens(2, 1), None)] * 3)
+            assert cache.lengths == [3, 3]
+            assert all(step.isfinite().all() for step in logits)
