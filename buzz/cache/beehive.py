@@ -22,7 +22,7 @@ from buzz.cache.schedule import Eviction, PerRow
 from buzz.cache.settle import Waiting, settle, settle_alike, settle_stack
 from buzz.cache.shared import SharedLayers
 from buzz.cache.stack import Stack
-from buzz.policies import Policy
+from buzz.policies import Policy, Queries
 from buzz.policies.window import SlidingWindow
 from buzz.rows import Rows
 
@@ -84,6 +84,12 @@ class BeehiveCache(Cache):
         rotary = getattr(config, "rope_parameters", None)
         preferred = policies[self._shape.decided[0]].positions
         self.positions = positions or preferred or ("cache" if rotary else "original")
+        if rotary and self.positions == "cache":
+            for name in sorted({p.name for p in policies if "queries" in p.reads}):
+                raise ValueError(
+                    f"{name} tells how queries to come will look at keys, which must have their positions already: "
+                    "take positions='original' (docs/limits.md)"
+                )
         self.least = capacity or 0
         self._least = [
             min(self.least, p.peak(0) or 0) if isinstance(p, SlidingWindow) else self.least for p in policies
@@ -184,11 +190,19 @@ class BeehiveCache(Cache):
             self._end(call)
         return True
 
-    def observe(self, scores: torch.Tensor | None, layer: int) -> None:
+    def reads_queries(self, layer: int) -> Call | None:
+        """The open call, if the moments of its queries in a layer must be given to `observe`."""
+        call = self._open
+        return call if call.steps[self._calls.schedule_of[layer]].reads_queries else None
+
+    def observe(self, scores: torch.Tensor | None, layer: int, queries: Queries | None = None) -> None:
         """One layer is done: take in what its slots received, float32 [B, H, S] if asked for. The last ends the call.
 
         A prompt is compacted here: a long one layer by layer, a short one several layers together, which costs the
         host less. In decoding all layers evict together at the end.
+
+        Args:
+            queries: their moments, where `reads_queries` asks for them.
         """
         call = self._calls.open
         if call is None:
@@ -206,6 +220,7 @@ class BeehiveCache(Cache):
         if step.echoes and step.scores:
             scores = heard(step, scores, store.nothing(step))
         store.observe(scores, step)
+        store.queries = queries
         shared = self._shared.get(schedule)
         if shared is not None and (step.evictions or store.pool is not None):
             if call.columns > 1:

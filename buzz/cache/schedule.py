@@ -64,6 +64,11 @@ class PerRow:
         """Of all rows."""
         return self.policies[0].positions
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """What all of them look at beside scores."""
+        return self.policies[0].reads
+
     def per_layer(self, layers: int) -> list[PerRow]:
         """The policies of each of so many layers, the lowest first."""
         rows = [policy.per_layer(layers) for policy in self.policies]
@@ -248,6 +253,11 @@ class Step:
         if spec is not None and spec.accumulate:
             return True
         return (spec is not None or self.echoes) and bool(self.evictions)
+
+    @cached_property
+    def reads_queries(self) -> bool:
+        """Whether an eviction of the call reads the moments of its queries."""
+        return "queries" in self.policies[0].reads and self.drops is not None
 
     @cached_property
     def spec(self) -> ScoreSpec | None:

@@ -11,6 +11,7 @@ from buzz.cache.compaction import Block, Watch, compact
 from buzz.cache.layer import BeehiveLayer, allocate
 from buzz.cache.schedule import Step
 from buzz.cache.stack import Stack
+from buzz.policies import Queries
 
 _TOGETHER = 6144  # tokens of a first prompt, over all rows and layers, that wait to be compacted together
 
@@ -65,8 +66,8 @@ def settle(layer: BeehiveLayer, step: Step, least: int, watch: Watch | None = No
         if wasteful and layer.capacity > 2 * max(step.bound, least):
             _into_new_buffers([layer], step, least, watch)
         else:
-            compact(layer.tensors, layer.tensors, layer.call_scores, step, 1, watch)
-    layer.call_scores = None
+            compact(layer.tensors, layer.tensors, layer.call_scores, step, 1, watch, layer.queries)
+    layer.close_call()
 
 
 def settle_prompt(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch | None = None) -> None:
@@ -78,7 +79,7 @@ def settle_prompt(layers: Sequence[BeehiveLayer], step: Step, least: int, watch:
     """
     _into_new_buffers(layers, step, least, watch)
     for layer in layers:
-        layer.call_scores = None
+        layer.close_call()
 
 
 def settle_alike(layers: Sequence[BeehiveLayer], step: Step, least: int, watch: Watch | None = None) -> None:
@@ -112,7 +113,7 @@ def settle_stack(stack: Stack, layers: Sequence[BeehiveLayer], step: Step, watch
     if step.evictions:
         stack.evict(step, None if received is None else received.flatten(0, 1), watch)
     for layer in layers:
-        layer.call_scores = None
+        layer.close_call()
     return True
 
 
@@ -120,7 +121,8 @@ def _into_new_buffers(layers: Sequence[BeehiveLayer], step: Step, least: int, wa
     received = _together([layer.call_scores for layer in layers])
     old = Block(*map(_together, zip(*(layer.tensors for layer in layers), strict=True)))
     new = allocate(layers, layers[0].keys, max(_kept(step), least), step)
-    compact(new, old, received, step, len(layers), watch)
+    queries = Queries.joined([layer.queries for layer in layers], dim=0)
+    compact(new, old, received, step, len(layers), watch, queries)
 
 
 def _kept(step: Step) -> int:

@@ -11,6 +11,7 @@ from buzz.cache.dealing import Source, deal, slots_that_stay
 from buzz.cache.layer import BeehiveLayer
 from buzz.cache.pool import Pool
 from buzz.cache.schedule import Eviction, Step
+from buzz.policies import Queries
 from buzz.rows import Rows
 
 
@@ -91,7 +92,7 @@ class SharedLayers:
                 pool.advance(step.counts, told=served)
                 self._evict(pool, step, watch)
         for layer in self._layers:
-            layer.call_scores = None
+            layer.close_call()
         self.clear()
 
     @property
@@ -107,7 +108,8 @@ class SharedLayers:
             layer = self._layers[index]
             scores = layer.scores if layer.call_scores is None else layer.call_scores
             parts.append(Block(*(None if t is None else t[:, :, :end] for t in (layer.keys, layer.values, scores))))
-        return Source.equal(parts, lengths)
+        queries = Queries.joined([self._layers[index].queries for index in members], dim=1)
+        return Source.equal(parts, lengths)._replace(queries=queries)
 
     def _enter(self, members: Sequence[int], source: Source, step: Step, watch: Watch | None) -> None:
         """Run the evictions of a call on the way from buffers, or shortlists, into a pool."""
@@ -144,11 +146,11 @@ class SharedLayers:
         due = [eviction for eviction in step.evictions if eviction.kept < eviction.length]
         members = [index for index, layer in enumerate(self._layers) if layer.pool is pool]
         if due:
-            whole = Source.pooled([pool])
+            whole = Source.pooled([pool])._replace(queries=self._queries(pool))
             for eviction in due:
                 units, policy = pool.units_of(_rows(eviction, step)), eviction.policy
                 source = whole if eviction.rows is None else whole.units(units)
-                stay = policy.share(source.held(policy), source.places, eviction.kept)
+                stay = policy.share(source.held(policy), source.places, eviction.kept, eviction.length)
                 self._tell(watch, members, source, stay, eviction)
                 deal(pool, source, stay, Rows([eviction.kept] * len(units)), units, [policy.decay] * len(units))
         pool.close_call()
@@ -157,6 +159,12 @@ class SharedLayers:
         spare = 1 if step.echoes else 2  # the room for a copy goes at once
         if due and pool is not self._offered and pool.capacity > spare * max(needed, step.bound):
             self._move(pool, max(needed, step.capacity), lengths)
+
+    def _queries(self, pool: Pool) -> Queries | None:
+        """Moments of the call's queries, of the units of a pool."""
+        layers = sorted((layer for layer in self._layers if layer.pool is pool), key=lambda layer: layer.member)
+        groups = [layers[i : i + pool.together] for i in range(0, len(layers), pool.together)]
+        return Queries.joined([Queries.joined([layer.queries for layer in group], dim=1) for group in groups], dim=0)
 
     def _tell(
         self, watch: Watch | None, members: Sequence[int], source: Source, stay: torch.Tensor, eviction: Eviction
@@ -235,7 +243,9 @@ def _stays(source: Source, step: Step, held: Sequence[int]) -> torch.Tensor:
         rows, policy = _rows(eviction, step), eviction.policy
         if held[rows[0]] < eviction.length:
             part = source.units(rows)
-            stay[list(rows)] = policy.share(part.held(policy), part.places, eviction.kept, held[rows[0]])
+            stay[list(rows)] = policy.share(
+                part.held(policy), part.places, eviction.kept, eviction.length, held[rows[0]]
+            )
     return stay
 
 

@@ -11,8 +11,11 @@ from buzz.attention import attend
 from buzz.attention.step import attend_step
 from buzz.cache import BeehiveCache, Slots
 from buzz.models.family import Family
+from buzz.models.moments import moments
 from buzz.models.positions import Learned, Rotary, rotate
 from buzz.models.slots import StaticLayer
+from buzz.policies import Queries
+from buzz.rows import Rows
 
 
 def attend_in_call(
@@ -38,10 +41,12 @@ def attend_in_call(
     layer = module.layer_idx
     q, k, v = (x.transpose(1, 2) for x in family.project(family, module, hidden))  # [B, H, L, D]
     if not isinstance(positions, Rotary) or not family.rotates(module):
+        queries = _moments(module, family, positions, q, cache, kwargs)
         slots = cache.append(k, v, layer)
         q, keys = slots.fold(q), slots.keys
     else:
         q, k = positions.ordered(module, q), positions.ordered(module, k)
+        queries = _moments(module, family, positions, q, cache, kwargs)
         if cache.positions == "cache":
             slots = cache.append(k, v, layer)
             n = slots.keys.shape[2]
@@ -56,8 +61,27 @@ def attend_in_call(
             slots = cache.append(rotate(k, cos, sin), v, layer)
             q, keys = slots.fold(q), slots.keys
     output, scores = _attend(q, keys, slots, family.scale(module), cache.logn_base(layer))
-    cache.observe(scores, layer)
+    cache.observe(scores, layer, queries)
     return _output(module)(slots.unfold(output).transpose(1, 2).flatten(2))
+
+
+def _moments(
+    module: Any,
+    family: Family,
+    positions: Rotary | Learned,
+    q: torch.Tensor,
+    cache: BeehiveCache,
+    kwargs: dict[str, Any],
+) -> Queries | None:
+    """Moments of a call's queries [B, Hq, L, D], not rotated yet, if an eviction reads them."""
+    call = cache.reads_queries(module.layer_idx)
+    if call is None:
+        return None
+    counts, at = Rows(call.counts), kwargs.get("position_ids")
+    at = (cache.query_columns(q.device) if at is None else at).expand(len(counts), -1)  # [B, L]
+    last = at.gather(1, (counts.on(q.device) - 1).clamp(min=0)[:, None])[:, 0]
+    rotates = isinstance(positions, Rotary) and family.rotates(module)
+    return moments(q, counts, Rows(call.seen), last + 1, family.scale(module), module, positions, rotates)
 
 
 def _attend(

@@ -102,6 +102,11 @@ class Rotary:
             self._tables[key] = table
         return table
 
+    def at(self, attention: Any, positions: torch.Tensor, like: torch.Tensor) -> Table:
+        """cos and sin [B, L, D] of any positions, int64 [B, L], in the dtype and on the device of `like`."""
+        cos, sin = self._angles(like.new_empty(0), positions.to(like.device), self._kind(attention))
+        return _whole(cos, sin, attention.head_dim)
+
     def given(self, attention: Any, kwargs: dict[str, Any]) -> Table:
         """cos and sin [1 or B, L, D] of a call's own positions, as the backbone hands them to a layer."""
         cos, sin = kwargs["position_embeddings"]

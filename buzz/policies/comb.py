@@ -15,6 +15,7 @@ from buzz.policies.ranking import ends_and_highest
 from buzz.policies.sharing import share
 
 _NEAR = 16  # slots behind a query that are too near to count in the mean of the first reading
+_WINDOW, _SLACK = 4, 8  # the window, and what collects before the next eviction, are such parts of the capacity
 _SHORTLIST = 2  # slots that a layer keeps at most until a prompt is read, as a multiple of the mean
 
 
@@ -27,13 +28,16 @@ class CombPolicy(Policy):
     sharing over a whole model and the second reading (`echo`) from KVzip (Kim et al., arXiv 2505.23416).
 
     Once more than `capacity + slack` slots are cached, `capacity` slots a head stay in the mean: the first `sink` and
-    the last `window` of every head, and those of highest worth. The worth of a slot is the largest probability that a
-    query more than `beyond` slots behind it gave it; at every eviction it is multiplied by `decay`. On equal worth the
-    older slot stays (of the lower layer and head, where heads share).
+    the last `recent` of every head, and those of highest worth. The worth of a slot is the largest probability that a
+    query more than `beyond` slots behind it gave it; at every eviction it is multiplied by `decay`. After a call of
+    several tokens, which holds more than `capacity + slack + 1`, it counts times the norm of the slot's value. On equal
+    worth the older slot stays (of the lower layer and head, where heads share). What was measured for these choices is
+    in docs/comb.md.
 
     Args:
         capacity: slots that a head keeps at an eviction, in the mean over the heads that share, in tokens.
-        sink, window: first and last slots of every head that always stay, in tokens; part of the capacity.
+        sink, window: first and last slots of every head that always stay, in tokens; part of the capacity. No window:
+            a quarter of the capacity.
         lazy: slots a head that collect beyond the capacity before the next eviction; None: an eighth of it.
         decay: what worth is multiplied by at every eviction, from 0 to 1.
         scope: heads that share their slots out: those of the "model", of a "layer", or none ("head").
@@ -41,25 +45,26 @@ class CombPolicy(Policy):
         ceiling: most slots that a head gets, as a multiple of the capacity; at least 1.
         beyond: how many slots a query must be behind a slot to count for it.
         echo: whether prompts are read twice. Then the worth of a slot of a prompt is the largest probability that it
-            gets when the prompt is told again, and `afar` times its mean probability from afar in the first reading.
+            gets when the prompt is told again, and `afar` times its mean probability from more than 16 slots behind
+            in the first reading; values do not count then.
         afar: weight of the first reading beside the second.
-        values: whether worth is multiplied by the norm of the slot's value.
+        values: whether the norms of values count.
         chunk: tokens that the second reading reads at once.
     """
 
     capacity: int = 512
     sink: int = 4
-    window: int = 32
+    window: int | None = None
     lazy: int | None = None
     decay: float = 0.7
     scope: Scope = "model"
     floor: float = 0.2
-    ceiling: float = 4.0
-    beyond: int = 64
+    ceiling: float = 8.0
+    beyond: int = 32
     echo: bool = False
-    afar: float = 3.0
-    values: bool = False
-    chunk: int = 2048
+    afar: float = 30.0
+    values: bool = True
+    chunk: int = 1024
 
     name: ClassVar[str] = "comb"
     least: ClassVar[dict[str, int]] = {"capacity": 1, "sink": 0, "window": 1, "lazy": 0, "beyond": 0, "chunk": 1}
@@ -73,16 +78,21 @@ class CombPolicy(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.capacity < self.sink + self.window:
+        if self.capacity < self.sink + self.recent:
             raise ValueError(
                 f"comb: capacity must be at least sink + window, got capacity {self.capacity}, "
-                f"sink {self.sink}, window {self.window}"
+                f"sink {self.sink}, window {self.recent}"
             )
+
+    @property
+    def recent(self) -> int:
+        """The last slots of every head that always stay."""
+        return max(1, self.capacity // _WINDOW) if self.window is None else self.window
 
     @property
     def slack(self) -> int:
         """Slots beyond the capacity that a head may hold after a call."""
-        return max(1, self.capacity // 8) if self.lazy is None else self.lazy
+        return max(1, self.capacity // _SLACK) if self.lazy is None else self.lazy
 
     @property
     def score_spec(self) -> ScoreSpec | None:
@@ -100,7 +110,7 @@ class CombPolicy(Policy):
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset({"values"} if self.values else ())
+        return frozenset({"values"} if self.values and not self.echo else ())
 
     @property
     def positions(self) -> Literal["cache", "original"] | None:
@@ -110,7 +120,7 @@ class CombPolicy(Policy):
         return Plan(self.capacity, 0) if length > self.capacity + self.slack else None
 
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
-        return ends_and_highest(self._worth(held)[..., :length], self.capacity, self.sink, self.window)
+        return ends_and_highest(self._worth(held, length)[..., :length], self.capacity, self.sink, self.recent)
 
     @property
     def shortlist(self) -> int | None:
@@ -119,15 +129,18 @@ class CombPolicy(Policy):
     def longest_head(self, mean: int) -> int | None:
         return max(mean, int(self.ceiling * self.capacity) + mean - self.capacity)
 
-    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
+    def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:
         return share(
-            self._worth(held), places, kept, chosen,
-            sink=self.sink, window=self.window, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.shortlist,
+            self._worth(held, length), places, kept, chosen,
+            sink=self.sink, window=self.recent, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.shortlist,
         )  # fmt: skip
 
-    def _worth(self, held: Held) -> torch.Tensor:
+    def _worth(self, held: Held, length: int) -> torch.Tensor:
+        """What slots are ranked by: float32, as the scores."""
         scores = held.scored(self.name)
-        return scores * held.valued(self.name).float().norm(dim=-1) if self.values else scores
+        if not self.reads or length <= self.capacity + self.slack + 1:  # a step, after which the norms do harm
+            return scores
+        return scores * held.valued(self.name).float().norm(dim=-1)
 
     def _widest(self) -> dict[str, int]:
         return {"capacity": LONGEST}
@@ -135,11 +148,16 @@ class CombPolicy(Policy):
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if "capacity" in fixed:
             return self._as_held(tokens, self.capacity + self.slack / 2, ("capacity",))
-        share_of = 17 / 16 if self.lazy is None else 1.0  # lengths go from the capacity to an eighth more
-        capacity = round((tokens - (0 if self.lazy is None else self.lazy / 2)) / share_of)
+        if self.lazy is None:
+            capacity = round(tokens / (1 + 1 / (2 * _SLACK)))
+        else:
+            capacity = round(tokens - self.lazy / 2)
         window = self.window
-        if "window" not in fixed:
+        if window is not None and "window" not in fixed:
             window = min(window, max(1, min(capacity // 2, capacity - self.sink)))
-        if capacity < self.sink + window:
-            raise ValueError(f"comb: a budget of {tokens:g} tokens is too small for sink={self.sink}, window={window}")
+        least = self.sink + (1 if window is None else window)
+        if capacity < least:
+            raise ValueError(
+                f"comb: a budget of {tokens:g} tokens is too small for sink={self.sink}, window={window or 1}"
+            )
         return dataclasses.replace(self, capacity=capacity, window=window)

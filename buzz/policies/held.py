@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,16 @@ class Queries(NamedTuple):
 
     mean: torch.Tensor
     covariance: torch.Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Queries | None], dim: int) -> Queries | None:
+        """Those of several layers, as more rows (dim 0) or as more heads (dim 1); None of Nones."""
+        known = [part for part in parts if part is not None]
+        return cls(*(torch.cat(t, dim) for t in zip(*known, strict=True))) if known else None
+
+    def rows(self, index: torch.Tensor) -> Queries:
+        """Of the rows of an index int64 [N]."""
+        return Queries(*(t.index_select(0, index) for t in self))
 
 
 class Held(NamedTuple):
@@ -42,6 +52,11 @@ class Held(NamedTuple):
     def device(self) -> torch.device:
         """Where it is; the CPU where nothing is shown."""
         return next((t.device for t in self[:3] if t is not None), torch.device("cpu"))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is shown."""
+        return all(t is None for t in self[:3])
 
     @property
     def shape(self) -> torch.Size:
@@ -69,7 +84,7 @@ class Held(NamedTuple):
 
     def rows(self, index: torch.Tensor, length: int) -> Held:
         """Of the rows of an index int64 [N], the first `length` slots of each head."""
-        queries = self.queries and Queries(*(t.index_select(0, index) for t in self.queries))
+        queries = None if self.queries is None else self.queries.rows(index)
         return self.each(lambda t: t.index_select(0, index)[:, :, :length])._replace(queries=queries)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 
@@ -53,6 +53,10 @@ class KVzipPolicy(PromptPolicy):
     @property
     def echo_spec(self) -> Echo | None:
         return Echo(self.chunk, first=None)
+
+    @property
+    def positions(self) -> Literal["cache", "original"] | None:
+        return "original"  # as in the paper
 
     @property
     def ends(self) -> tuple[int, int]:

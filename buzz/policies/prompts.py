@@ -55,12 +55,13 @@ class PromptPolicy(Policy):
         return Plan(kept, kept)
 
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
-        worth = self.worth(held, torch.tensor(length, device=held.device))[..., :length]
         if length <= self.capacity:
-            return torch.arange(length, device=worth.device).expand(*worth.shape[:2], -1)
+            alike = (1, 1) if held.is_empty else held.shape[:2]
+            return torch.arange(length, device=held.device).expand(*alike, -1)
+        worth = self.worth(held, torch.tensor(length, device=held.device))[..., :length]
         return ends_and_highest(worth, self.capacity, *self.ends)
 
-    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
+    def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:
         sink, window = self.ends
         worth = self.worth(by_head(held, places), places.length[:, :1, None])
         return share(

@@ -98,8 +98,8 @@ class SnapKVPolicy(PromptPolicy):
         end, budgets = (torch.tensor(n, device=held.device) for n in (length, self.capacity))
         return kept_slots(self._critical(held, end, budgets, 1), self.capacity)
 
-    def share(self, held: Held, places: Places, kept: int, chosen: int | None = None) -> torch.Tensor:
-        mask = super().share(held, places, kept, chosen)
+    def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:
+        mask = super().share(held, places, kept, length, chosen)
         if not self.values:
             return mask
         budgets = mask.unflatten(1, (places.heads, -1)).sum(dim=-1, keepdim=True)  # [R, heads, 1]

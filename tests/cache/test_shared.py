@@ -17,8 +17,8 @@ from tests.cache.held import heads_of
 from tests.policies.strategies import legal
 from tests.policies.test_sharing import naive_share, places_of
 
-HEADS, DIM, LAYERS = 2, 2, 3
-CONFIG = LlamaConfig(num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=HEADS, hidden_size=4)
+HEADS, DIM, LAYERS = 2, 4, 3  # of four equal components, a norm is exact
+CONFIG = LlamaConfig(num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=HEADS, hidden_size=8)
 SHARING = [policy for policy in legal(POLICIES["comb"]) if policy.scope != "head" and not policy.echo]
 
 
@@ -43,17 +43,18 @@ class NaiveRow:
             return
         layers = list(range(LAYERS))
         for sharing in [layers] if self.policy.scope == "model" else [[layer] for layer in layers]:
-            self.evict(sharing, plan.kept)
+            self.evict(sharing, plan.kept, weighed=self.length > self.policy.capacity + self.policy.slack + 1)
         self.length = plan.kept
 
-    def evict(self, layers: list[int], kept: int) -> None:
+    def evict(self, layers: list[int], kept: int, weighed: bool) -> None:
         heads = [slots for layer in layers for slots in self.heads[layer]]
         lengths = [len(slots) for slots in heads]
         places, policy = places_of([lengths], [lengths], len(layers)), self.policy
         slots = [slot for head in heads for slot in head]
-        norms = [(label + 0.5) * DIM**0.5 if policy.values else 1.0 for label, _ in slots]
-        worth = torch.tensor([[score * norm for (_, score), norm in zip(slots, norms, strict=True)]])
-        rule = (policy.sink, policy.window, policy.floor, policy.ceiling, policy.shortlist)
+        worth = torch.tensor([[score for _, score in slots]])
+        if policy.reads and weighed:  # in float32, like the policy: products that round may tie
+            worth = worth * torch.tensor([[[label + 0.5] * DIM for label, _ in slots]]).norm(dim=-1)
+        rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist)
         stay, place = naive_share(worth, places, 0, kept, *rule), 0
         for head in heads:
             some = [[label, score * policy.decay] for i, (label, score) in enumerate(head) if place + i in stay]

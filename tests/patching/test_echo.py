@@ -151,7 +151,7 @@ class Keeping(Once):
 def received(cache):
     """What the layers of a cache receive in its last call, which does not end."""
     told = []
-    cache.observe = lambda scores, layer: told.append(scores)
+    cache.observe = lambda scores, layer, queries: told.append(scores)
     return told
 
 

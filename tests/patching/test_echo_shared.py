@@ -43,7 +43,7 @@ def expected_slots(policy, scores):
     slots = []
     for group in groups:
         places = Places.equal(heads * len(group), len(group), n, torch.device("cpu"))
-        stay = policy.share(Held(torch.cat(group).flatten()[None]), places, policy.capacity)
+        stay = policy.share(Held(torch.cat(group).flatten()[None]), places, policy.capacity, n)
         each = stay.view(len(group), heads, n)
         slots += [[head.nonzero()[:, 0].tolist() for head in layer] for layer in each]
     return slots
@@ -121,7 +121,7 @@ def test_chunks_are_calls_that_are_taken_back_from_pools(scope, positions):
         base._calls._schedules[0].policies = [Keeping(beyond=0)] * 2
         for chunk in second.split(4, dim=1):
             again, told = copy.deepcopy(base), []
-            again.observe = lambda scores, layer, told=told: told.append(scores)
+            again.observe = lambda scores, layer, queries, told=told: told.append(scores)
             model(chunk, past_key_values=again)
             for layer, scores in enumerate(told):
                 for head, end in enumerate(ends[layer]):

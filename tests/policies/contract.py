@@ -115,7 +115,7 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
     places = Places(heads, layers, head, slot, lengths)
     keys, values = torch.randn(2, rows, head.shape[1], 2, generator=generator)
     held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values, queries_of(rows, heads, generator))
-    mask = policy.share(held, places, kept)
+    mask = policy.share(held, places, kept, length)
     assert (mask.dtype, mask.shape) == (torch.bool, head.shape)
     assert mask.sum(-1).tolist() == [kept * heads] * rows
     assert not (mask & ~places.taken).any()
@@ -124,7 +124,7 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
         alone = Places(heads, layers, head[row : row + 1], slot[row : row + 1], lengths[row : row + 1])
         queries = Queries(*(t[row : row + 1] for t in held.queries))
         one = held.each(lambda t, row=row: t[row : row + 1])._replace(queries=queries)
-        assert torch.equal(policy.share(one, alone, kept)[0], mask[row])
+        assert torch.equal(policy.share(one, alone, kept, length)[0], mask[row])
 
 
 def check_figures(policy: Policy, prompt: int) -> None:
@@ -149,8 +149,8 @@ def check_value(policy: Policy) -> None:
 
 
 def caches_hold(policy: Policy) -> bool:
-    """Whether a cache can do what the policy asks: not yet shared slots, second readings and what is not scores."""
-    return policy.scope == "head" and policy.echo_spec is None and not policy.reads
+    """Whether a cache that is driven by hand, as here, has equal heads and reads a call once."""
+    return policy.scope == "head" and policy.echo_spec is None
 
 
 def check_cache(policy: Policy, calls: list[int]) -> None:
@@ -170,7 +170,9 @@ def check_cache(policy: Policy, calls: list[int]) -> None:
         ends = [length + tokens for length, _ in states]
         for layer in range(2):
             slots = cache.append(keys, keys, layer)
-            cache.observe(None if slots.spec is None else scores_of(ends[layer], seed=seen).nan_to_num(), layer)
+            scores = None if slots.spec is None else scores_of(ends[layer], seed=seen).nan_to_num()
+            queries = queries_of(1, HEADS, torch.Generator().manual_seed(seen))
+            cache.observe(scores, layer, queries if cache.reads_queries(layer) else None)
         seen += tokens
         for layer, rule in enumerate(layers):
             held[layer] = torch.cat([held[layer], new.expand(HEADS, -1)], dim=1)

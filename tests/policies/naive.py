@@ -75,6 +75,8 @@ class NaiveHead:
         if self.name == "snapkv":
             return self.kept_of_prompt(everything)
         sink, window = p["sink"], p["window"]
+        if self.name == "comb" and window is None:
+            window = max(1, p["capacity"] // 4)
         if self.name == "kvzip":
             if self.sampled or n <= p["capacity"]:
                 return everything, self.sampled or n
@@ -85,7 +87,8 @@ class NaiveHead:
             lazy = max(1, p["capacity"] // 8) if p["lazy"] is None else p["lazy"]
             if n <= p["capacity"] + lazy:
                 return everything, 0
-            norms = self.norms if p["values"] and self.norms else [1.0] * n
+            weighed = p["values"] and not p["echo"] and n > p["capacity"] + lazy + 1
+            norms = self.norms if weighed and self.norms else [1.0] * n
             ranked = sorted(everything[sink : n - window], key=lambda i: (-self.scores[i] * norms[i], i))
             heavy = sorted(ranked[: p["capacity"] - sink - window])
             return everything[:sink] + heavy + everything[n - window :], 0

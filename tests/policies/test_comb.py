@@ -15,9 +15,10 @@ from tests.policies.test_sharing import naive_share, places_of
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(legal(POLICIES["comb"])), st.integers(0, 2**16), st.data())
 def test_shares_equal_the_reference(policy, seed, data):
-    """The worth of a slot is its score, or that times the norm of its value."""
+    """The worth of a slot is its score; after a call of several tokens, that times the norm of its value."""
     generator = torch.Generator().manual_seed(seed)
-    length = policy.capacity + policy.slack + 1
+    more = data.draw(st.integers(0, 3))
+    length = policy.capacity + policy.slack + 1 + more
     lengths = [length, length, length, length]
     for _ in range(2):
         off = data.draw(st.integers(0, length - 1))
@@ -25,9 +26,9 @@ def test_shares_equal_the_reference(policy, seed, data):
     places = places_of([lengths], [lengths], 2)
     scores = torch.randint(0, 4, (1, 4 * length), generator=generator).float()
     values = torch.randint(0, 3, (1, 4 * length, 1), generator=generator).half()
-    mask = policy.share(Held(scores, values=values), places, policy.capacity)
-    worth = scores * values[..., 0] if policy.values else scores
-    rule = (policy.sink, policy.window, policy.floor, policy.ceiling, policy.shortlist)
+    mask = policy.share(Held(scores, values=values), places, policy.capacity, length)
+    worth = scores * values[..., 0] if policy.values and not policy.echo and more else scores
+    rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist)
     assert set(mask[0].nonzero()[:, 0].tolist()) == naive_share(worth, places, 0, policy.capacity, *rule)
 
 
@@ -36,8 +37,9 @@ def test_what_is_read():
     assert policy.score_spec == make_policy("comb", beyond=40).score_spec == ScoreSpec(True, None, "largest", 40)
     assert make_policy("comb").echo_spec is None
     assert policy.echo_spec == Echo(100, ScoreSpec(False, None, "mean", 16))
-    assert make_policy("comb", echo=True, afar=0).echo_spec == Echo(2048, None)
-    assert (make_policy("comb").reads, make_policy("comb", values=True).reads) == (frozenset(), {"values"})
+    assert make_policy("comb", echo=True, afar=0).echo_spec == Echo(1024, None)
+    assert (make_policy("comb").reads, make_policy("comb", values=False).reads) == ({"values"}, frozenset())
+    assert policy.reads == frozenset()  # the norms of values are no use beside an echo
     assert not policy.is_blind
 
 
@@ -69,18 +71,18 @@ def test_it_evicts_once_in_so_many_tokens(lazy, slack):
 
 
 def test_slots_of_equal_worth_fall_to_the_lower_head_and_the_older_slot():
-    policy = make_policy("comb", capacity=3, sink=0, window=1, floor=0, lazy=1)
-    mask = policy.share(Held(torch.ones(1, 10)), Places.equal(2, 2, 5, torch.device("cpu")), 3)
+    policy = make_policy("comb", capacity=3, sink=0, window=1, floor=0, lazy=1)  # evicts at 5: norms do not count
+    mask = policy.share(Held(torch.ones(1, 10)), Places.equal(2, 2, 5, torch.device("cpu")), 3, 5)
     assert mask.view(2, 5).tolist() == [[True] * 5, [False] * 4 + [True]]
 
 
 @pytest.mark.parametrize("scope", ["head", "model"])
 def test_what_it_reads_must_be_there(scope):
     policy = make_policy("comb", capacity=3, sink=0, window=1, values=True, scope=scope)
-    places, scores = Places.equal(2, 2, 5, torch.device("cpu")), torch.ones(1, 2, 5)
+    places, scores = Places.equal(2, 2, 9, torch.device("cpu")), torch.ones(1, 2, 9)
     with pytest.raises(ValueError, match="comb: select needs values"):
-        policy.select(Held(scores), 5)
+        policy.select(Held(scores), 9)
     with pytest.raises(ValueError, match="comb: select needs values"):
-        policy.share(Held(scores.view(1, 10)), places, 3)
+        policy.share(Held(scores.view(1, 18)), places, 3, 9)
     with pytest.raises(ValueError, match="comb: select needs scores"):
-        policy.share(Held(), places, 3)
+        policy.share(Held(), places, 3, 9)

@@ -40,7 +40,7 @@ STREAMING = [name for name in SIZED if make_policy(name).bounded]
         ("pyramidkv", {"beta": 0}, ValueError, "beta must be at least 1"),
         ("random", {"capacity": 35}, ValueError, "capacity must be at least sink"),
         ("tova", {"capacity": 0}, ValueError, "capacity must be at least 1"),
-        ("comb", {"capacity": 35}, ValueError, "comb: capacity must be at least sink .* got capacity 35"),
+        ("comb", {"capacity": 35, "window": 32}, ValueError, "comb: capacity must be at least sink .* got capacity 35"),
         ("comb", {"lazy": -1}, ValueError, "comb: lazy must be at least 0, got -1"),
         ("comb", {"lazy": 2.5}, TypeError, r"comb: lazy must be an integer, got 2\.5"),
         ("comb", {"decay": 1.5}, ValueError, r"comb: decay must be at most 1, got 1\.5"),

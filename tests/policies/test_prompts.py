@@ -54,7 +54,7 @@ def test_shares_of_a_prompt_equal_the_reference(policy, more, seed, spread):
     places = places_of([[length] * HEADS] * rows, [[length + free] * HEADS] * rows, 2)
     pool = [torch.nn.functional.pad(t, (0, 0, 0, free), value=7.0) for t in (scores[..., None], values)]
     held = Held(pool[0].flatten(1), values=pool[1].flatten(1, 2))
-    mask = policy.share(held, places, policy.capacity).view(rows, HEADS, -1)
+    mask = policy.share(held, places, policy.capacity, length).view(rows, HEADS, -1)
     for row in range(rows):
         expected = naive_kept(policy, scores[row].tolist(), values[row, :, :, 0].tolist(), length)
         assert [mask[row, h].nonzero()[:, 0].tolist() for h in range(HEADS)] == expected
@@ -66,7 +66,7 @@ def test_heads_of_a_model_share_what_those_of_a_layer_cannot():
     for scope, layers in (("layer", 1), ("model", 2)):
         policy = make_policy("snapkv", capacity=5, window=1, kernel=1, scope=scope, floor=0.4)
         places = Places.equal(4 // (2 // layers), layers, 10, torch.device("cpu"))
-        mask = policy.share(Held(scores[:, : places.head.shape[1]]), places, 5)
+        mask = policy.share(Held(scores[:, : places.head.shape[1]]), places, 5, 10)
         sizes[scope] = mask.view(-1, 10).sum(-1).tolist()
     assert sizes == {"layer": [8, 2], "model": [2, 2, 10, 6]}
 

@@ -31,7 +31,7 @@ def kept_by(policy: Policy, held: Held, layers: int = 1) -> list[list[int]]:
         return policy.select(held, LENGTH)[0].tolist()
     heads = held.shape[1]
     pool = held.each(lambda t: t.flatten(1, 2))
-    mask = policy.share(pool, Places.equal(heads, layers, LENGTH, torch.device("cpu")), CAPACITY)
+    mask = policy.share(pool, Places.equal(heads, layers, LENGTH, torch.device("cpu")), CAPACITY, LENGTH)
     return [head.nonzero()[:, 0].tolist() for head in mask.view(heads, LENGTH)]
 
 

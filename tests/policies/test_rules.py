@@ -21,7 +21,7 @@ def test_plan_and_select_equal_the_reference(setting, data):
     name, params = setting
     policy = make_policy(name, **params)
     length = data.draw(st.integers(1, 60), label="length")
-    room = max(0, length - params.get("sink", 0) - params.get("window", 0))
+    room = max(0, length - params.get("sink", 0) - (params.get("window") or 0))
     stateful = name.startswith("buzz") or name in ("random", "snapkv", "kvzip")
     sampled = data.draw(st.integers(0, room), label="sampled") if stateful else 0
     rows, heads = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
