@@ -194,7 +194,9 @@ class Engine:
             for layers, capacity, scores, scope in buffers
         ]
         stacks = dict(zip(groups, made, strict=True))
-        layers, received = [], dict(zip(groups, zip(key.received, key.longest, strict=True), strict=True))
+        places = [buffers.keys.shape[-2] for buffers in made]  # of a row: few heads hold less than a bound may say
+        most = map(min, key.longest, places)
+        layers, received = [], dict(zip(groups, zip(key.received, most, strict=True), strict=True))
         for layer, (schedule, base) in enumerate(zip(key.schedules, key.bases, strict=True)):
             table = self._table(layer, max(key.longest), like) if key.slot_positions else None
             member = groups[schedule].index(layer)

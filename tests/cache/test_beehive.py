@@ -72,7 +72,7 @@ def call(cache, counts, columns, heads, labels, generator):
 
 @settings(max_examples=400, deadline=None)
 @given(
-    settings_of([name for name in NAMES if name != "kvzip"]),  # which reads twice
+    settings_of(NAMES),
     st.integers(1, 3),
     st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2**16)), min_size=1, max_size=4),
     st.integers(0, 40),
@@ -157,7 +157,7 @@ def test_layers_that_differ_are_compacted_apart():
     assert [store.keys[:, :, :13].unique().tolist() for store in cache.layers] == [[0.0], [1.0], [2.0], [3.0]]
 
 
-@pytest.mark.parametrize("name", [name for name in buzz.POLICIES if name != "kvzip"])  # which reads twice
+@pytest.mark.parametrize("name", list(buzz.POLICIES))
 def test_lengths_are_those_of_the_trace(name):
     policy = make_policy(name)
     cache = recorded(policy, CONFIG)
