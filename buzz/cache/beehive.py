@@ -212,6 +212,8 @@ class BeehiveCache(Cache):
         step, hearing = call.steps[schedule], self.hearing
         if hearing is not None:
             hearing.take(layer, scores, store.ends(step), step)
+            if call is hearing.call:
+                store.queries = queries
             if calls.pass_layer():
                 if call is hearing.call:
                     self._advance(hearing)

@@ -202,3 +202,18 @@ def test_a_prompt_of_a_single_token_is_no_text(scope):
             logits, cache = outputs(model, make(scope=scope), "cache", [(tokens(2, 1), None)] * 3)
             assert cache.lengths == [3, 3]
             assert all(step.isfinite().all() for step in logits)
+
+
+@torch.no_grad()
+def test_a_layer_that_reads_queries_waits_beside_one_that_reads_twice():
+    model, ids = tiny_llama(), tokens(2, 30)
+    expected = buzz.make_policy("expected_attention", capacity=10, scope="head")
+    kept = []
+    with buzz.patch_model(model):
+        for policies in ([expected] * 3, [expected, kvzip(scope="head"), expected]):
+            cache = buzz.BeehiveCache(policies, model, "original")
+            cache.on_evict = lambda layer, _, slots: kept.append((layer, slots))
+            model(ids, past_key_values=cache)
+            assert cache.lengths == [10, 10]
+    first = [slots for layer, slots in kept if layer == 0]
+    assert torch.equal(*first)
