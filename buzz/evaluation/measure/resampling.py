@@ -90,7 +90,8 @@ def _product(small: np.ndarray, values: np.ndarray) -> np.ndarray:
 def p_below(figures: np.ndarray, bound: float) -> float:
     """One-sided bootstrap p-value of a figure being below a bound: the share of resampled figures that are not.
 
-    p = (1 + number of figures >= bound) / (1 + figures), so it is never 0.
+    p = (1 + number of figures >= bound) / (1 + figures), so it is never 0. A handful of rows has few resamples that
+    differ, and may give a small p for no reason; `Resampler.p_values` does not.
 
     Args:
         figures: resampled, float64 [resamples].

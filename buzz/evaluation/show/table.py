@@ -301,7 +301,7 @@ PAIRED = [
     "comparisons. The rival is the best method with another policy but the full cache; if some of these hold about as",
     "much (mean cache within 10%), the best of those. Variants of a policy are rivals only where there are no others.",
     "A ratio of two losses has its paired bootstrap interval and a one-sided p-value: the share of resamples in which",
-    "it is not below 1, not corrected either.",
+    "it is not below 1, not corrected either. With a handful of samples it is too small: look at the difference's.",
 ]
 
 
