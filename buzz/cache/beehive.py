@@ -117,6 +117,26 @@ class BeehiveCache(Cache):
         if shape != self._shape:
             raise ValueError(f"the cache was built for {self._shape}, this model has {shape} (docs/limits.md)")
 
+    def check_place(self, devices: int, spread: bool) -> None:
+        """Whether heads that share their slots are where they can.
+
+        Args:
+            devices: that the layers of the model are on. spread: whether processes have some of a layer's heads each.
+
+        Raises:
+            ValueError: no: what a row's heads hold together is known beforehand, what some of them hold is not.
+        """
+        scopes = {policy.scope: policy.name for policy in map(self._calls.policy, range(len(self.layers)))}
+        if spread and (name := scopes.get("layer") or scopes.get("model")):
+            raise ValueError(
+                f"the heads that share slots in {name} are spread over processes: take scope='head' (docs/limits.md)"
+            )
+        if devices > 1 and "model" in scopes:
+            raise ValueError(
+                f"the layers that share slots in {scopes['model']} are on {devices} devices: take scope='layer' or "
+                "scope='head' (docs/limits.md)"
+            )
+
     def window(self, layer: int) -> int | None:
         """Tokens that a query of one layer sees at most, its own included; None: all before it."""
         return self._shape.windows[layer]
@@ -376,9 +396,18 @@ class BeehiveCache(Cache):
             mean_tokens, peak_tokens: per row, cached tokens after each one-token call (after the prompt, if there was
             none), and evictions: per row, all three the mean over the layers that the policy decides over; calls:
             number of calls; nbytes: bytes allocated now for keys, values and scores in all layers; mean_nbytes,
-            peak_nbytes: after each one-token call (now, if there was none).
+            peak_nbytes: after each one-token call (now, if there was none); longest_head, shortest_head: per row,
+            cached tokens now of the head with the most and the fewest, in the layers that the policy decides over.
         """
-        return self._calls.stats(self.nbytes)
+        lengths = [self._head_lengths(layer) for layer in self._calls.counted]
+        rows = [[n for heads in row for n in heads] for row in zip(*lengths, strict=True)]
+        ends = {"longest_head": list(map(max, rows)), "shortest_head": list(map(min, rows))}
+        return {**self._calls.stats(self.nbytes), **ends}
+
+    def _head_lengths(self, layer: int) -> list[list[int]]:
+        """Cached tokens of each row's heads in one layer; of one of them, where all have as many."""
+        store = self.layers[layer]
+        return [[n] for n in self.layer_lengths(layer)] if store.pool is None else store.pool.lengths(store.member)
 
     def __repr__(self) -> str:
         policies = list(dict.fromkeys(self._calls.policy(layer) for layer in self._calls.counted))

@@ -112,7 +112,8 @@ def _longest(policies: Sequence[Policy], capacity: int, seen: int) -> int:
         return capacity
     bounds = [policy.longest_head(capacity) for policy in set(policies)]
     known = [bound for bound in bounds if bound is not None]
-    return max(known) if len(known) == len(bounds) else _rounded(seen + capacity, _ROUND_UNBOUNDED)
+    most = max(known) if len(known) == len(bounds) else seen + capacity
+    return 1 << (most - 1).bit_length()  # a loose bound costs nothing, and a step is compiled for each of them
 
 
 def _rounded(slots: int, to: int) -> int:

@@ -173,6 +173,7 @@ def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: d
     cache.check(patched.shape)
     given = _positions(inputs.get("position_ids"), tokens)
     cache.heads = spread_heads(backbone.layers[0].self_attn, patched.shape.heads)
+    cache.check_place(len({next(layer.parameters()).device for layer in backbone.layers}), cache.heads is not None)
     patched.positions.renew()
     rows, columns = tokens.shape[:2]
     mask = tokens_of(inputs.get("attention_mask"), rows, columns, cache.get_seq_length())
