@@ -10,9 +10,13 @@ To be read in this order, each file knowing only those before it:
     calls       all of the above for a whole cache: the integers, and the call that is open
     compaction  an eviction on tensors: what stays moves to the front
     stack       buffers that several layers share
-    layer       buffers of one layer: written in place, grown with need, lent by a stack
+    pool        buffers of heads that hold unequal numbers of slots: one pool a row, dealt out unevenly
+    dealing     an eviction of heads that share: the slots that stay are dealt out anew
+    layer       buffers of one layer: written in place, grown with need, lent by a stack; or a part of a pool
     echo        a call that is read twice: the chunks of its copy, and what was heard
     settle      what happens to layers that are done with a call: alone, with those like them, in a stack
+    shared      the layers of a schedule whose heads share: when they go into pools, and what happens there
+    storage     all layers, wherever they live, and what a call does to them
     assignment  which policy each layer gets, from what a user may give
     beehive     BeehiveCache: a transformers Cache made of all this
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -12,16 +12,14 @@ from transformers.cache_utils import Cache
 from buzz.cache.assignment import policies_of_layers, text_config
 from buzz.cache.call import Call, Shape, Slots
 from buzz.cache.calls import Calls
-from buzz.cache.compaction import Watch
 from buzz.cache.echo import Copy, Hearing, heard
 from buzz.cache.figures import Curve
 from buzz.cache.heads import Heads
 from buzz.cache.layer import UNPATCHED, BeehiveLayer, Memory
 from buzz.cache.pool import Pool
-from buzz.cache.schedule import Eviction, PerRow
-from buzz.cache.settle import Waiting, settle, settle_alike, settle_stack
-from buzz.cache.shared import SharedLayers
+from buzz.cache.schedule import PerRow
 from buzz.cache.stack import Stack
+from buzz.cache.storage import OnEvict, Storage
 from buzz.policies import Policy, Queries
 from buzz.policies.window import SlidingWindow
 from buzz.rows import Rows
@@ -79,7 +77,6 @@ class BeehiveCache(Cache):
             raise ValueError(f"capacity must be an integer of at least 1, got {capacity!r}")
         self._shape = Shape.of(config)
         policies = policies_of_layers(policy, budget, self._shape, stacklevel=2)
-        self.on_evict: Callable[[int, Eviction, torch.Tensor], None] | None = None
         self.heads: Heads | None = None
         rotary = getattr(config, "rope_parameters", None)
         preferred = policies[self._shape.decided[0]].positions
@@ -91,20 +88,22 @@ class BeehiveCache(Cache):
                     "take positions='original' (docs/limits.md)"
                 )
         self.least = capacity or 0
-        self._least = [
-            min(self.least, p.peak(0) or 0) if isinstance(p, SlidingWindow) else self.least for p in policies
-        ]
-        self._calls, self._memory = Calls(policies, self._shape.decided), Memory()
-        self._waiting = Waiting()
+        least = [min(self.least, p.peak(0) or 0) if isinstance(p, SlidingWindow) else self.least for p in policies]
+        self._least, memory = least, Memory()
+        self._calls = Calls(policies, self._shape.decided)
         self.hearing: Hearing | None = None
-        self._stacks: dict[int, Stack] = {}
         # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
-        super().__init__(layers=[BeehiveLayer(self._calls.columns, self._memory) for _ in range(n)])
-        self._shared = {
-            schedule: SharedLayers([self.layers[i] for i in group], scope == "model", self._least[group[0]])
-            for schedule, group in self._calls.groups.items()
-            if (scope := policies[group[0]].scope) != "head"
-        }
+        super().__init__(layers=[BeehiveLayer(self._calls.columns, memory) for _ in range(n)])
+        self._storage = Storage(self._calls, self.layers, memory, least)
+
+    @property
+    def on_evict(self) -> OnEvict | None:
+        """Who watches the evictions."""
+        return self._storage.on_evict
+
+    @on_evict.setter
+    def on_evict(self, watch: OnEvict | None) -> None:
+        self._storage.on_evict = watch
 
     # What it was built for.
 
@@ -185,21 +184,7 @@ class BeehiveCache(Cache):
         if store.is_initialized and store.dtype != k.dtype:
             raise ValueError(f"the cache holds {store.dtype} keys, the call gives {k.dtype}: reset() the cache")
         calls.touched = True
-        step = call.steps[calls.schedule_of[layer]]
-        least, hearing = self.least_slots(layer), self.hearing
-        if hearing is not None:
-            least = max(least, hearing.slots(calls.schedule_of[layer]))
-        if store.pool is None:
-            keys, values = store.append(k, v, step, least, borrow=hearing is None)
-            return Slots(keys, values, step.starts, step.counts, step.spec, self._shape.windows[layer])
-        schedule = calls.schedule_of[layer]
-        self._shared[schedule].make_room(calls.groups[schedule].index(layer), step, least)
-        keys, values, starts = store.append_to_pool(k, v, step)
-        heads = k.shape[1]
-        counts, spec = Rows(count for count in step.counts for _ in range(heads)), step.spec
-        if spec is not None and isinstance(spec.queries, tuple):
-            spec = spec._replace(queries=tuple(n for n in spec.queries for _ in range(heads)))
-        return Slots(keys, values, starts, counts, spec, None, apart=heads)
+        return self._storage.append(call, layer, k, v, self._shape.windows[layer], self.hearing)
 
     def skip(self, layer: int) -> bool:
         """Whether the open call has no token in any row, so that a layer has nothing to do and has passed it."""
@@ -243,16 +228,7 @@ class BeehiveCache(Cache):
             scores = heard(step, scores, store.nothing(step))
         store.observe(scores, step)
         store.queries = queries
-        shared = self._shared.get(schedule)
-        if shared is not None and (step.evictions or store.pool is not None):
-            if call.columns > 1:
-                shared.layer_done(calls.groups[schedule].index(layer), step, self._watch(calls.groups[schedule]))
-        elif store.borrowed:
-            tokens, last = len(call.counts) * call.width, layer == len(self.layers) - 1
-            for group in self._waiting.add(layer, store, schedule, tokens, last):
-                self._settle_alike(call, group)
-        elif call.columns > 1:
-            settle(store, step, self._least[layer], self._watch([layer]))
+        self._storage.pass_layer(call, layer)
         if calls.pass_layer():
             self._end(call)
 
@@ -267,62 +243,28 @@ class BeehiveCache(Cache):
 
     def end_copies(self) -> None:
         """All copies have been read: all layers take in what was heard, evict, and the call ends."""
-        hearing, calls = self.hearing, self._calls
+        hearing = self.hearing
         assert hearing is not None
         self._take_back(hearing)
         self.hearing = None  # from here on an interruption is one
-        call, last = hearing.call, len(self.layers) - 1
-        for layer, schedule in enumerate(calls.schedule_of):
-            store, step = self.layers[layer], call.steps[schedule]
-            store.observe(hearing.scores(layer), step)
-            if store.pool is None and not (schedule in self._shared and step.evictions):
-                slots = len(store.keys) * store.capacity
-                for group in self._waiting.add(layer, store, schedule, slots, layer == last):
-                    self._settle_alike(call, group)
-        self._end(call)
+        self._storage.hear(hearing)
+        self._end(hearing.call)
 
     def _advance(self, hearing: Hearing) -> None:
         """All layers have passed a call that is read twice: in pools its copy comes behind it."""
-        for pool in self._pools:
-            pool.advance(Rows(hearing.call.counts))
+        self._storage.advance_pools(Rows(hearing.call.counts))
         hearing.is_read = True
 
     def _take_back(self, hearing: Hearing) -> None:
         """Pools hold again what they held before the call."""
-        for pool in self._pools if hearing.is_read else ():
-            pool.advance(Rows(-count for count in hearing.call.counts))
+        if hearing.is_read:
+            self._storage.advance_pools(Rows(-count for count in hearing.call.counts))
         hearing.is_read = False
-
-    @property
-    def _pools(self) -> list[Pool]:
-        return [pool for shared in self._shared.values() for pool in shared.pools]
-
-    def _settle_alike(self, call: Call, group: list[int]) -> None:
-        """Let go of a prompt in layers that are alike."""
-        step = call.steps[self._calls.schedule_of[group[0]]]
-        settle_alike([self.layers[i] for i in group], step, self._least[group[0]], self._watch(group))
 
     def _end(self, call: Call, served: bool = False) -> None:
         """All layers have passed the call: run the evictions that are still due, and close it."""
-        if rest := self._waiting.rest():
-            self._settle_alike(call, rest)
-        calls, stacked = self._calls, set(self._shared)
-        for schedule, shared in self._shared.items():
-            shared.end(call.steps[schedule], self._watch(calls.groups[schedule]), served)
-        if call.columns == 1:
-            for schedule, stack in self._stacks.items():
-                layers = calls.groups[schedule]
-                if settle_stack(stack, [self.layers[i] for i in layers], call.steps[schedule], self._watch(layers)):
-                    stacked.add(schedule)
-            for layer, schedule in enumerate(calls.schedule_of):
-                if schedule not in stacked:
-                    settle(self.layers[layer], call.steps[schedule], self._least[layer], self._watch([layer]))
+        self._storage.end(call, served)
         self._calls.close(self.nbytes)
-
-    def _watch(self, layers: Sequence[int]) -> Watch | None:
-        """Who watches the evictions of these layers."""
-        watch = self.on_evict
-        return None if watch is None else lambda index, eviction, slots: watch(layers[index], eviction, slots)
 
     # Where the queries of the open call are. Past a row's end: any place that the call has.
 
@@ -373,7 +315,7 @@ class BeehiveCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes allocated for keys, values and scores in all layers."""
-        return self._memory.nbytes + sum(pool.nbytes for pool in self._pools)
+        return self._storage.nbytes
 
     @property
     def calls(self) -> int:
@@ -399,15 +341,10 @@ class BeehiveCache(Cache):
             peak_nbytes: after each one-token call (now, if there was none); longest_head, shortest_head: per row,
             cached tokens now of the head with the most and the fewest, in the layers that the policy decides over.
         """
-        lengths = [self._head_lengths(layer) for layer in self._calls.counted]
+        lengths = [self._storage.head_lengths(layer) for layer in self._calls.counted]
         rows = [[n for heads in row for n in heads] for row in zip(*lengths, strict=True)]
         ends = {"longest_head": list(map(max, rows)), "shortest_head": list(map(min, rows))}
         return {**self._calls.stats(self.nbytes), **ends}
-
-    def _head_lengths(self, layer: int) -> list[list[int]]:
-        """Cached tokens of each row's heads in one layer; of one of them, where all have as many."""
-        store = self.layers[layer]
-        return [[n] for n in self.layer_lengths(layer)] if store.pool is None else store.pool.lengths(store.member)
 
     def __repr__(self) -> str:
         policies = list(dict.fromkeys(self._calls.policy(layer) for layer in self._calls.counted))
@@ -433,30 +370,15 @@ class BeehiveCache(Cache):
 
     def offer(self, stacks: Mapping[int, Stack | Pool]) -> None:
         """Let new buffers be in the stack, or the pool, of each schedule; those in use stay where they are."""
-        self._stacks = {schedule: stack for schedule, stack in stacks.items() if isinstance(stack, Stack)}
-        for schedule, layers in self.groups.items():
-            buffers = stacks[schedule]
-            if isinstance(buffers, Pool):
-                self._shared[schedule].offer(buffers)
-                continue
-            for index, layer in enumerate(layers):
-                self.layers[layer].offer(buffers, index)
+        self._storage.offer(stacks)
 
     def move_in(self) -> None:
         """Bring all layers to the stacks that were offered, which must have the room."""
-        for schedule, shared in self._shared.items():
-            shared.move_in(Rows(length for length, _ in self._calls.states(schedule)))
-        for layer, store in enumerate(self.layers):
-            if store.pool is None:
-                store.move_in(max(self.layer_lengths(layer)))
+        self._storage.move_in()
 
     def leave(self) -> None:
         """Bring the layers that live in stacks to buffers of their own."""
-        for layer in self.layers:
-            layer.move_out()
-        for shared in self._shared.values():
-            shared.leave()
-        self._stacks = {}
+        self._storage.leave()
 
     def finish(self) -> None:
         """End the open one-token call: its tokens are in the stacks, and so is what the slots received."""
@@ -469,9 +391,7 @@ class BeehiveCache(Cache):
     def rewind(self, mark: Any) -> None:
         """Forget the calls since `mark()`: those wrote nothing that counts, and nothing was evicted."""
         self._calls.rewind(mark)
-        for shared in self._shared.values():
-            for pool in shared.pools:
-                pool.forget_lengths()
+        self._storage.forget_lengths()
 
     # The interface of transformers.Cache.
 
@@ -491,11 +411,8 @@ class BeehiveCache(Cache):
     def reset(self) -> None:
         """Forget everything and give the memory back."""
         self._calls.clear()
-        self._waiting, self.hearing = Waiting(), None
-        for shared in self._shared.values():
-            shared.clear()
-        for layer in self.layers:
-            layer.reset()
+        self.hearing = None
+        self._storage.reset()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Make row i what row beam_idx[i] was (beam search)."""
@@ -515,10 +432,7 @@ class BeehiveCache(Cache):
         taken = rows.tolist()
         if not taken:
             raise ValueError("no row of the cache would be left: reset() it instead")
-        for layer in self.layers:
-            layer.take(rows)
-        for shared in self._shared.values():
-            shared.take(rows)
+        self._storage.take(rows)
         self._calls.take(taken)
 
     def crop(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -104,7 +104,7 @@ def test_every_policy(name, positions, kind):
     assert_same(results)
     cache = results[1][1]
     assert all(layer.home or layer.pool for layer in cache.layers)  # it did run in static memory
-    assert all(shared.is_home for shared in cache._shared.values())
+    assert all(shared.is_home for shared in cache._storage._shared.values())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,199 @@
+"""What all layers of a cache hold: in buffers of their own, in stacks, in pools; and what a call does to that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from buzz.cache.call import Call, Slots
+from buzz.cache.calls import Calls
+from buzz.cache.compaction import Watch
+from buzz.cache.echo import Hearing
+from buzz.cache.layer import BeehiveLayer, Memory
+from buzz.cache.pool import Pool
+from buzz.cache.schedule import Eviction
+from buzz.cache.settle import Waiting, settle, settle_alike, settle_stack
+from buzz.cache.shared import SharedLayers
+from buzz.cache.stack import Stack
+from buzz.rows import Rows
+
+OnEvict = Callable[[int, Eviction, torch.Tensor], None]  # called with a layer of the model
+
+
+class Storage:
+    """The layers of a cache, and who shares with whom.
+
+    Args:
+        calls: the cache's integers.
+        layers: of the model, which have allocated `memory` together.
+        least: slots to allocate at least in each layer.
+
+    Attributes:
+        on_evict: who watches evictions, if anybody does.
+    """
+
+    def __init__(self, calls: Calls, layers: Sequence[BeehiveLayer], memory: Memory, least: Sequence[int]) -> None:
+        self._calls, self._layers, self._memory, self._least = calls, layers, memory, least
+        self.on_evict: OnEvict | None = None
+        self._waiting = Waiting()
+        self._stacks: dict[int, Stack] = {}
+        self._shared = {
+            schedule: SharedLayers([layers[i] for i in group], scope == "model", least[group[0]])
+            for schedule, group in calls.groups.items()
+            if (scope := calls.policy(group[0]).scope) != "head"
+        }
+
+    @property
+    def _pools(self) -> list[Pool]:
+        return [pool for shared in self._shared.values() for pool in shared.pools]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys, values and scores in all layers."""
+        return self._memory.nbytes + sum(pool.nbytes for pool in self._pools)
+
+    def head_lengths(self, layer: int) -> list[list[int]]:
+        """Cached tokens of each row's heads in one layer; of one of them, where all have as many."""
+        store = self._layers[layer]
+        return [[n] for n in self._calls.lengths(layer)] if store.pool is None else store.pool.lengths(store.member)
+
+    # A call.
+
+    def append(
+        self, call: Call, layer: int, k: torch.Tensor, v: torch.Tensor, window: int | None, hearing: Hearing | None
+    ) -> Slots:
+        """Take in the keys and values [B, H, L, D] of a call in one layer, valid columns at the left.
+
+        Args:
+            window: of the layer.
+            hearing: of a call that is read twice: there is room for a chunk of its copy then.
+        """
+        store, schedule = self._layers[layer], self._calls.schedule_of[layer]
+        step, least = call.steps[schedule], self._least[layer]
+        if hearing is not None:
+            least = max(least, hearing.slots(schedule))
+        if store.pool is None:
+            keys, values = store.append(k, v, step, least, borrow=hearing is None)
+            return Slots(keys, values, step.starts, step.counts, step.spec, window)
+        self._shared[schedule].make_room(self._calls.groups[schedule].index(layer), step, least)
+        keys, values, starts = store.append_to_pool(k, v, step)
+        heads, spec = k.shape[1], step.spec
+        if spec is not None and isinstance(spec.queries, tuple):
+            spec = spec._replace(queries=tuple(n for n in spec.queries for _ in range(heads)))
+        return Slots(keys, values, starts, Rows(n for n in step.counts for _ in range(heads)), spec, None, apart=heads)
+
+    def pass_layer(self, call: Call, layer: int) -> None:
+        """One layer is done with a call, and has observed what it received: a prompt is let go of if it can be."""
+        calls, store = self._calls, self._layers[layer]
+        schedule = calls.schedule_of[layer]
+        step, shared = call.steps[schedule], self._shared.get(schedule)
+        if shared is not None and (step.evictions or store.pool is not None):
+            if call.columns > 1:
+                shared.layer_done(calls.groups[schedule].index(layer), step, self._watch(calls.groups[schedule]))
+        elif store.borrowed:
+            self._wait(call, layer, len(call.counts) * call.width)
+        elif call.columns > 1:
+            settle(store, step, self._least[layer], self._watch([layer]))
+
+    def hear(self, hearing: Hearing) -> None:
+        """All copies of a call have been read: take in what each layer heard, and let go of what can be."""
+        for layer, schedule in enumerate(self._calls.schedule_of):
+            store, step = self._layers[layer], hearing.call.steps[schedule]
+            store.observe(hearing.scores(layer), step)
+            if store.pool is None and not (schedule in self._shared and step.evictions):
+                self._wait(hearing.call, layer, len(store.keys) * store.capacity)
+
+    def end(self, call: Call, served: bool) -> None:
+        """All layers have passed a call: run the evictions that are still due.
+
+        Args:
+            served: a step in static memory, of which the device knows already that it is over.
+        """
+        if rest := self._waiting.rest():
+            self._settle_alike(call, rest)
+        groups, done = self._calls.groups, set(self._shared)
+        for schedule, shared in self._shared.items():
+            shared.end(call.steps[schedule], self._watch(groups[schedule]), served)
+        if call.columns > 1:
+            return
+        for schedule, stack in self._stacks.items():
+            layers = [self._layers[i] for i in groups[schedule]]
+            if settle_stack(stack, layers, call.steps[schedule], self._watch(groups[schedule])):
+                done.add(schedule)
+        for layer, schedule in enumerate(self._calls.schedule_of):
+            if schedule not in done:
+                settle(self._layers[layer], call.steps[schedule], self._least[layer], self._watch([layer]))
+
+    def advance_pools(self, counts: Rows) -> None:
+        """In pools, every head of row b holds counts[b] slots more, or fewer."""
+        for pool in self._pools:
+            pool.advance(counts)
+
+    def _wait(self, call: Call, layer: int, tokens: int) -> None:
+        """A layer waits for others like it to let go of a prompt of so many tokens in all rows, or does so."""
+        last = layer == len(self._layers) - 1
+        for group in self._waiting.add(layer, self._layers[layer], self._calls.schedule_of[layer], tokens, last):
+            self._settle_alike(call, group)
+
+    def _settle_alike(self, call: Call, group: list[int]) -> None:
+        """Let go of a prompt in layers that are alike."""
+        step = call.steps[self._calls.schedule_of[group[0]]]
+        settle_alike([self._layers[i] for i in group], step, self._least[group[0]], self._watch(group))
+
+    def _watch(self, layers: Sequence[int]) -> Watch | None:
+        """Who watches the evictions of these layers."""
+        watch = self.on_evict
+        return None if watch is None else lambda index, eviction, slots: watch(layers[index], eviction, slots)
+
+    # What changes it besides calls.
+
+    def offer(self, buffers: Mapping[int, Stack | Pool]) -> None:
+        """Let new buffers be in the stack, or the pool, of each schedule; those in use stay where they are."""
+        self._stacks = {schedule: stack for schedule, stack in buffers.items() if isinstance(stack, Stack)}
+        for schedule, layers in self._calls.groups.items():
+            home = buffers[schedule]
+            if isinstance(home, Pool):
+                self._shared[schedule].offer(home)
+                continue
+            for index, layer in enumerate(layers):
+                self._layers[layer].offer(home, index)
+
+    def move_in(self) -> None:
+        """Bring all layers to what was offered, which must have the room."""
+        for schedule, shared in self._shared.items():
+            shared.move_in(Rows(length for length, _ in self._calls.states(schedule)))
+        for layer, store in enumerate(self._layers):
+            if store.pool is None:
+                store.move_in(max(self._calls.lengths(layer)))
+
+    def leave(self) -> None:
+        """Bring the layers that live in stacks or offered pools to buffers of their own."""
+        for layer in self._layers:
+            layer.move_out()
+        for shared in self._shared.values():
+            shared.leave()
+        self._stacks = {}
+
+    def forget_lengths(self) -> None:
+        """The device alone knows what heads hold that share."""
+        for pool in self._pools:
+            pool.forget_lengths()
+
+    def take(self, rows: torch.Tensor) -> None:
+        """Make row i what row rows[i] was; the number of rows may change."""
+        for layer in self._layers:
+            layer.take(rows)
+        for shared in self._shared.values():
+            shared.take(rows)
+
+    def reset(self) -> None:
+        """Give all memory back."""
+        self._waiting = Waiting()
+        for shared in self._shared.values():
+            shared.clear()
+        for layer in self._layers:
+            layer.reset()
+
+
+__all__ = ["Storage"]
