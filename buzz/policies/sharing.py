@@ -46,32 +46,43 @@ def share(
     rows, size = worth.shape
     head, slot, length = (t.expand(rows, -1) for t in (places.head, places.slot, places.length))  # [R, P], [R, heads]
     here = torch.arange(size, device=worth.device).expand(rows, size)
-    taken = slot < length.gather(1, head)
-    rank = _inverse(ranked(worth), here)  # of a place by its worth alone: all different
+    end = length.gather(1, head)
+    taken = slot < end
+    protected = taken & ((slot < sink) | (slot >= end - window))
+    order = ranked(worth)
+    rank = _inverse(order, here)  # of a place by its worth alone: all different
 
     # A head's slots in the order in which it gives them up last; `turn` counts from the first of them.
-    protected = (slot < sink) | (slot >= length.gather(1, head) - window)
-    turn = _turns(head, torch.where(protected, rank, rank + size), taken, length, here)
+    first = length.clamp(max=sink + window)  # those that stay anyway
+    turn = _turns(head, places.heads, taken & ~protected, order, here) + first.gather(1, head)
     least = max(1, sink + window, int(floor * kept))
     most = size if ceiling is None else int(ceiling * kept)
-    group = torch.where(turn < least, 0, torch.where(turn < most, 1, 3))
+    group = torch.where(protected | (turn < least), 0, torch.where(turn < most, 1, 3))
     if layer_ceiling is not None:
         layer, heads = places.layer.expand(rows, -1), places.heads // places.layers
-        lengths = length.unflatten(1, (places.layers, heads)).sum(-1)  # [R, layers]
-        turn = _turns(layer, group * size + rank, taken, lengths, here)
+        before = torch.zeros(rows, places.layers, dtype=torch.int64, device=worth.device)
+        before.scatter_add_(1, layer, (taken & (group == 0)).long())
+        turn = _turns(layer, places.layers, taken & (group == 1), order, here) + before.gather(1, layer)
         group = group.where((group != 1) | (turn < int(layer_ceiling * kept * heads)), 2)
-    order = torch.where(taken, group * size + rank, 4 * size).argsort(dim=-1, stable=True)
-    return torch.zeros_like(taken).scatter(1, order, here < (chosen or kept) * places.heads)
+    # Keys are all different, so counting those up to each is cheaper than sorting them.
+    key = torch.where(taken, group * size + rank, 4 * size)
+    there = torch.zeros(rows, 4 * size + 1, dtype=torch.int32, device=worth.device).scatter_(1, key, 1)
+    return taken & (there.cumsum(dim=1, dtype=torch.int32).gather(1, key) <= (chosen or kept) * places.heads)
 
 
 def _turns(
-    part: torch.Tensor, key: torch.Tensor, taken: torch.Tensor, length: torch.Tensor, here: torch.Tensor
+    part: torch.Tensor, parts: int, among: torch.Tensor, order: torch.Tensor, here: torch.Tensor
 ) -> torch.Tensor:
-    """How many taken places of its part (a head, a layer; their lengths [R, parts]) come before each, by a key."""
-    above = 4 * here.shape[-1]  # any key
-    order = torch.where(taken, part * above + key, length.shape[1] * above).argsort(dim=-1, stable=True)
-    begin = length.cumsum(-1) - length  # of each part, once all taken places stand in order
-    return _inverse(order, here) - begin.gather(1, part)
+    """How many places of its part (a head, a layer) come before each in an order, counting those `among` alone.
+
+    What it says of the other places means nothing.
+    """
+    small = torch.int16 if parts < 2**15 else torch.int64  # few bits are quickly sorted
+    of = torch.where(among, part, parts)
+    by_part = order.gather(1, of.gather(1, order).to(small).argsort(dim=-1, stable=True))
+    counts = torch.zeros(len(of), parts + 1, dtype=torch.int64, device=of.device)
+    counts.scatter_add_(1, of, torch.ones_like(of))
+    return _inverse(by_part, here) - (counts.cumsum(dim=1) - counts).gather(1, part)
 
 
 def _inverse(order: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
