@@ -10,7 +10,7 @@ import torch
 from buzz.cache.compaction import Block
 from buzz.cache.pool import Pool
 from buzz.policies import Held, Places, Policy, Queries
-from buzz.rows import Rows
+from buzz.rows import Rows, brought
 
 
 class Source(NamedTuple):
@@ -100,7 +100,9 @@ def deal(
     of = source.places.head.expand(len(stay), -1)  # [U, P]
     free = Rows(target.capacity - length for length in lengths).on(device)[:, None]  # places behind each head
     rows = units.on(device)
-    factors = None if decays is None or set(decays) == {1.0} else torch.tensor(decays, device=device)[:, None]
+    factors: float | torch.Tensor = 1.0 if decays is None else decays[0]
+    if decays is not None and len(set(decays)) > 1:
+        factors = brought(decays, torch.float32, device)[:, None]
     sizes = [part.keys[0, ..., 0].numel() for part in source.parts]
     stays, heads_of = stay.split(sizes, dim=1), of.split(sizes, dim=1)
     counts = [part.sum(dim=1, keepdim=True) for part in stays]  # [U, 1]
@@ -119,7 +121,7 @@ def deal(
                 continue
             new = _picked(old, order, part.keys.shape[2] if part.keys.dim() == 4 else None)
             if own.dim() == 2:  # scores, which are zero where no slot is
-                new = new * (count > 0) if factors is None else new * (count > 0) * factors
+                new = new * (count > 0) * factors
                 if not index:
                     own[rows] = 0
             own[rows[:, None], goal] = new
