@@ -1,4 +1,4 @@
-"""Which policies can be run with which positions."""
+"""Which policies are run with which positions, and which of them where one of a kind tells as much as all."""
 
 from __future__ import annotations
 
@@ -11,3 +11,7 @@ PLACED = [
     for positions in ("cache", "original")
     if positions == "original" or "queries" not in buzz.make_policy(name).reads
 ]
+# As long as nothing is evicted, policies differ in what they ask of a call: nothing, sums, the last queries, another
+# policy in every layer, the largest probability from afar for heads that share, a second reading, moments of queries,
+# keys.
+KINDS = ("full", "h2o", "snapkv", "pyramidkv", "comb", "kvzip", "expected_attention", "keydiff")
