@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from buzz.attention.step import attend_step
-from tests.attention.test_step import CUDA, DEVICE, Case, every_function, make, naive, needs_triton, triton_step
+from tests.attention.test_step import (
+    CUDA,
+    DEVICE,
+    Case,
+    every_function,
+    make,
+    naive,
+    needs_triton,
+    repeats,
+    triton_step,
+)
 
 SCALE = 0.25
 
@@ -62,7 +72,7 @@ class Pool:
 def check(function, pool, *, tolerance=1e-5, logn_base=None, window=None, of="sum", beyond=0, **how):
     """Every head gives what it gives alone, nothing else changes, and a second run gives the same bits."""
     how |= {"logn_base": logn_base, "window": window, "of": of, "beyond": beyond}
-    (got, after), (again, other) = (pool.run(function, **how) for _ in range(2))
+    got, after = pool.run(function, **how)
     keys, values = pool.case.copy().keys, pool.case.copy().values
     scores = None if pool.case.scores is None else pool.case.scores.double()
     for b, row in enumerate(pool.heads):
@@ -85,16 +95,19 @@ def check(function, pool, *, tolerance=1e-5, logn_base=None, window=None, of="su
             for h, n in enumerate(row):
                 held[pool.begin[b, h] : pool.begin[b, h] + n + 1] = True
             assert (held | untouched[b]).all()
-    assert torch.equal(got, again)
-    assert all(a is None or torch.equal(a, b) for a, b in zip(after.cache, other.cache, strict=True))
+    if repeats(function):
+        again, other = pool.run(function, **how)
+        assert torch.equal(got, again)
+        assert all(a is None or torch.equal(a, b) for a, b in zip(after.cache, other.cache, strict=True))
 
 
 UNEVEN = [[3, 19, 40], [25, 0, 8]]
 
 
 @every_function
-@pytest.mark.parametrize(("group", "dim"), [(1, 16), (3, 64), (1, 80), (4, 128)])
-@pytest.mark.parametrize("rotate", [True, False])
+@pytest.mark.parametrize(
+    ("group", "dim", "rotate"), [(1, 16, False), (3, 64, True), (1, 80, True), (4, 80, False), (4, 128, True)]
+)
 def test_groups_and_dimensions(function, group, dim, rotate):
     check(function, Pool(UNEVEN, group=group, dim=dim, rotate=rotate))
 
@@ -113,15 +126,16 @@ def test_heads_in_any_order(function):
 
 
 @every_function
-@pytest.mark.parametrize("of", ["sum", "mean", "largest"])
-@pytest.mark.parametrize(("beyond", "window"), [(0, None), (6, None), (6, 12), (0, 12)])
+@pytest.mark.parametrize(
+    ("of", "beyond", "window"),
+    [("sum", 0, None), ("sum", 6, 12), ("mean", 6, None), ("mean", 0, 12), ("largest", 6, None), ("largest", 6, 12)],
+)
 def test_scores(function, beyond, window, of):
     check(function, Pool(UNEVEN, group=2), of=of, beyond=beyond, window=window, logn_base=512)
 
 
 @every_function
-@pytest.mark.parametrize("live", [0, 1])
-@pytest.mark.parametrize("of", ["sum", "largest"])
+@pytest.mark.parametrize(("of", "live"), [("sum", 0), ("largest", 0), ("largest", 1)])
 def test_live(function, of, live):
     check(function, Pool(UNEVEN, group=2, live=live), of=of)
 

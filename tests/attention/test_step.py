@@ -164,8 +164,14 @@ def check(
             assert not beyond or not gained[b, :, max(0, n - beyond) :].any()
             assert window is None or not gained[b, :, : max(0, n + 1 - window)].any()
         assert torch.equal(after.scores._base[::2].cpu(), case.scores._base[::2])  # the other layers
-    assert torch.equal(again.run(function, **how), got)
-    assert all(a is None or torch.equal(a, b) for a, b in zip(after.cache, again.cache, strict=True))
+    if repeats(function):
+        assert torch.equal(again.run(function, **how), got)
+        assert all(a is None or torch.equal(a, b) for a, b in zip(after.cache, again.cache, strict=True))
+
+
+def repeats(function) -> bool:
+    """Whether a second run is worth its time: Triton's interpreter runs one program after another, always the same."""
+    return CUDA or function is not triton_step
 
 
 def triton_step(**arguments) -> torch.Tensor:
@@ -184,12 +190,16 @@ every_function = pytest.mark.parametrize("function", FUNCTIONS)
 
 
 @every_function
-@pytest.mark.parametrize(
-    ("group", "dim"), [(1, 16), (1, 64), (3, 64), (1, 80), (4, 80), (3, 96), (4, 128), (8, 128), (1, 256), (8, 256)]
-)
 @pytest.mark.parametrize("rotate", [True, False])
+@pytest.mark.parametrize(("group", "dim"), [(1, 16), (3, 64), (1, 80), (4, 80), (4, 128)])
 def test_groups_and_dimensions(function, group, dim, rotate):
     check(function, make([19, 42], group=group, dim=dim, rotate=rotate))
+
+
+@every_function
+@pytest.mark.parametrize(("group", "dim"), [(1, 64), (3, 96), (8, 128), (1, 256), (8, 256)])
+def test_more_groups_and_dimensions(function, group, dim):
+    check(function, make([6, 21], group=group, dim=dim))
 
 
 @every_function
@@ -233,15 +243,19 @@ def test_log_n(function, lengths):
 
 
 @every_function
-@pytest.mark.parametrize("live", [0, 1])
-@pytest.mark.parametrize("of", ["sum", "largest"])
+@pytest.mark.parametrize(("of", "live"), [("sum", 0), ("sum", 1), ("largest", 0)])
 def test_live(function, live, of):
     check(function, make([20, 3], group=2, live=live), of=of)
 
 
 @every_function
-@pytest.mark.parametrize("of", ["sum", "mean", "largest"])
-@pytest.mark.parametrize(("beyond", "window"), [(0, None), (1, None), (17, None), (17, 20), (50, None)])
+@pytest.mark.parametrize(
+    ("of", "beyond", "window"),
+    [
+        *[("sum", 1, None), ("sum", 17, 20), ("mean", 0, None), ("mean", 17, None)],
+        *[("largest", 0, None), ("largest", 1, None), ("largest", 17, 20), ("largest", 50, None)],
+    ],
+)
 def test_means_and_largest_from_afar(function, beyond, window, of):
     case = make([0, 19, 42], group=3)
     case.scores *= 0.1  # so that some are the larger ones, and some are not
@@ -249,8 +263,7 @@ def test_means_and_largest_from_afar(function, beyond, window, of):
 
 
 @every_function
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize(("dtype", "group"), [(torch.float16, 4), (torch.bfloat16, 1), (torch.bfloat16, 4)])
 def test_half_precision_keeps_float32_statistics(function, dtype, group):
     case = make([19, 42], group=group, dim=64, dtype=dtype)
     check(function, case, tolerance=4e-3 if dtype == torch.bfloat16 else 5e-4)
@@ -329,7 +342,7 @@ def test_a_stream_of_steps(function):
         (4, {}),
     ],
 )
-@pytest.mark.parametrize("lengths", [[0, 44], [15, 16], [33, 2]])
+@pytest.mark.parametrize("lengths", [[0, 44], [15, 16]])
 def test_launches(group, changes, lengths):
     """How the work is cut up changes no result."""
     from buzz.kernels.step import Launch

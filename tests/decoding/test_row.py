@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -61,10 +63,12 @@ def test_steps_of_one_row_give_the_tokens_of_the_models_own_forward(monkeypatch,
         with buzz.patch_model(model) as handle, torch.no_grad():
             handle.engine.run = run
             cache = recorded(policy, model.config)
-            ids = model.generate(prompt, past_key_values=cache, max_new_tokens=15, do_sample=False)
+            ids = model.generate(prompt, past_key_values=cache, max_new_tokens=9, do_sample=False)
             logits = model(ids[:, -1:], past_key_values=cache).logits
             results.append((ids, logits, cache.curve.lengths))
-    assert rows.steps == 14
+    assert rows.steps == 8
+    held = [row[0] for row in results[1][2]]
+    assert any(after <= before for before, after in pairwise(held[1:]))  # a step evicts
     assert results[0][0].tolist() == results[1][0].tolist()
     assert results[0][2] == results[1][2]
     torch.testing.assert_close(results[0][1], results[1][1], atol=1e-4, rtol=1e-4)

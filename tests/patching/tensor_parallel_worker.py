@@ -35,6 +35,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 import buzz
 from buzz.decoding.arena import Off, Uncaptured
 from tests.models.tiny import CASES
+from tests.patching.placed import PLACED
 from tests.patching.shared_families import OutsideError, check_case, save_case
 from tests.patching.shared_runs import GREEDY, differences, forward, generate, load_shared, load_whole, run
 
@@ -52,7 +53,13 @@ POLICIES: dict[str, Any] = {
     "pyramidkv": {"capacity": 14, "window": 4, "kernel": 3, "beta": 4},
     "tova": {"capacity": 12},
     "random": {"capacity": 15, "sink": 2, "window": 6, "seed": 3},
+    "keydiff": {"capacity": 12},
+    # Heads that share their slots are refused here.
+    "comb": {"capacity": 12, "sink": 2, "lazy": 1, "beyond": 3, "scope": "head"},
+    "kvzip": {"capacity": 14, "sink": 2, "window": 4, "chunk": 9, "scope": "head"},
+    "expected_attention": {"capacity": 12, "sink": 2, "scope": "head"},
 }
+SHARING = (("comb", {"scope": "model"}), ("comb", {"scope": "layer"}), ("kvzip", {}))
 WHY = "its weights are spread over several processes"
 
 
@@ -71,6 +78,7 @@ def main() -> int:
         _join(arguments.rendezvous, device)
         pairs = {n: (load_whole(path, device, dtype), load_shared(path, dtype)) for n, path in folders.items()}
         differing = _tell("patch", _check_patch(*pairs[2]))
+        differing |= _tell("heads that share", _check_refusals(pairs[2][1]))
         for name in arguments.policies:
             differing |= _tell(name, _check(name, pairs))
         for name, path in cases.items():
@@ -148,7 +156,11 @@ def _check(name: str, pairs: dict[int, tuple[Any, Any]]) -> Iterator[str]:
     policies = {"": buzz.make_policy(name, **POLICIES[name])}
     if name == "tova":
         policies[", rows"] = buzz.PerRow([buzz.make_policy("tova", capacity=n) for n in (9, 14, 11)])
+    if name == "comb":
+        policies[", echo"] = buzz.make_policy(name, **POLICIES[name], echo=True, chunk=9)
     for kv_heads, positions, how, call in SETTINGS:
+        if (name, positions) not in PLACED:
+            continue
         with buzz.patch_model(pairs[kv_heads][0]) as one, buzz.patch_model(pairs[kv_heads][1]) as many:
             one.engine.run = many.engine.run = Uncaptured() if how == "static memory" else Off()
             for rows, policy in policies.items():
@@ -157,6 +169,24 @@ def _check(name: str, pairs: dict[int, tuple[Any, Any]]) -> Iterator[str]:
                     yield f"{what} ({how}, positions {positions}, {kv_heads} KV heads{rows})"
             if many.engine.told:
                 yield f"decoded otherwise: {', '.join(many.engine.told)}"
+
+
+def _check_refusals(shared: Any) -> Iterator[str]:
+    """Policies whose heads share their slots are refused before anything is cached."""
+    ids = torch.arange(3, 40, device=shared.device)[None]
+    with buzz.patch_model(shared):
+        for name, params in SHARING:
+            policy = buzz.make_policy(name, **params)
+            cache = buzz.BeehiveCache(policy, shared.config)
+            try:
+                shared(ids, past_key_values=cache)
+            except ValueError as error:
+                if "are spread over processes: take scope='head'" not in str(error):
+                    yield f"{policy}: {error}"
+            else:
+                yield f"{policy} is not refused"
+            if cache.get_seq_length():
+                yield f"{policy} has cached something"
 
 
 def _check_patch(whole: Any, shared: Any) -> Iterator[str]:

@@ -326,7 +326,8 @@ def test_calls_without_columns_and_packed_rows_are_refused(model):
 def test_a_cache_tells_what_it_is():
     model = tiny_llama()
     cache = buzz.BeehiveCache("h2o", model, budget=24)
-    assert repr(cache) == "BeehiveCache(H2OPolicy(heavy=17, window=7), positions='cache', lengths=[], seen=0, 0.00 MiB)"
+    policy = "H2OPolicy(heavy=17, window=7, sink=0)"
+    assert repr(cache) == f"BeehiveCache({policy}, positions='cache', lengths=[], seen=0, 0.00 MiB)"
     with buzz.patch_model(model), torch.no_grad():
         model(tokens(2, 40), past_key_values=cache)
     shown = repr(cache)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 import buzz
 from tests.conftest import MODELS, left_pad, tokens
+from tests.patching.placed import KINDS, PLACED
 
-STEPS = 50
-POSITIONS = ["cache", "original"]
+STEPS = 24  # buffers grow several times
+# All policies in one model, and one of each kind in all.
+MATRIX = [(kind, *placed) for kind in MODELS for placed in PLACED if kind == "llama-gqa" or placed[0] in KINDS]
 
 
+@functools.cache
 @torch.no_grad()
-def unpatched_run(model, ids):
-    """Logits of the prompt [B, L, V] and of 50 greedy steps [B, V] each, and the tokens that were fed."""
+def unpatched_run(kind, length):
+    """Of a prompt of random tokens: it, [1, L], its logits [1, L, V], those of greedy steps [1, V] each, and what was
+    fed."""
+    model, ids = MODELS[kind](), tokens(1, length, seed=length)
     cache = DynamicCache(config=model.config)
     prompt = model(ids, past_key_values=cache).logits
     steps, fed, last = [], [], prompt[:, -1]
@@ -23,7 +30,7 @@ def unpatched_run(model, ids):
         fed.append(last.argmax(-1, keepdim=True))
         last = model(fed[-1], past_key_values=cache).logits[:, -1]
         steps.append(last)
-    return prompt, steps, fed
+    return ids, prompt, steps, fed
 
 
 def roomy(name):
@@ -31,46 +38,43 @@ def roomy(name):
     return buzz.make_policy(name, **({"capacity": 4000} if name == "pyramidkv" else {}))
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("name", list(buzz.POLICIES))
-@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize(("kind", "name", "positions"), MATRIX)
 @torch.no_grad()
 def test_logits_equal_the_unpatched_model(kind, name, positions):
     model = MODELS[kind]()
-    rows = [tokens(1, n, seed=n)[0] for n in (37, 11, 24)]
-    alone = [unpatched_run(model, row[None]) for row in rows]
+    alone = [unpatched_run(kind, length) for length in (37, 11, 24)]
     policy = roomy(name)
     with buzz.patch_model(model):
-        for row, (prompt, steps, fed) in zip(rows, alone, strict=True):
+        for row, prompt, steps, fed in alone:
             cache = buzz.BeehiveCache(policy, model.config, positions=positions)
-            torch.testing.assert_close(model(row[None], past_key_values=cache).logits, prompt, atol=1e-5, rtol=0)
+            torch.testing.assert_close(model(row, past_key_values=cache).logits, prompt, atol=1e-5, rtol=0)
             for token, expected in zip(fed, steps, strict=True):
                 logits = model(token, past_key_values=cache).logits[:, -1]
                 torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
         # The same rows as one left-padded batch: each equals its own batch-1 run.
-        ids, mask = left_pad(rows)
+        ids, mask = left_pad([row[0] for row, *_ in alone])
         cache = buzz.BeehiveCache(policy, model.config, positions=positions)
         logits = model(ids, attention_mask=mask, past_key_values=cache).logits
         assert cache.lengths == [37, 11, 24]
-        for i, (row, (prompt, _, _)) in enumerate(zip(rows, alone, strict=True)):
-            torch.testing.assert_close(logits[i, -len(row) :], prompt[0], atol=1e-5, rtol=0)
+        for i, (row, prompt, _, _) in enumerate(alone):
+            torch.testing.assert_close(logits[i, -row.shape[1] :], prompt[0], atol=1e-5, rtol=0)
         for step in range(STEPS):
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            token = torch.cat([fed[step] for _, _, fed in alone])
+            token = torch.cat([fed[step] for *_, fed in alone])
             logits = model(token, attention_mask=mask, past_key_values=cache).logits[:, -1]
-            expected = torch.cat([steps[step] for _, steps, _ in alone])
+            expected = torch.cat([steps[step] for _, _, steps, _ in alone])
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("name", list(buzz.POLICIES))
-def test_greedy_generate_gives_the_same_ids(model, name, positions):
+@pytest.mark.parametrize(("kind", "name", "positions"), MATRIX)
+def test_greedy_generate_gives_the_same_ids(kind, name, positions):
+    model = MODELS[kind]()
     rows = [tokens(1, n, seed=n)[0] for n in (30, 9)]
     ids, mask = left_pad(rows)
-    expected = model.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False)
+    expected = model.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False)
     with buzz.patch_model(model):
         cache = buzz.BeehiveCache(roomy(name), model.config, positions=positions)
-        got = model.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False, past_key_values=cache)
+        got = model.generate(ids, attention_mask=mask, max_new_tokens=20, do_sample=False, past_key_values=cache)
     assert got.tolist() == expected.tolist()
 
 

@@ -17,6 +17,7 @@ from buzz.decoding.arena import Uncaptured
 from tests.conftest import VOCAB, left_pad, tiny_llama, tiny_opt, tokens
 from tests.models.reference import NaiveModel
 from tests.models.tiny import tiny
+from tests.patching.placed import KINDS, PLACED
 from tests.patching.test_after_eviction import SETTINGS
 from tests.patching.test_exact import roomy
 
@@ -83,19 +84,18 @@ def play(model, cache, found, rows, explicit, seed):
     return logits
 
 
-@settings(max_examples=800)
+@settings(max_examples=300)
 @given(
     calls(),
     st.sampled_from(["llama", "opt"]),
-    st.sampled_from(["cache", "original"]),
-    st.sampled_from(list(buzz.POLICIES)),
+    st.sampled_from(PLACED),
     st.booleans(),
     st.integers(0, 1000),
 )
 @torch.no_grad()
-def test_roomy_calls_equal_the_unpatched_model(drawn, kind, positions, name, explicit, seed):
+def test_roomy_calls_equal_the_unpatched_model(drawn, kind, placed, explicit, seed):
     """Tokens see what they see there; with `positions="cache"` the unpatched model is told to count no pads."""
-    rows, found = drawn
+    (rows, found), (name, positions) = drawn, placed
     model = small(kind)
     expected, past = DynamicCache(config=model.config), torch.zeros(rows, 0, dtype=torch.bool)
     count_tokens = explicit or (positions == "cache" and kind == "llama")
@@ -115,7 +115,7 @@ def test_roomy_calls_equal_the_unpatched_model(drawn, kind, positions, name, exp
     assert cache.get_seq_length() == past.shape[1]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     calls(),
     st.sampled_from(["llama", "opt"]),
@@ -141,7 +141,7 @@ def test_evicting_calls_equal_the_naive_model(drawn, kind, positions, setting, s
             assert cache.layer_lengths(layer)[row] == length
 
 
-@pytest.mark.parametrize("name", list(buzz.POLICIES))
+@pytest.mark.parametrize("name", KINDS)
 @torch.no_grad()
 def test_max_length_padding_in_chunks(model, name):
     """padding="max_length" with prefill_chunk_size: the first chunks may have no token at all."""
@@ -246,7 +246,7 @@ def test_an_answer_to_a_right_padded_prompt_follows_its_last_token(model, static
 
 
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("name", list(buzz.POLICIES))
+@pytest.mark.parametrize("name", [name for name, positions in PLACED if positions == "cache" and name in KINDS])
 def test_a_prompt_of_pads_alone(name, static):
     """Then a turn with tokens, which is the first one for the cache."""
     for model in (tiny_llama(), tiny_opt()):

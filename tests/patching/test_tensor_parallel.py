@@ -37,7 +37,7 @@ def test_two_processes_decode_as_one(tmp_path):
     errors = "\n".join((tmp_path / f"stderr.{rank}").read_text()[-3000:] for rank in range(PROCESSES))
     found = dict(line.split(": ", 1) for line in (tmp_path / "stdout.0").read_text().splitlines())
     families = {name: "equal" if tiny_config(name).base_model_tp_plan else NO_PLAN for name in CASES}
-    assert found == dict.fromkeys(["patch", *buzz.POLICIES], "equal") | families, errors
+    assert found == dict.fromkeys(["patch", "heads that share", *buzz.POLICIES], "equal") | families, errors
     assert statuses == [0] * PROCESSES, errors
 
 

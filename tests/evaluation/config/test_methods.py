@@ -35,7 +35,7 @@ def test_parameters_of_every_kind(base: Path) -> None:
     for wrong, says in [
         ("scope: layers", "is 'layers'"), ("echo: 1", "is 1"), ("lazy: 2.5", "is 2.5"),
         ("decay: 2", "is 2.0, must be at most 1"), ("floor: many", "is 'many'"),
-        ("capacity: 7", "must be at least sink + window"),
+        ("capacity: 4", "must be at least sink + window"),
     ]:  # fmt: skip
         with pytest.raises(ConfigError, match=re.escape(says)):
             methods(base, f"[{{policy: comb, {wrong}}}]")
