@@ -50,7 +50,6 @@ def share(
     taken = slot < end
     protected = taken & ((slot < sink) | (slot >= end - window))
     order = ranked(worth)
-    rank = _inverse(order, here)  # of a place by its worth alone: all different
 
     # A head's slots in the order in which it gives them up last; `turn` counts from the first of them.
     first = length.clamp(max=sink + window)  # those that stay anyway
@@ -58,16 +57,13 @@ def share(
     least = max(1, sink + window, int(floor * kept))
     most = size if ceiling is None else int(ceiling * kept)
     group = torch.where(protected | (turn < least), 0, torch.where(turn < most, 1, 3))
-    if layer_ceiling is not None:
+    if layer_ceiling is not None and places.layers > 1:  # one alone gets all that is shared out
         layer, heads = places.layer.expand(rows, -1), places.heads // places.layers
-        before = torch.zeros(rows, places.layers, dtype=torch.int64, device=worth.device)
-        before.scatter_add_(1, layer, (taken & (group == 0)).long())
+        before = length.clamp(max=least).unflatten(1, (places.layers, heads)).sum(dim=2)  # of its first group
         turn = _turns(layer, places.layers, taken & (group == 1), order, here) + before.gather(1, layer)
         group = group.where((group != 1) | (turn < int(layer_ceiling * kept * heads)), 2)
-    # Keys are all different, so counting those up to each is cheaper than sorting them.
-    key = torch.where(taken, group * size + rank, 4 * size)
-    there = torch.zeros(rows, 4 * size + 1, dtype=torch.int32, device=worth.device).scatter_(1, key, 1)
-    return taken & (there.cumsum(dim=1, dtype=torch.int32).gather(1, key) <= (chosen or kept) * places.heads)
+    by_group = _sorted(order, torch.where(taken, group, 4), torch.uint8)
+    return torch.zeros_like(taken).scatter(1, by_group, here < (chosen or kept) * places.heads)
 
 
 def _turns(
@@ -77,14 +73,14 @@ def _turns(
 
     What it says of the other places means nothing.
     """
-    small = torch.int16 if parts < 2**15 else torch.int64  # few bits are quickly sorted
     of = torch.where(among, part, parts)
-    by_part = order.gather(1, of.gather(1, order).to(small).argsort(dim=-1, stable=True))
-    counts = torch.zeros(len(of), parts + 1, dtype=torch.int64, device=of.device)
-    counts.scatter_add_(1, of, torch.ones_like(of))
-    return _inverse(by_part, here) - (counts.cumsum(dim=1) - counts).gather(1, part)
+    by_part = _sorted(order, of, torch.int16 if parts < 2**15 else torch.int64)
+    # Where each part begins is looked up: to count its places, all would add to the same few numbers.
+    numbers = torch.arange(parts, device=of.device).expand(len(of), -1).contiguous()
+    begin = torch.searchsorted(of.gather(1, by_part), numbers)
+    return torch.empty_like(order).scatter(1, by_part, here) - begin.gather(1, part)
 
 
-def _inverse(order: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
-    """Where each place stands in an order."""
-    return torch.empty_like(order).scatter(1, order, here)
+def _sorted(order: torch.Tensor, key: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """An order of places sorted again, by a key of theirs first. Of few bits, it is sorted quickly."""
+    return order.gather(1, key.gather(1, order).to(kind).argsort(dim=-1, stable=True))
