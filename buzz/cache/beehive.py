@@ -51,7 +51,8 @@ class BeehiveCache(Cache):
 
     Attributes:
         on_evict: if set, called as `on_evict(layer, eviction, slots)` in every eviction, before anything moves: slots
-            int64 [rows of the eviction or 1, H or 1, kept] are those that stay.
+            int64 [rows of the eviction or 1, H or 1, kept] are those that stay. Of heads that share, [.., H, W], W at
+            least what the longest of them keeps: those of a head that keeps fewer end in -1.
         heads: how the heads are spread over processes, which the patched model says; None: they are all here.
         hearing: of the open call, if it is one that is read twice.
 

@@ -23,7 +23,7 @@ class Slots(NamedTuple):
     tokens of the call, per row. spec: the scores to give to `observe`, None for none. window: a query sees so many
     slots at most, its own included: the newest up to there; None: all up to there. apart: the KV heads of a layer whose
     heads hold unequal numbers of slots: here each head of each row is a row of its own, [B * H, 1, S, D], and queries,
-    output and scores must be so too; None: heads are alike.
+    output and scores must be so too; None: heads are alike. steps: rows that get other scores, and which; None: none.
     """
 
     keys: torch.Tensor
@@ -33,6 +33,7 @@ class Slots(NamedTuple):
     spec: ScoreSpec | None
     window: int | None = None
     apart: int | None = None
+    steps: tuple[Rows, ScoreSpec] | None = None
 
     def fold(self, q: torch.Tensor) -> torch.Tensor:
         """Queries [B, Hq, L, D] for these keys: [B * H, Hq / H, L, D] where heads are apart."""

@@ -82,7 +82,7 @@ class Calls:
         if tokens is not None:
             order = (~tokens).long().argsort(dim=1, stable=True)
             counts = tokens.sum(dim=1).tolist()
-        steps = [schedule.open(counts, heads, columns > 1) for schedule in self._schedules]
+        steps = [schedule.open(counts, heads, max(counts) > 1) for schedule in self._schedules]
         self.touched = False
         self.open = Call(columns, counts, steps, tokens, order, self.columns.seen, self.tokens)
         return self.open

@@ -55,6 +55,10 @@ class Repeated(Step):
         return []
 
     @cached_property
+    def steps(self) -> Rows | None:
+        return None
+
+    @cached_property
     def spec(self) -> ScoreSpec | None:
         return self.asked
 
@@ -136,18 +140,21 @@ def heard(step: Step, first: torch.Tensor | None, echo: torch.Tensor) -> torch.T
     """The scores of a call by the policy of each row, float32 like what it hears (`Policy.heard`).
 
     Args:
-        first, echo: [R, H, S], as many rows of it for each row of the call. Zeros if there was no copy.
+        first, echo: [R, H, S], as many rows of it for each row of the call. Zeros if there was no copy. Of a row that
+            counts as a one-token call (`Step.steps`), `first` has the scores of such a call.
     """
     rows: dict[Policy, list[int]] = {}
-    each = len(echo) // len(step.policies)
+    each, steps = len(echo) // len(step.policies), step.steps or ()
     for row, policy in enumerate(step.policies):
-        rows.setdefault(policy, []).extend(range(row * each, (row + 1) * each))
-    if len(rows) == 1:
+        if row not in steps:
+            rows.setdefault(policy, []).extend(range(row * each, (row + 1) * each))
+    if len(rows) == 1 and not steps:
         return step.policies[0].heard(first, echo)
-    scores = torch.empty_like(echo)
+    scores = torch.empty_like(echo) if first is None else first.clone()  # those of one-token calls are there
+    asked = first if step.spec is not None else None
     for policy, some in rows.items():
         index = Rows(some).on(echo.device)
-        scores[index] = policy.heard(None if first is None else first[index], echo[index])
+        scores[index] = policy.heard(None if asked is None else asked[index], echo[index])
     return scores
 
 
@@ -169,6 +176,8 @@ def _copies(call: Call) -> Iterator[Copy]:
 def _chunk(steps: Sequence[Step], row: int) -> int:
     """Tokens of a row that are read again at once; 0: none are, as no layer that would hear them lets go of any."""
     specs = [step.policies[row].echo_spec for step in steps if step.echoes and _drops(step, row)]
+    if steps[0].counts[row] == 1:
+        return 0  # what is read token by token is no text
     return min((spec.chunk for spec in specs if spec is not None), default=0)
 
 

@@ -180,8 +180,8 @@ class Step:
     """What one call means for the layers of one schedule, known before any tensor is touched.
 
     policies: of each row. starts: cached slots of each row before the call. counts: tokens that each row appends.
-    heads: those that choose slots together, where other processes have some of them. several: whether the call has
-    several columns.
+    heads: those that choose slots together, where other processes have some of them. several: whether a row has
+    several.
     """
 
     policies: list[Policy]
@@ -245,6 +245,13 @@ class Step:
     def echoes(self) -> bool:
         """Whether the call's scores are what policies make of two readings (`Policy.heard`)."""
         return self.several and self.policies[0].echo_spec is not None
+
+    @cached_property
+    def steps(self) -> Rows | None:
+        """Rows of a single token beside texts that may be read twice: they get the scores of a one-token call."""
+        if not self.echoes or not self.scores or self.score_spec is None:
+            return None
+        return Rows(row for row, count in enumerate(self.counts) if count == 1) or None
 
     @cached_property
     def scores(self) -> bool:
@@ -330,7 +337,7 @@ class Schedule:
 
         Args:
             heads: how they are spread over processes.
-            several: whether the call has several columns.
+            several: whether a row has several tokens.
         """
         lengths, sampled = Rows(s[0] for s in self.states), [s[1] for s in self.states]
         together = heads if self.policies[0].across_heads else None

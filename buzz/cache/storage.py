@@ -12,10 +12,11 @@ from buzz.cache.compaction import Watch
 from buzz.cache.echo import Hearing
 from buzz.cache.layer import BeehiveLayer, Memory
 from buzz.cache.pool import Pool
-from buzz.cache.schedule import Eviction
+from buzz.cache.schedule import Eviction, Step
 from buzz.cache.settle import Waiting, settle, settle_alike, settle_stack
 from buzz.cache.shared import SharedLayers
 from buzz.cache.stack import Stack
+from buzz.policies import ScoreSpec
 from buzz.rows import Rows
 
 OnEvict = Callable[[int, Eviction, torch.Tensor], None]  # called with a layer of the model
@@ -75,13 +76,15 @@ class Storage:
             least = max(least, hearing.slots(schedule))
         if store.pool is None:
             keys, values = store.append(k, v, step, least, borrow=hearing is None)
-            return Slots(keys, values, step.starts, step.counts, step.spec, window)
+            steps = _steps(step, 1)
+            return Slots(keys, values, step.starts, step.counts, step.spec, window, steps=steps)
         self._shared[schedule].make_room(self._calls.groups[schedule].index(layer), step, least)
         keys, values, starts = store.append_to_pool(k, v, step)
         heads, spec = k.shape[1], step.spec
         if spec is not None and isinstance(spec.queries, tuple):
             spec = spec._replace(queries=tuple(n for n in spec.queries for _ in range(heads)))
-        return Slots(keys, values, starts, Rows(n for n in step.counts for _ in range(heads)), spec, None, apart=heads)
+        counts = Rows(n for n in step.counts for _ in range(heads))
+        return Slots(keys, values, starts, counts, spec, None, heads, _steps(step, heads))
 
     def pass_layer(self, call: Call, layer: int) -> None:
         """One layer is done with a call, and has observed what it received: a prompt is let go of if it can be."""
@@ -194,6 +197,14 @@ class Storage:
             shared.clear()
         for layer in self._layers:
             layer.reset()
+
+
+def _steps(step: Step, each: int) -> tuple[Rows, ScoreSpec] | None:
+    """`Slots.steps` of a call, with so many rows of attention for each of its rows."""
+    if step.steps is None:
+        return None
+    assert step.score_spec is not None
+    return Rows(row * each + i for row in step.steps for i in range(each)), step.score_spec
 
 
 __all__ = ["Storage"]

@@ -15,7 +15,7 @@ from buzz.models.moments import moments
 from buzz.models.positions import Learned, Rotary, rotate
 from buzz.models.slots import StaticLayer
 from buzz.policies import Queries
-from buzz.rows import Rows
+from buzz.rows import Rows, brought
 
 
 def attend_in_call(
@@ -96,11 +96,20 @@ def _attend(
         if len(set(factors)) == 1:
             scale *= factors[0]
         else:
-            q = q * torch.tensor(factors, dtype=q.dtype, device=q.device)[:, None, None, None]
-    return attend(
+            q = q * brought(factors, q.dtype, q.device)[:, None, None, None]
+    output, scores = attend(
         q, keys, slots.values,
         starts=slots.starts, counts=slots.counts, scale=scale, spec=slots.spec, window=slots.window,
     )  # fmt: skip
+    if slots.steps is not None:
+        rows, spec = slots.steps
+        index, starts = rows.on(q.device), Rows(slots.starts[row] for row in rows)
+        few = (q[index, :, :1], keys[index], slots.values[index])
+        _, some = attend(*few, starts=starts, scale=scale, spec=spec, window=slots.window)
+        assert some is not None
+        scores = some.new_zeros(len(keys), *some.shape[1:]) if scores is None else scores
+        scores[index] = some
+    return output, scores
 
 
 def attend_in_step(

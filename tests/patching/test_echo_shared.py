@@ -8,11 +8,13 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import buzz
 from buzz.cache import PerRow
 from buzz.policies import Held, Places, Plan
 from buzz.policies.comb import CombPolicy
+from tests.cache.held import heads_of
 from tests.conftest import left_pad, tiny_llama, tokens
 from tests.decoding.test_loop import both, generate
 from tests.models.tiny import tiny
@@ -149,6 +151,31 @@ def test_rows_together_are_rows_alone(make, scope, capacities):
             for a, b in zip(together, alone, strict=True):
                 torch.testing.assert_close(a[row], b[0], atol=1e-4, rtol=1e-4)
             assert single.lengths == [cache.lengths[row]]
+
+
+@SCOPES
+@torch.no_grad()
+@pytest.mark.parametrize("afar", [0, 30])
+@pytest.mark.parametrize("counts", [(1, 9), (6, 1), (1, 1)], ids=str)
+def test_a_single_token_beside_texts_is_a_step(scope, afar, counts):
+    """As in a row that has nothing to say in a chat turn but the last token of its answer."""
+    model, rows, wide = tiny_llama(), [tokens(1, n, seed=n)[0] for n in (31, 20)], 9
+    ids, mask = left_pad(rows)
+    turn = torch.stack([F.pad(tokens(1, n, seed=40 + i)[0], (wide - n, 0)) for i, n in enumerate(counts)])
+    tokens_of = torch.stack([(torch.arange(wide) >= wide - n).long() for n in counts])
+    policy, further = comb(scope=scope, afar=afar, lazy=2), [tokens(2, 1, seed=70 + n) for n in range(6)]
+    with buzz.patch_model(model):
+        calls = [(ids, mask), *((more, None) for more in further[:2]), (turn, tokens_of), *((m, None) for m in further)]
+        together, cache = outputs(model, policy, "cache", calls)
+        for row, text in enumerate(rows):
+            alone = [(text[None], None), *((more[row : row + 1], None) for more in further[:2])]
+            alone += [(turn[row : row + 1, wide - counts[row] :], None), *((m[row : row + 1], None) for m in further)]
+            logits, single = outputs(model, policy, "cache", alone)
+            for a, b in zip(together, logits, strict=True):
+                torch.testing.assert_close(a[row], b[0], atol=1e-4, rtol=1e-4)
+            for layer in range(len(cache.layers)):
+                for a, b in zip(heads_of(cache, layer, row), heads_of(single, layer, 0), strict=True):
+                    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 @SCOPES
