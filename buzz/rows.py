@@ -15,7 +15,7 @@ class Rows(tuple[int, ...]):
         """The integers as int64 [B]. Copied at the first call for a device, which does not wait for it."""
         known: dict[torch.device, torch.Tensor] = self.__dict__.setdefault("_on", {})
         if device not in known:
-            known[device] = _copied(self, torch.int64, device)
+            known[device] = brought(self, torch.int64, device)
         return known[device]
 
     def beside(self, *others: Rows, device: torch.device) -> torch.Tensor:
@@ -23,11 +23,12 @@ class Rows(tuple[int, ...]):
         known: dict[tuple[tuple[Rows, ...], torch.device], torch.Tensor] = self.__dict__.setdefault("_beside", {})
         key = (others, device)
         if key not in known:
-            known[key] = _copied(list(zip(self, *others, strict=True)), torch.int32, device)
+            known[key] = brought(list(zip(self, *others, strict=True)), torch.int32, device)
         return known[key]
 
 
-def _copied(integers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def brought(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of some numbers on a device, which is not waited for."""
     # From pageable memory a copy may wait until the device has done all that it was given.
     pinned = device.type == "cuda"
-    return torch.tensor(integers, dtype=dtype, pin_memory=pinned).to(device, non_blocking=True)
+    return torch.tensor(numbers, dtype=dtype, pin_memory=pinned).to(device, non_blocking=True)

@@ -11,7 +11,7 @@ from buzz.cache.heads import Heads
 from buzz.cache.schedule import Eviction, Ragged, Step
 from buzz.kernels.device import runs_triton
 from buzz.policies import Held, Policy, Queries
-from buzz.rows import Rows
+from buzz.rows import Rows, brought
 
 # Called as watch(layer of the block, eviction, slots) before anything moves.
 Watch = Callable[[int, Eviction, torch.Tensor], None]
@@ -106,7 +106,8 @@ def _faded(scores: torch.Tensor, policies: Sequence[Policy]) -> torch.Tensor:
     decays = [policy.decay for policy in policies]
     if len(set(decays)) == 1:
         return scores if decays[0] == 1 else scores.mul_(decays[0])
-    return scores.mul_(torch.tensor(decays * (len(scores) // len(decays)), device=scores.device)[:, None, None])
+    factors = brought(decays * (len(scores) // len(decays)), torch.float32, scores.device)
+    return scores.mul_(factors[:, None, None])
 
 
 def _in_all_layers(rows: Rows | None, layers: int, batch: int) -> Rows | None:

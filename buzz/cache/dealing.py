@@ -10,7 +10,7 @@ import torch
 from buzz.cache.compaction import Block
 from buzz.cache.pool import Pool
 from buzz.policies import Held, Places, Policy, Queries
-from buzz.rows import Rows
+from buzz.rows import Rows, brought
 
 
 class Source(NamedTuple):
@@ -100,14 +100,16 @@ def deal(
     of = source.places.head.expand(len(stay), -1)  # [U, P]
     free = Rows(target.capacity - length for length in lengths).on(device)[:, None]  # places behind each head
     rows = units.on(device)
-    factors = None if decays is None or set(decays) == {1.0} else torch.tensor(decays, device=device)[:, None]
+    factors: float | torch.Tensor = 1.0 if decays is None else decays[0]
+    if decays is not None and len(set(decays)) > 1:
+        factors = brought(decays, torch.float32, device)[:, None]
     sizes = [part.keys[0, ..., 0].numel() for part in source.parts]
     stays, heads_of = stay.split(sizes, dim=1), of.split(sizes, dim=1)
     counts = [part.sum(dim=1, keepdim=True) for part in stays]  # [U, 1]
     most = [max(lengths) * heads] if len(counts) == 1 else torch.cat(counts, dim=1).amax(dim=0).tolist()
     before = torch.zeros_like(counts[0])  # that came from the parts so far
     for index, part in enumerate(source.parts):
-        order = (~stays[index]).to(torch.uint8).argsort(dim=1, stable=True)[:, : most[index]]  # those that stay first
+        order = _true_places(stays[index], most[index])
         number, count = torch.arange(order.shape[1], device=device), counts[index]
         goal = before + number + heads_of[index].gather(1, order) * free
         # Past a unit's end: its first place once more, which does no harm.
@@ -119,13 +121,20 @@ def deal(
                 continue
             new = _picked(old, order, part.keys.shape[2] if part.keys.dim() == 4 else None)
             if own.dim() == 2:  # scores, which are zero where no slot is
-                new = new * (count > 0) if factors is None else new * (count > 0) * factors
+                new = new * (count > 0) * factors
                 if not index:
                     own[rows] = 0
             own[rows[:, None], goal] = new
     length = source.places.counted(stay)
     begin = length.cumsum(dim=1) - length + torch.arange(heads, device=device) * free
     target.deal(rows, begin, length)
+
+
+def _true_places(stay: torch.Tensor, most: int) -> torch.Tensor:
+    """The true places of bool [U, P], ascending, int64 [U, most]; then any: counted, which is cheaper than sorting."""
+    place = torch.arange(stay.shape[1], device=stay.device).expand_as(stay)
+    goal = torch.where(stay, stay.cumsum(dim=1) - 1, most)
+    return torch.zeros(len(stay), most + 1, dtype=torch.int64, device=stay.device).scatter_(1, goal, place)[:, :most]
 
 
 def _picked(tensor: torch.Tensor, places: torch.Tensor, slots: int | None) -> torch.Tensor:

@@ -195,10 +195,10 @@ class Engine:
         ]
         stacks = dict(zip(groups, made, strict=True))
         places = [buffers.keys.shape[-2] for buffers in made]  # of a row: few heads hold less than a bound may say
-        most = map(min, key.longest, places)
+        most = list(map(min, key.longest, places))
         layers, received = [], dict(zip(groups, zip(key.received, most, strict=True), strict=True))
         for layer, (schedule, base) in enumerate(zip(key.schedules, key.bases, strict=True)):
-            table = self._table(layer, max(key.longest), like) if key.slot_positions else None
+            table = self._table(layer, max(most), like) if key.slot_positions else None
             member = groups[schedule].index(layer)
             layers.append(Place(schedule, member, cache.window(layer), base, table, *received[schedule]))
         head, stacked = self.model.get_output_embeddings(), list(stacks.values())

@@ -140,7 +140,7 @@ class CombPolicy(Policy):
         scores = held.scored(self.name)
         if not self.reads or length <= self.capacity + self.slack + 1:  # a step, after which the norms do harm
             return scores
-        return scores * held.valued(self.name).float().norm(dim=-1)
+        return scores * torch.linalg.vector_norm(held.valued(self.name), dim=-1, dtype=torch.float32)
 
     def _widest(self) -> dict[str, int]:
         return {"capacity": LONGEST}

@@ -44,7 +44,7 @@ class KeyDiffPolicy(Policy):
         return Plan(self.capacity, 0) if length > self.capacity else None
 
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
-        likeness = _likeness(held.keyed(self.name)[..., :length, :], torch.tensor(length, device=held.device))
+        likeness = _likeness(held.keyed(self.name)[..., :length, :], torch.full((), length, device=held.device))
         return ranked(-likeness)[..., : self.capacity].sort(dim=-1).values
 
     @classmethod

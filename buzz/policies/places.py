@@ -40,8 +40,11 @@ class Places(NamedTuple):
 
     def counted(self, which: torch.Tensor) -> torch.Tensor:
         """How many places of each head are true of `which`, bool [R, P]: int64 [R, heads]."""
-        counts = torch.zeros(len(which), self.heads, dtype=torch.int64, device=which.device)
-        return counts.scatter_add_(1, self.head.expand(len(which), -1), which.long())
+        # A head's places lie together; to add up each by itself, all would write to the same few numbers.
+        numbers = torch.arange(1, self.heads + 1, device=which.device).expand(len(self.head), -1).contiguous()
+        ends = torch.searchsorted(self.head.contiguous(), numbers).expand(len(which), -1)  # behind each head's places
+        sums = torch.nn.functional.pad(which.cumsum(dim=1), (1, 0))
+        return sums.gather(1, ends).diff(dim=1, prepend=sums[:, :1])
 
     @property
     def layer(self) -> torch.Tensor:

@@ -58,7 +58,7 @@ class PromptPolicy(Policy):
         if length <= self.capacity:
             alike = (1, 1) if held.is_empty else held.shape[:2]
             return torch.arange(length, device=held.device).expand(*alike, -1)
-        worth = self.worth(held, torch.tensor(length, device=held.device))[..., :length]
+        worth = self.worth(held, torch.full((), length, device=held.device))[..., :length]
         return ends_and_highest(worth, self.capacity, *self.ends)
 
     def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:

@@ -46,34 +46,41 @@ def share(
     rows, size = worth.shape
     head, slot, length = (t.expand(rows, -1) for t in (places.head, places.slot, places.length))  # [R, P], [R, heads]
     here = torch.arange(size, device=worth.device).expand(rows, size)
-    taken = slot < length.gather(1, head)
-    rank = _inverse(ranked(worth), here)  # of a place by its worth alone: all different
+    end = length.gather(1, head)
+    taken = slot < end
+    protected = taken & ((slot < sink) | (slot >= end - window))
+    order = ranked(worth)
 
     # A head's slots in the order in which it gives them up last; `turn` counts from the first of them.
-    protected = (slot < sink) | (slot >= length.gather(1, head) - window)
-    turn = _turns(head, torch.where(protected, rank, rank + size), taken, length, here)
+    first = length.clamp(max=sink + window)  # those that stay anyway
+    turn = _turns(head, places.heads, taken & ~protected, order, here) + first.gather(1, head)
     least = max(1, sink + window, int(floor * kept))
     most = size if ceiling is None else int(ceiling * kept)
-    group = torch.where(turn < least, 0, torch.where(turn < most, 1, 3))
-    if layer_ceiling is not None:
+    group = torch.where(protected | (turn < least), 0, torch.where(turn < most, 1, 3))
+    if layer_ceiling is not None and places.layers > 1:  # one alone gets all that is shared out
         layer, heads = places.layer.expand(rows, -1), places.heads // places.layers
-        lengths = length.unflatten(1, (places.layers, heads)).sum(-1)  # [R, layers]
-        turn = _turns(layer, group * size + rank, taken, lengths, here)
+        before = length.clamp(max=least).unflatten(1, (places.layers, heads)).sum(dim=2)  # of its first group
+        turn = _turns(layer, places.layers, taken & (group == 1), order, here) + before.gather(1, layer)
         group = group.where((group != 1) | (turn < int(layer_ceiling * kept * heads)), 2)
-    order = torch.where(taken, group * size + rank, 4 * size).argsort(dim=-1, stable=True)
-    return torch.zeros_like(taken).scatter(1, order, here < (chosen or kept) * places.heads)
+    by_group = _sorted(order, torch.where(taken, group, 4), torch.uint8)
+    return torch.zeros_like(taken).scatter(1, by_group, here < (chosen or kept) * places.heads)
 
 
 def _turns(
-    part: torch.Tensor, key: torch.Tensor, taken: torch.Tensor, length: torch.Tensor, here: torch.Tensor
+    part: torch.Tensor, parts: int, among: torch.Tensor, order: torch.Tensor, here: torch.Tensor
 ) -> torch.Tensor:
-    """How many taken places of its part (a head, a layer; their lengths [R, parts]) come before each, by a key."""
-    above = 4 * here.shape[-1]  # any key
-    order = torch.where(taken, part * above + key, length.shape[1] * above).argsort(dim=-1, stable=True)
-    begin = length.cumsum(-1) - length  # of each part, once all taken places stand in order
-    return _inverse(order, here) - begin.gather(1, part)
+    """How many places of its part (a head, a layer) come before each in an order, counting those `among` alone.
+
+    What it says of the other places means nothing.
+    """
+    of = torch.where(among, part, parts)
+    by_part = _sorted(order, of, torch.int16 if parts < 2**15 else torch.int64)
+    # Where each part begins is looked up: to count its places, all would add to the same few numbers.
+    numbers = torch.arange(parts, device=of.device).expand(len(of), -1).contiguous()
+    begin = torch.searchsorted(of.gather(1, by_part), numbers)
+    return torch.empty_like(order).scatter(1, by_part, here) - begin.gather(1, part)
 
 
-def _inverse(order: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
-    """Where each place stands in an order."""
-    return torch.empty_like(order).scatter(1, order, here)
+def _sorted(order: torch.Tensor, key: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """An order of places sorted again, by a key of theirs first. Of few bits, it is sorted quickly."""
+    return order.gather(1, key.gather(1, order).to(kind).argsort(dim=-1, stable=True))

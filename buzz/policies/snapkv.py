@@ -95,7 +95,7 @@ class SnapKVPolicy(PromptPolicy):
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
         if not self.values or length <= self.capacity:
             return super().select(held, length, sampled)
-        end, budgets = (torch.tensor(n, device=held.device) for n in (length, self.capacity))
+        end, budgets = (torch.full((), n, device=held.device) for n in (length, self.capacity))
         return kept_slots(self._critical(held, end, budgets, 1), self.capacity)
 
     def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:

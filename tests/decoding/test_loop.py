@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, LogitsProcessor, StoppingCriteria
 
 import buzz
 from buzz.decoding.arena import Uncaptured
+from buzz.models.positions import Rotary
 from tests.cache.held import heads_of
 from tests.conftest import MODELS, left_pad, recorded, tiny_llama, tiny_opt, tokens
 from tests.decoding.afar import Afar
@@ -474,6 +475,17 @@ def test_a_bound_far_away_is_not_allocated():
     cache = results[1][1]
     assert cache.layers[0].capacity == 1024
     assert all(layer.home is not None for layer in cache.layers)
+
+
+def test_angles_of_heads_without_a_ceiling_end_where_a_row_does(monkeypatch):
+    asked, table = [], Rotary.table
+    monkeypatch.setattr(Rotary, "table", lambda self, *args: asked.append(args[1]) or table(self, *args))
+    policy = buzz.make_policy("comb", capacity=12, window=4, ceiling=2000)
+    model = tiny_llama()
+    with static(model):
+        cache = buzz.BeehiveCache(policy, model, positions="cache")
+        generate(tokens(1, 30), max_new_tokens=5)(model, cache)
+    assert 30 <= max(asked) <= cache.layers[0].pool.keys.shape[1]
 
 
 class Negated(LlamaForCausalLM):
