@@ -70,7 +70,7 @@ calls = given(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @calls
 def test_output_and_scores(seed, rows, kv_heads, groups, ragged, fresh, width, window):
     q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)
@@ -84,7 +84,7 @@ def test_output_and_scores(seed, rows, kv_heads, groups, ragged, fresh, width, w
         torch.testing.assert_close(scores.double(), expected_scores, atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @calls
 def test_means_and_largest_from_afar(seed, rows, kv_heads, groups, ragged, fresh, width, window):
     q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)
@@ -99,7 +99,7 @@ def test_means_and_largest_from_afar(seed, rows, kv_heads, groups, ragged, fresh
             torch.testing.assert_close(scores.double(), expected_scores, atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @calls
 def test_output_without_scores(seed, rows, kv_heads, groups, ragged, fresh, width, window):
     q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)

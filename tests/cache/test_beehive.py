@@ -70,7 +70,7 @@ def call(cache, counts, columns, heads, labels, generator):
                 heads[layer][row][head].call(new, read[row, head, : ends[row]].tolist())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     settings_of(NAMES),
     st.integers(1, 3),

@@ -112,7 +112,7 @@ ALIKE = ("scope", "values", "beyond")
 CALLS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2**16)), min_size=1, max_size=3)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(SHARING), min_size=1, max_size=3), CALLS, st.integers(0, 25), st.integers(0, 2**16))
 def test_rows_evict_as_they_would_alone(policies, chunks, steps, seed):
     """Ragged prompts and chunks, then steps; rows with policies of their own where these may share a batch."""

@@ -122,6 +122,7 @@ def test_a_factor(adds):
 @pytest.mark.parametrize("width", [64, 75])
 def test_rows_of_larger_matrices(width, dtype):
     """Their places are aligned to the width of an element alone."""
+    torch.manual_seed(0)  # one element of a sum that nearly cancels would be far off, relatively
     x, weight, bias = made(width, dtype=dtype), made(30, width, dtype=dtype), made(30, dtype=dtype)
     parts, biases = weight.split([7, 12, 11]), bias.split([7, 12, 11])
     exact = weight.double() @ x.double()

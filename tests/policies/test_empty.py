@@ -27,7 +27,7 @@ def test_nothing_becomes_of_nothing(name):
     assert policy.trace(0, 0) == [0]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(settings_of(NAMES), st.data())
 def test_rows_without_tokens_are_not_called(setting, data):
     """A row's first call is the first one in which it has tokens, whatever its neighbours had before."""

@@ -42,7 +42,7 @@ def naive_kept(policy, scores, norms, length):
     return [critical(worth[h][: window[0]], norms[h], window, len(heads[h]), int(floor * kept)) for h in range(HEADS)]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(SHARING), st.integers(0, 30), st.integers(0, 2**16), st.booleans())
 def test_shares_of_a_prompt_equal_the_reference(policy, more, seed, spread):
     generator = torch.Generator().manual_seed(seed)

@@ -15,7 +15,7 @@ from tests.policies.strategies import settings_of
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(settings_of(NAMES), st.data())
 def test_plan_and_select_equal_the_reference(setting, data):
     name, params = setting
@@ -50,7 +50,7 @@ def test_plan_and_select_equal_the_reference(setting, data):
             assert (plan.kept, plan.sampled) == (len(kept), new_sampled)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(["comb", "h2o", "buzz", "buzz_fast", "snapkv", "tova", "kvzip"]), st.data())
 def test_undefined_scores_count_as_the_least(name, data):
     """A score that is not a number must not win against one that is; infinite ones are ordered as numbers are."""

@@ -85,7 +85,7 @@ def asked(rule) -> dict:
     return dict(zip(("sink", "window", "floor", "ceiling", "layer_ceiling"), rule, strict=True))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(shared())
 def test_shares_equal_the_reference(case):
     worth, places, kept, rule = case
@@ -115,7 +115,7 @@ def test_rows_of_equal_heads_share_one_description():
         assert torch.equal(share(worth[row : row + 1], places, 3, sink=1, window=1)[0], mask[row])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_heads_that_grow_alike_stay_below_their_ceilings(data):
     """What bounds the longest head, and each layer, over a stream of evictions."""
