@@ -116,7 +116,9 @@ class Pool:
 
     def places(self) -> Places:
         """Which slot of which head each place holds, of every unit."""
-        begin, length = (self.of_units(t).flatten(2).flatten(0, 1).long() for t in (self.begin, self.length))
+        begin, length = (
+            self.of_units(t).flatten(2).flatten(0, 1).long().contiguous() for t in (self.begin, self.length)
+        )
         place = torch.arange(self.keys.shape[1], device=begin.device).expand(len(begin), -1).contiguous()
         head = torch.searchsorted(begin, place, right=True) - 1  # [U, P]
         return Places(begin.shape[1], self.together, head, place - begin.gather(1, head), length)
