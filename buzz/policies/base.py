@@ -107,7 +107,7 @@ class Policy:
 
     A cache of one head holds `length` slots, oldest first; `sampled` is what the last eviction left in its plan: for
     BUZZ how many slots, right after the sink, were kept by earlier evictions (most others pass 0). Every head of a
-    layer keeps the same number of slots.
+    layer keeps the same number of slots, unless heads share (`scope`).
 
     Integers, numbers and bools may be of numpy or torch as well; a policy holds Python's own. A bool is no integer.
 
