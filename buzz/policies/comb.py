@@ -140,7 +140,9 @@ class CombPolicy(Policy):
         scores = held.scored(self.name)
         if not self.reads or length <= self.capacity + self.slack + 1:  # a step, after which the norms do harm
             return scores
-        return scores * torch.linalg.vector_norm(held.valued(self.name), dim=-1, dtype=torch.float32)
+        values = held.valued(self.name)
+        exact = torch.promote_types(values.dtype, torch.float32)  # without a copy of all values in float32
+        return scores * torch.linalg.vector_norm(values, dim=-1, dtype=exact).float()
 
     def _widest(self) -> dict[str, int]:
         return {"capacity": LONGEST}

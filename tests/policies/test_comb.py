@@ -50,6 +50,13 @@ def test_what_is_heard_is_the_echo_and_some_of_the_first_reading():
     assert policy.heard(None, echo) is echo
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_values_of_any_type_have_norms(dtype):
+    policy = make_policy("comb", capacity=3, sink=0, window=1, lazy=0, scope="head")
+    values = torch.tensor([3.0, 1, 1, 2, 4, 1], dtype=dtype)[None, None, :, None]
+    assert policy.select(Held(torch.ones(1, 1, 6), values=values), 6).tolist() == [[[0, 4, 5]]]
+
+
 def test_it_keeps_original_positions_and_decays_scores():
     assert make_policy("comb").positions == "original"
     assert (make_policy("comb").decay, make_policy("comb", decay=1).decay) == (0.7, 1.0)
