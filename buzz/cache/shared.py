@@ -42,11 +42,6 @@ class SharedLayers:
         """Those in use."""
         return list(dict.fromkeys(layer.pool for layer in self._layers if layer.pool is not None))
 
-    @property
-    def is_home(self) -> bool:
-        """Whether all layers live in the pool that was offered."""
-        return self._offered is not None and self.pools == [self._offered]
-
     # A call.
 
     def make_room(self, index: int, step: Step, least: int) -> None:

@@ -113,7 +113,7 @@ def test_every_policy(name, positions, kind):
     assert_same(results)
     cache = results[1][1]
     assert all(layer.home or layer.pool for layer in cache.layers)  # it did run in static memory
-    assert all(shared.is_home for shared in cache._storage._shared.values())
+    assert all(shared.pools == [shared._offered] for shared in cache._storage._shared.values())
 
 
 @pytest.mark.parametrize(

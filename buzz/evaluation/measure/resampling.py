@@ -102,15 +102,3 @@ def p_below(figures: np.ndarray, bound: float) -> float:
 def ci95(figures: Any) -> np.ndarray:
     """95% percentile intervals of resampled figures [resamples, ...]: float64 [2, ...], lower and upper ends."""
     return np.percentile(figures, [2.5, 97.5], axis=0)
-
-
-def bootstrap_ci95(values: Any, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """95% percentile bootstrap intervals of column means.
-
-    Args:
-        values: [n, columns] floats, n >= 1. Rows are resampled, so the columns share their resamples.
-
-    Returns:
-        float64 [2, columns]: lower and upper ends.
-    """
-    return ci95(Resampler(seed, resamples).sums(values) / len(values))

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from buzz.evaluation.measure.resampling import Resampler, bootstrap_ci95, p_below
+from buzz.evaluation.measure.resampling import Resampler, ci95, p_below
 from tests.evaluation.synthetic import method, record, summary_of
 
 
@@ -30,12 +30,12 @@ def text(sample: str, policy: str, blocks: list[list[float]], cached: float = 10
 def test_intervals_are_those_of_the_normal_approximation():
     generator = np.random.default_rng(1)
     values = generator.normal([0.3, 5.0], [0.1, 2.0], size=(400, 2))
-    low, high = bootstrap_ci95(values)
+    low, high = ci95(Resampler().sums(values) / 400)
     half = 1.96 * values.std(axis=0) / 20
     assert (high - low) / 2 == pytest.approx(half, rel=0.05)
     assert (high + low) / 2 == pytest.approx(values.mean(axis=0), abs=0.2 * half.max())
-    assert np.array_equal(bootstrap_ci95(values), [low, high])
-    assert np.array_equal(bootstrap_ci95([[0.5]]), [[0.5], [0.5]])
+    assert np.array_equal(ci95(Resampler().sums(values) / 400), [low, high])
+    assert np.array_equal(ci95(Resampler().sums([[0.5]])), [[0.5], [0.5]])
 
 
 def test_resamples_draw_as_many_rows_as_there_are():
@@ -134,7 +134,7 @@ def test_means_caches_and_seconds():
     assert entry["seconds"] == {"total": 2.0, "per_sample": 0.5, "tokens_per_second": 20.0}
     low, high = entry["metrics"]["rouge1"]["ci95"]
     assert 0.1 < low < 0.3 < high < 0.6
-    assert [low, high] == near(bootstrap_ci95([[0.1], [0.2], [0.6], [0.3]])[:, 0].tolist())
+    assert [low, high] == near(ci95(Resampler().sums([[0.1], [0.2], [0.6], [0.3]]) / 4)[:, 0].tolist())
 
 
 def test_a_summary_is_plain_data():
