@@ -1,8 +1,8 @@
 """A call that is read twice: it waits, with all that it holds, until its copy has been read, and evicts then.
 
-What the copy is and what it is for: `buzz.policies.base.Echo`. A chunk of it is a call like any other to the layers: it
-appends behind the slots of the call that waits, attends, and observes. But no length is advanced, so that its slots are
-forgotten, and the next chunk is written over them.
+What the copy is and what it is for: `buzz.policies.specs.Echo`. A chunk of it is a call like any other to the layers:
+it appends behind the slots of the call that waits, attends, and observes. But no length is advanced, so that its slots
+are forgotten, and the next chunk is written over them.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from buzz.policies.base import Echo, Plan, Policy, RowPolicies, Scope, ScoreSpec, Steady
+from buzz.policies.base import Policy, RowPolicies, Scope
 from buzz.policies.buzz import BuzzFastPolicy, BuzzNoMaxPolicy, BuzzPolicy
 from buzz.policies.comb import CombPolicy
 from buzz.policies.expected import ExpectedAttentionPolicy
@@ -15,9 +15,11 @@ from buzz.policies.h2o import H2OPolicy
 from buzz.policies.held import Held, Queries
 from buzz.policies.keydiff import KeyDiffPolicy
 from buzz.policies.kvzip import KVzipPolicy
+from buzz.policies.lengths import Plan, Steady
 from buzz.policies.places import Places
 from buzz.policies.random import RandomPolicy
 from buzz.policies.snapkv import PyramidKVPolicy, SnapKVPolicy
+from buzz.policies.specs import Echo, ScoreSpec
 from buzz.policies.streaming import LocalPolicy, StreamingPolicy
 from buzz.policies.tova import TovaPolicy
 from buzz.words import hint, shown

@@ -5,86 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from buzz.policies.held import Held
+from buzz.policies.lengths import Lengths, near
 from buzz.policies.numbers import number
 from buzz.policies.parameters import base_of_logs, choice, flag, integer_within, number_within
 from buzz.policies.places import Places
+from buzz.policies.specs import Echo, ScoreSpec
 from buzz.rows import Rows
 from buzz.words import hint, shown
 
 Scope = Literal["head", "layer", "model"]
 
 LONGEST = 2**31 - 1  # tokens: the lengths of static memory are int32
-_LONGEST_STREAM = 2**63  # slots: a policy that has not evicted by then never will
-_ROUNDS = 2**16  # evictions after which a stream must have repeated itself
-
-
-class Plan(NamedTuple):
-    """What one eviction leaves: `kept` slots, the first `sampled` of those after the sink being the new sample."""
-
-    kept: int
-    sampled: int
-
-
-class ScoreSpec(NamedTuple):
-    """Which attention a policy wants to see.
-
-    accumulate: scores add up over all calls since a slot was appended; False: the current call alone. A slot's sum is
-        float32, of 24 bits: at 2**17 it no longer notices attention below 2**-7, and at 2**24 (a sink, after about as
-        many queries) it stops growing. A policy that reads the scores of old slots, such as H2O, has this limit in an
-        endless stream; BUZZ reads those of fresh slots alone.
-    queries: how many of a call's last queries count; None: all of them. (One number per batch row where the rows'
-        policies differ in it.)
-    of: what a slot gets of the probabilities that the counted queries of a call, and the query heads of its group, give
-        it: their "sum", their "mean", or the "largest". What accumulates by "largest" is a running maximum; "mean"
-        does not accumulate.
-    beyond: only queries that come more than so many slots behind a slot count for it: attention from afar, as what its
-        neighbours give a token says little of its use later. A slot that no query counts for gets 0.
-    """
-
-    accumulate: bool
-    queries: int | tuple[int, ...] | None
-    of: Literal["sum", "mean", "largest"] = "sum"
-    beyond: int = 0
-
-
-class Echo(NamedTuple):
-    """How calls of several tokens are read a second time, behind themselves (after KVzip, arXiv 2505.23416).
-
-    After a call whose evictions are due, its tokens are fed once more, in chunks, each right behind the call's last
-    token; what the copies hold is dropped again. The largest attention that a token of the copy gives a slot says
-    whether the slot is needed to tell the text again.
-
-    chunk: tokens of the copy that are read at once. first: what the first reading of such a call is asked for in place
-    of `Policy.score_spec` (whether it accumulates is not looked at); None: nothing.
-    """
-
-    chunk: int
-    first: ScoreSpec | None
-
-
-class Steady(NamedTuple):
-    """Cache length of an endless stream of one-token calls, in tokens: after a call on average, and at the most."""
-
-    mean: float
-    peak: int
-
-
-class _Round(NamedTuple):
-    """One-token calls up to an eviction: slots before the first, during the last, and those that the last one kept."""
-
-    start: int
-    during: int
-    kept: int
-
-
-def near(mean: float, tokens: float) -> bool:
-    """Whether a mean cache length is what a budget asks for."""
-    return abs(mean - tokens) <= max(1.0, 0.02 * tokens)
 
 
 class _AlsoOfTheClass:
@@ -102,7 +38,7 @@ class _AlsoOfTheClass:
 
 
 @dataclass(frozen=True, repr=False)
-class Policy:
+class Policy(Lengths):
     """Which slots of a KV cache stay. Frozen, hashable, free of state: all state is `(length, sampled)`.
 
     A cache of one head holds `length` slots, oldest first; `sampled` is what the last eviction left in its plan: for
@@ -208,14 +144,6 @@ class Policy:
         """The policy of each of so many layers, the lowest first; one for all unless the policy says otherwise."""
         return [self] * layers
 
-    def plan(self, length: int, sampled: int = 0) -> Plan | None:
-        """The eviction due after a call that left `length` slots, or None. Integers only; never looks at scores.
-
-        Nothing is due at length 0; what is due at a length is due, with the same `sampled`, at every greater length;
-        and a `bounded` policy has something due at some length. `peak` and `steady` jump to the next eviction by this.
-        """
-        raise NotImplementedError
-
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
         """The slots that stay when `plan(length, sampled)` is not None.
 
@@ -278,83 +206,10 @@ class Policy:
             together[index, :, : slots.shape[2]] = slots.expand(len(index), heads, -1)
         return together
 
-    def advance(self, length: int, sampled: int = 0) -> tuple[int, int]:
-        """`(length, sampled)` once the eviction due at that state, if any, has run."""
-        plan = self.plan(length, sampled)
-        return (length, sampled) if plan is None else (plan.kept, plan.sampled)
-
-    def trace(self, prompt: int, steps: int) -> list[int]:
-        """Cache length after a call with `prompt` tokens, then after each of `steps` one-token calls (1 + steps)."""
-        state = self.advance(prompt)
-        lengths = [state[0]]
-        for _ in range(steps):
-            state = self.advance(state[0] + 1, state[1])
-            lengths.append(state[0])
-        return lengths
-
-    @property
-    def bounded(self) -> bool:
-        """Whether a stream of one-token calls stays under some length."""
-        return True
-
     @property
     def sizable(self) -> bool:
         """Whether `from_budget` can give the policy another mean cache length."""
         return self.bounded
-
-    def peak(self, length: int, sampled: int = 0) -> int | None:
-        """Most slots held during any call if one-token calls follow from this state for ever; None: no bound."""
-        if not self.bounded:
-            return None
-        rounds, _ = self._rounds(length, sampled)
-        return max(one.during for one in rounds)  # the first of them is longer than `length`
-
-    def steady(self) -> Steady | None:
-        """Mean and peak length after a call once an endless stream has settled; None: it never does."""
-        if not self.bounded:
-            return None
-        rounds, again = self._rounds(0, 0)
-        cycle = rounds[again:]
-        # The calls of a round leave start + 1, start + 2, ..., during - 1 slots, and the last one what it keeps.
-        total = sum((one.during - one.start - 1) * (one.start + one.during) // 2 + one.kept for one in cycle)
-        return Steady(total / sum(one.during - one.start for one in cycle), max(one.during - 1 for one in cycle))
-
-    def _rounds(self, length: int, sampled: int) -> tuple[list[_Round], int]:
-        """One-token calls, from eviction to eviction, until a state comes back: the rounds, and the first that repeats.
-
-        Raises:
-            NotImplementedError: they do not repeat, as where `sampled` counts on: the policy must say its own figures.
-        """
-        rounds: list[_Round] = []
-        seen: dict[tuple[int, int], int] = {}
-        while (length, sampled) not in seen:
-            if len(rounds) == _ROUNDS:
-                raise NotImplementedError(
-                    f"{self.name}: its states do not repeat within {_ROUNDS} evictions; write peak and steady for it"
-                )
-            seen[length, sampled] = len(rounds)
-            during = self._due(length, sampled)
-            plan = self.plan(during, sampled)
-            assert plan is not None
-            rounds.append(_Round(length, during, plan.kept))
-            length, sampled = plan
-        return rounds, seen[length, sampled]
-
-    def _due(self, length: int, sampled: int) -> int:
-        """Slots in the call that evicts next, if one-token calls follow from this state.
-
-        The least length above this one with a plan: doubled steps until there is one, then halved ones.
-        """
-        step = 1
-        while self.plan(length + step, sampled) is None:
-            step *= 2
-            if step > _LONGEST_STREAM:
-                raise NotImplementedError(f"{self.name}: is bounded, but evicts nothing of {length + step} slots")
-        low, high = length + step // 2, length + step  # no plan, unless it is the state itself; a plan
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.plan(middle, sampled) is None else (low, middle)
-        return high
 
     @_AlsoOfTheClass
     def from_budget(self, tokens: float, **params: Any) -> Policy:

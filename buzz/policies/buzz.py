@@ -10,9 +10,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from buzz.policies.base import LONGEST, Plan, Policy, ScoreSpec, near
+from buzz.policies.base import LONGEST, Policy
 from buzz.policies.held import Held
+from buzz.policies.lengths import Plan, near
 from buzz.policies.ranking import worst_if_undefined
+from buzz.policies.specs import ScoreSpec
 
 
 @dataclass(frozen=True, repr=False)

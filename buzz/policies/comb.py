@@ -8,11 +8,13 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 
-from buzz.policies.base import LONGEST, Echo, Plan, Policy, Scope, ScoreSpec
+from buzz.policies.base import LONGEST, Policy, Scope
 from buzz.policies.held import Held
+from buzz.policies.lengths import Plan
 from buzz.policies.places import Places
 from buzz.policies.ranking import ends_and_highest
 from buzz.policies.sharing import share
+from buzz.policies.specs import Echo, ScoreSpec
 
 _NEAR = 16  # slots behind a query that are too near to count in the mean of the first reading
 _WINDOW, _SLACK = 4, 8  # the window, and what collects before the next eviction, are such parts of the capacity

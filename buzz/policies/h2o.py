@@ -8,9 +8,11 @@ from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy, RowPolicies, ScoreSpec
+from buzz.policies.base import Policy, RowPolicies
 from buzz.policies.held import Held
+from buzz.policies.lengths import Plan
 from buzz.policies.ranking import ends_and_highest, highest, kept_slots
+from buzz.policies.specs import ScoreSpec
 from buzz.rows import Rows
 
 

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
-from buzz.policies.base import Plan, Policy, RowPolicies
+from buzz.policies.base import Policy, RowPolicies
 from buzz.policies.held import Held
+from buzz.policies.lengths import Plan
 from buzz.policies.ranking import highest, kept_slots, ranked
 from buzz.rows import Rows
 

@@ -8,9 +8,10 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 
-from buzz.policies.base import Echo, Policy, Scope
+from buzz.policies.base import Policy, Scope
 from buzz.policies.held import Held
 from buzz.policies.prompts import PromptPolicy
+from buzz.policies.specs import Echo
 
 
 @dataclass(frozen=True, repr=False)

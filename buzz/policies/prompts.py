@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from buzz.policies.base import LONGEST, Plan, Policy
+from buzz.policies.base import LONGEST, Policy
 from buzz.policies.held import Held
+from buzz.policies.lengths import Plan
 from buzz.policies.places import Places
 from buzz.policies.ranking import ends_and_highest
 from buzz.policies.sharing import share

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import LONGEST, Plan, Policy, Steady
+from buzz.policies.base import LONGEST, Policy
 from buzz.policies.held import Held
+from buzz.policies.lengths import Plan, Steady
 
 _COUNT = 1 << 20  # evictions after which the same draws come again
 

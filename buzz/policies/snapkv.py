@@ -9,11 +9,12 @@ from typing import ClassVar, Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from buzz.policies.base import Policy, Scope, ScoreSpec
+from buzz.policies.base import Policy, Scope
 from buzz.policies.held import Held
 from buzz.policies.places import Places
 from buzz.policies.prompts import PromptPolicy, by_head
 from buzz.policies.ranking import kept_slots, ranked
+from buzz.policies.specs import ScoreSpec
 
 _EPSILON = 1e-4  # of CriticalKV: what is added to mean attention
 

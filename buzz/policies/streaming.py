@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from buzz.policies.base import Plan, Policy
+from buzz.policies.base import Policy
 from buzz.policies.held import Held
+from buzz.policies.lengths import Plan
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 
 from buzz.policies import Held, Plan, Policy, ScoreSpec
-from buzz.policies.base import Echo
 from buzz.policies.ranking import ranked
+from buzz.policies.specs import Echo
 
 
 @dataclass(frozen=True, repr=False)
