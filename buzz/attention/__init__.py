@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from buzz.attention import fused, naive
+from buzz.attention.asked import Asked
 from buzz.rows import Rows
 
 
@@ -25,6 +26,14 @@ class Spec(Protocol):
     @property
     def beyond(self) -> int:
         """A query counts for the slots that are more than so many before its own; 0: for all that it sees."""
+
+    @property
+    def mean(self) -> float:
+        """Weight of the mean that a slot gets beside the largest; 0 where `of` is something else."""
+
+    @property
+    def near(self) -> int:
+        """For this mean, a query counts for the slots that are more than so many before its own."""
 
 
 def attend(
@@ -58,10 +67,10 @@ def attend(
     Returns:
         output [B, Hq, Lq, D] in q's dtype, and scores float32 [B, Hkv, C] or None: the attention probability that
         every slot received, summed over the counted queries and over the query heads of the group, or, as `spec.of`
-        says, the mean or the largest of these. 0 where no query counts for a slot.
+        says, the mean or the largest of these; and `spec.mean` times their mean. 0 where no query counts for a slot.
 
     Raises:
-        ValueError: shapes that do not fit together, a window of no slot.
+        ValueError: shapes that do not fit together, a window of no slot, a mean beside something else.
     """
     B, Hq, Lq, _ = q.shape
     if k.shape != v.shape or k.shape[0] != B or Hq % k.shape[1]:
@@ -77,26 +86,34 @@ def attend(
         raise ValueError(f"window must be at least 1, got {window}")
     if window is not None and window >= longest:
         window = None
+    if spec is not None and spec.mean and spec.of != "largest":
+        raise ValueError(f"a mean is added to the largest alone, got of={spec.of!r}")
     how: dict[str, Any] = {"scale": scale, "window": window}
     if spec is None:
         return fused.attend(q, k, v, starts=starts, **how), None
     last = counts if spec.queries is None else [spec.queries] * B if isinstance(spec.queries, int) else spec.queries
     firsts = Rows(max(0, count - n) for count, n in zip(counts, last, strict=True))
-    lag = spec.beyond + 1 if spec.beyond else 0
-    want: dict[str, Any] = {"of": "largest" if spec.of == "largest" else "sum", "lag": lag}
+    asked = [Asked("largest" if spec.of == "largest" else "sum", spec.beyond + 1 if spec.beyond else 0)]
+    if spec.mean:
+        asked.append(Asked("sum", spec.near + 1 if spec.near else 0))
     if window is None and fused.gives_scores(q):
-        output, scores = fused.attend_scored(q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale, **want)
+        output, got = fused.attend_scored(
+            q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale, asked=asked
+        )  # fmt: skip
     elif any(firsts):
         # The output needs no scores, and the scores only a few queries.
         few, starts_few, counts_few = _last_queries(q, starts, counts, firsts)
-        _, scores = naive.attend(few, k, v, starts=starts_few, counts=counts_few, **how, **want)
+        _, got = naive.attend(few, k, v, starts=starts_few, counts=counts_few, asked=asked, **how)
         output = fused.attend(q, k, v, starts=starts, **how)
     else:
-        output, scores = naive.attend(q, k, v, starts=starts, counts=counts, **how, **want)
-    if spec.of == "mean":
-        number = naive.counted(starts, firsts, counts, k.shape[2], q.device, window, lag) * (Hq // k.shape[1])
-        scores = scores / number.clamp(min=1)[:, None]
-    return output.to(q.dtype), scores
+        output, got = naive.attend(q, k, v, starts=starts, counts=counts, asked=asked, **how)
+
+    def mean(index: int) -> torch.Tensor:
+        number = naive.counted(starts, firsts, counts, k.shape[2], q.device, window, asked[index].lag)
+        return got[index] / (number * (Hq // k.shape[1])).clamp(min=1)[:, None]
+
+    scores = mean(0) if spec.of == "mean" else got[0]
+    return output.to(q.dtype), scores + spec.mean * mean(1) if spec.mean else scores
 
 
 def _last_queries(q: torch.Tensor, starts: Rows, counts: Rows, first: Rows) -> tuple[torch.Tensor, Rows, Rows]:

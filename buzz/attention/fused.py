@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from buzz.attention import naive
+from buzz.attention.asked import Asked
 from buzz.kernels.device import HALF, runs_triton
 from buzz.rows import Rows
 
@@ -98,21 +100,19 @@ def attend_scored(
     firsts: Rows,
     counts: Rows,
     scale: float,
-    of: Literal["sum", "largest"] = "sum",
-    lag: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and scores of one call; see `buzz.attention.attend` and `buzz.attention.naive.attend` for the arguments.
+    asked: Sequence[Asked] = (Asked(),),
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Output and what is asked of one call; see `buzz.attention.attend` and `buzz.attention.naive.attend`.
 
     Args:
-        firsts: of row b the queries firsts[b] .. counts[b] - 1 count for the scores.
+        firsts: of row b the queries firsts[b] .. counts[b] - 1 count.
     """
     from buzz.kernels.received import received
 
     if q.stride(-1) != 1:
         q = q.contiguous()
     output, lse = _by_rows(q, k, v, starts, counts, scale)
-    how: dict[str, Any] = {"scale": scale, "of": of, "lag": lag}
-    return output, received(q, k, lse, starts=starts, firsts=firsts, counts=counts, **how)
+    return output, received(q, k, lse, starts=starts, firsts=firsts, counts=counts, scale=scale, asked=asked)
 
 
 def _by_rows(

@@ -1,8 +1,8 @@
 """A call that is read twice: it waits, with all that it holds, until its copy has been read, and evicts then.
 
-What the copy is and what it is for: `buzz.policies.specs.Echo`. A chunk of it is a call like any other to the layers:
-it appends behind the slots of the call that waits, attends, and observes. But no length is advanced, so that its slots
-are forgotten, and the next chunk is written over them.
+What the copy is for: `Policy.echo_chunk`. A chunk of it is a call like any other to the layers: it appends behind the
+slots of the call that waits, attends, and observes. But no length is advanced, so that its slots are forgotten, and the
+next chunk is written over them.
 """
 
 from __future__ import annotations
@@ -175,10 +175,10 @@ def _copies(call: Call) -> Iterator[Copy]:
 
 def _chunk(steps: Sequence[Step], row: int) -> int:
     """Tokens of a row that are read again at once; 0: none are, as no layer that would hear them lets go of any."""
-    specs = [step.policies[row].echo_spec for step in steps if step.echoes and _drops(step, row)]
+    chunks = [step.policies[row].echo_chunk for step in steps if step.echoes and _drops(step, row)]
     if steps[0].counts[row] == 1:
         return 0  # what is read token by token is no text
-    return min((spec.chunk for spec in specs if spec is not None), default=0)
+    return min((chunk for chunk in chunks if chunk is not None), default=0)
 
 
 def _drops(step: Step, row: int) -> bool:

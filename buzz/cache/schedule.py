@@ -15,7 +15,7 @@ from buzz.rows import Rows
 
 _ROOM = 16  # buffers that grow have room for one part in so many more slots than they hold,
 _LEAST_ROOM = 16  # and for so many at least
-_ALIKE = ("logn_base", "scope", "positions", "echo_spec", "reads")  # what the policies of a batch agree in
+_ALIKE = ("logn_base", "scope", "positions", "echo_chunk", "reads")  # what the policies of a batch agree in
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ class PerRow:
         for name in _ALIKE:
             if len({getattr(policy, name) for policy in self.policies}) > 1:
                 raise ValueError(f"the rows of a batch need the same {name}")
-        specs = [policy.score_spec for policy in self.policies]
-        if len({spec and (spec.of, spec.beyond) for spec in specs}) > 1:
-            raise ValueError("the rows of a batch need the same attention for scores (score_spec)")
+        for name in ("score_spec", "prompt_spec"):
+            specs = [getattr(policy, name) for policy in self.policies]
+            if len({spec and spec._replace(queries=None) for spec in specs}) > 1:
+                raise ValueError(f"the rows of a batch need the same attention for scores ({name})")
 
     @property
     def name(self) -> str:
@@ -244,12 +245,13 @@ class Step:
     @cached_property
     def echoes(self) -> bool:
         """Whether the call's scores are what policies make of two readings (`Policy.heard`)."""
-        return self.several and self.policies[0].echo_spec is not None
+        return self.several and self.policies[0].echo_chunk is not None
 
     @cached_property
     def steps(self) -> Rows | None:
-        """Rows of a single token beside texts that may be read twice: they get the scores of a one-token call."""
-        if not self.echoes or not self.scores or self.score_spec is None:
+        """Rows of a single token beside longer texts that get other scores than a one-token call: they get those."""
+        alike = not self.echoes and self.spec == self.score_spec
+        if alike or not self.several or not self.scores or self.score_spec is None:
             return None
         return Rows(row for row, count in enumerate(self.counts) if count == 1) or None
 
@@ -271,13 +273,11 @@ class Step:
         """The scores that attention must give in this call, or in the first reading of one that is read twice."""
         if not self.scores:
             return None
-        if not self.echoes:
-            return self.score_spec
-        return _of_rows([None if echo is None else echo.first for echo in (p.echo_spec for p in self.policies)])
+        return _of_rows([policy.prompt_spec for policy in self.policies]) if self.several else self.score_spec
 
     @cached_property
     def score_spec(self) -> ScoreSpec | None:
-        """What the rows' policies want to see; `queries` is one number a row where they differ in it."""
+        """What the rows' policies want to see in one-token calls; `queries` is one number a row where they differ."""
         return _of_rows([policy.score_spec for policy in self.policies])
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,24 +23,26 @@ except ImportError:  # an older Triton
 LOG2E = 1.4426950408889634
 
 
-@triton.jit(do_not_specialize=["lag"])
+@triton.jit(do_not_specialize=["lag_largest", "lag_sum"])
 def _received(
-    Q, K, LSE, ROWS, OUT,
+    Q, K, LSE, ROWS, LARGEST_OUT, SUM_OUT,
     q_row, q_head, q_token, q_column, k_row, k_head, k_slot, lse_row, lse_head, out_row, out_head,
-    kv_heads, slots, lag, scale,
+    kv_heads, slots, lag_largest, lag_sum, scale,
     GROUP: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    TILES: tl.constexpr, LARGEST: tl.constexpr,
+    TILES: tl.constexpr, LARGEST: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """One program sums, for N keys of one KV head, exp2(scale q k - lse) over all queries that count for them.
+    """One program goes, for N keys of one KV head, over the exp2(scale q k - lse) of all queries that count for them.
 
-    With LARGEST it takes the maximum instead. ROWS int32 [B, 3]: cached slots before the call, first and end of the
-    queries that count; for a key they do so from `lag` tokens behind it on. Q is a pointer, and its
-    strides count elements; with TILES it is a descriptor of a matrix, and its strides count rows of that, q_column
-    columns. The key blocks with the most queries come first. No atomics: the same input gives the same bits.
+    With LARGEST it takes the maximum, with SUM it adds them up; one of the two at least. ROWS int32 [B, 3]: cached
+    slots before the call, first and end of the queries that count; for a key they do so from `lag_largest` or `lag_sum`
+    tokens behind it on, which are equal where only one is wanted. Q is a pointer, and its strides count elements; with
+    TILES it is a descriptor of a matrix, and its strides count rows of that, q_column columns. The key blocks with the
+    most queries come first. No atomics: the same input gives the same bits.
     """
     row, head = tl.program_id(1) // kv_heads, tl.program_id(1) % kv_heads
     start, first, end = tl.load(ROWS + 3 * row), tl.load(ROWS + 3 * row + 1), tl.load(ROWS + 3 * row + 2)
-    start -= lag  # as if every query came so much earlier
+    # As if every query came so much earlier.
+    far, near = start - lag_largest, start - lag_sum
     n = tl.program_id(0) * N + tl.arange(0, N)
     d = tl.arange(0, D_PADDED)
     inside = (n < slots)[:, None] & (d < D)[None, :]
@@ -48,13 +51,11 @@ def _received(
 
     # A result for every two places of a tile that one thread has, until the end: no thread waits for another. The
     # largest probability is that of the largest logit less lse, so it takes one exponential a key.
-    if LARGEST:
-        results = tl.full([M // 16, 8, N], float("-inf"), dtype=tl.float32)
-    else:
-        results = tl.zeros([M // 16, 8, N], dtype=tl.float32)
-    begin = tl.maximum(first, tl.program_id(0) * N - start) // M * M
+    largest = tl.full([M // 16, 8, N], float("-inf"), dtype=tl.float32)
+    sums = tl.zeros([M // 16, 8, N], dtype=tl.float32)
+    begin = tl.maximum(first, tl.program_id(0) * N - tl.maximum(far, near)) // M * M
     # Queries in [clear, full) count for every key of the block: nothing is masked there.
-    clear = tl.maximum(first, tl.program_id(0) * N + N - 1 - start)
+    clear = tl.maximum(first, tl.program_id(0) * N + N - 1 - tl.minimum(far, near))
     clear = tl.minimum((clear + M - 1) // M * M, end)
     full = tl.maximum(end // M * M, clear)
     for g in range(GROUP):
@@ -62,19 +63,24 @@ def _received(
         lses = LSE + row.to(tl.int64) * lse_row + query_head.to(tl.int64) * lse_head
         for m0 in range(begin, clear, M):
             q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, True)
-            results = _joined(results, q, k, lses, m0, n, start, first, end, scale, M, True, LARGEST)
+            largest, sums = _joined(
+                largest, sums, q, k, lses, m0, n, far, near, first, end, scale, M, True, LARGEST, SUM
+            )
         for m0 in range(clear, full, M):
             q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, False)
-            results = _joined(results, q, k, lses, m0, n, start, first, end, scale, M, False, LARGEST)
+            largest, sums = _joined(
+                largest, sums, q, k, lses, m0, n, far, near, first, end, scale, M, False, LARGEST, SUM
+            )
         for m0 in range(full, end, M):
             q = _queries(Q, row, query_head, m0, end, d, q_row, q_head, q_token, q_column, D, D_PADDED, M, TILES, True)
-            results = _joined(results, q, k, lses, m0, n, start, first, end, scale, M, True, LARGEST)
-    out = OUT + row.to(tl.int64) * out_row + head.to(tl.int64) * out_head
+            largest, sums = _joined(
+                largest, sums, q, k, lses, m0, n, far, near, first, end, scale, M, True, LARGEST, SUM
+            )
+    out = row.to(tl.int64) * out_row + head.to(tl.int64) * out_head + n
     if LARGEST:
-        result = tl.exp2(tl.max(tl.max(results, axis=0), axis=0))
-    else:
-        result = tl.sum(tl.sum(results, axis=0), axis=0)
-    tl.store(out + n, result, mask=n < slots)
+        tl.store(LARGEST_OUT + out, tl.exp2(tl.max(tl.max(largest, axis=0), axis=0)), mask=n < slots)
+    if SUM:
+        tl.store(SUM_OUT + out, tl.sum(tl.sum(sums, axis=0), axis=0), mask=n < slots)
 
 
 @triton.jit
@@ -100,7 +106,8 @@ def _queries(
 
 @triton.jit
 def _joined(
-    results, q, k, lses, m0, n, start, first, end, scale, M: tl.constexpr, MASKED: tl.constexpr, LARGEST: tl.constexpr
+    largest, sums, q, k, lses, m0, n, far, near, first, end, scale,
+    M: tl.constexpr, MASKED: tl.constexpr, LARGEST: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Results [M / 16, 8, N] with the probabilities of M queries, every two of them that are eight apart together.
 
@@ -111,18 +118,18 @@ def _joined(
     logits = tl.dot(q, tl.trans(k), input_precision="ieee")
     logits = logits * scale - (lse * 1.4426950408889634)[:, None]
     if MASKED:
-        counts = (n[None, :] <= start + m[:, None]) & ((m >= first) & (m < end))[:, None]
+        here = ((m >= first) & (m < end))[:, None]
     if LARGEST:
+        found = logits
         if MASKED:
-            logits = tl.where(counts, logits, float("-inf"))
-        pairs = tl.max(tl.reshape(logits, [M // 16, 2, 8, logits.shape[1]]), axis=1)
-        results = tl.maximum(results, pairs)
-    else:
+            found = tl.where(here & (n[None, :] <= far + m[:, None]), found, float("-inf"))
+        largest = tl.maximum(largest, tl.max(tl.reshape(found, [M // 16, 2, 8, found.shape[1]]), axis=1))
+    if SUM:
         probs = tl.exp2(logits)
         if MASKED:
-            probs = tl.where(counts, probs, 0.0)
-        results += tl.sum(tl.reshape(probs, [M // 16, 2, 8, probs.shape[1]]), axis=1)
-    return results
+            probs = tl.where(here & (n[None, :] <= near + m[:, None]), probs, 0.0)
+        sums += tl.sum(tl.reshape(probs, [M // 16, 2, 8, probs.shape[1]]), axis=1)
+    return largest, sums
 
 
 def received(
@@ -134,10 +141,9 @@ def received(
     firsts: Rows,
     counts: Rows,
     scale: float,
-    of: Literal["sum", "largest"] = "sum",
-    lag: int = 0,
+    asked: Sequence[tuple[Literal["sum", "largest"], int]] = (("sum", 0),),
     tiles: Tiles | None = None,
-) -> torch.Tensor:
+) -> list[torch.Tensor]:
     """Attention probability that every slot received, over queries and over the query heads of the group.
 
     Args:
@@ -146,16 +152,18 @@ def received(
         starts: cached slots of each row before the call; query i of row b sees the slots 0 .. starts[b] + i.
         firsts, counts: of row b the queries firsts[b] .. counts[b] - 1 count.
         scale: factor of the logits.
-        of: their sum, or the largest.
-        lag: a query counts for the slots that are at least so many before its own.
+        asked: their sum, or the largest, or both; and with each a lag: a query counts for the slots that are at least
+            so many before its own.
         tiles: for sweeps; None: as is best known.
 
     Returns:
-        float32 [B, Hkv, C]; 0 where no query counts.
+        float32 [B, Hkv, C] for each of `asked`; 0 where no query counts.
     """
     B, Hq, _, D = q.shape
     Hkv, C = k.shape[1:3]
-    out = torch.empty(B, Hkv, C, dtype=torch.float32, device=q.device)
+    lags = dict(asked)
+    out = {of: torch.empty(B, Hkv, C, dtype=torch.float32, device=q.device) for of in lags}
+    one = out[asked[0][0]]  # stands for what is not wanted
     rows = starts.beside(firsts, counts, device=q.device)
     padded = max(16, triton.next_power_of_2(D))
     cut: Any = _chosen(tiles or Tiles(), q.dtype, padded)
@@ -167,13 +175,13 @@ def received(
         how["maxnreg"] = cut.registers
     with torch.cuda.device_of(q):
         _received[(triton.cdiv(C, cut.keys), B * Hkv)](
-            queries, k, lse, rows, out,
-            *strides, *k.stride()[:3], *lse.stride()[:2], *out.stride()[:2],
-            Hkv, C, lag, scale * LOG2E,
+            queries, k, lse, rows, out.get("largest", one), out.get("sum", one),
+            *strides, *k.stride()[:3], *lse.stride()[:2], *one.stride()[:2],
+            Hkv, C, lags.get("largest", asked[0][1]), lags.get("sum", asked[0][1]), scale * LOG2E,
             GROUP=Hq // Hkv, D=D, D_PADDED=padded, M=cut.queries, N=cut.keys, TILES=matrix is not None,
-            LARGEST=of == "largest", **how,
+            LARGEST="largest" in lags, SUM="sum" in lags, **how,
         )  # fmt: skip
-    return out
+    return [out[of] for of, _ in asked]
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from buzz.policies.lengths import Plan, Steady
 from buzz.policies.places import Places
 from buzz.policies.random import RandomPolicy
 from buzz.policies.snapkv import PyramidKVPolicy, SnapKVPolicy
-from buzz.policies.specs import Echo, ScoreSpec
+from buzz.policies.specs import ScoreSpec
 from buzz.policies.streaming import LocalPolicy, StreamingPolicy
 from buzz.policies.tova import TovaPolicy
 from buzz.words import hint, shown
@@ -68,7 +68,6 @@ def make_policy(name: str, **params: Any) -> Policy:
 
 __all__ = [
     "POLICIES",
-    "Echo",
     "Held",
     "Places",
     "Plan",

@@ -14,7 +14,7 @@ from buzz.policies.lengths import Lengths, near
 from buzz.policies.numbers import number
 from buzz.policies.parameters import base_of_logs, choice, flag, integer_within, number_within
 from buzz.policies.places import Places
-from buzz.policies.specs import Echo, ScoreSpec
+from buzz.policies.specs import ScoreSpec
 from buzz.rows import Rows
 from buzz.words import hint, shown
 
@@ -77,7 +77,7 @@ class Policy(Lengths):
                 value = value if value is None else base_of_logs(where, value)
             elif name in self.least and not (value is None and field.default is None):
                 value = integer_within(where, value, self.least[name], self.most.get(name, LONGEST))
-            elif name in self.ranges:
+            elif name in self.ranges and not (value is None and field.default is None):
                 value = number_within(where, value, *self.ranges[name])
             elif name in self.choices:
                 value = choice(where, value, self.choices[name])
@@ -97,6 +97,12 @@ class Policy(Lengths):
         return None
 
     @property
+    def prompt_spec(self) -> ScoreSpec | None:
+        """The same of a call of several tokens; a row of one token in it is a step. What it gives accumulates as
+        `score_spec` says. None where a policy has no `score_spec`, or hears the second reading alone."""
+        return self.score_spec
+
+    @property
     def reads(self) -> frozenset[str]:
         """What else `select` and `share` look at: "keys", "values", "queries" (`buzz.policies.held.Held`)."""
         return frozenset()
@@ -104,7 +110,7 @@ class Policy(Lengths):
     @property
     def is_blind(self) -> bool:
         """Whether slots are chosen by their places alone."""
-        return self.score_spec is None and not self.reads and self.echo_spec is None
+        return self.score_spec is None and not self.reads and self.echo_chunk is None
 
     @property
     def scope(self) -> Scope:
@@ -117,8 +123,14 @@ class Policy(Lengths):
         return None
 
     @property
-    def echo_spec(self) -> Echo | None:
-        """How calls of several tokens are read twice; None: they are not."""
+    def echo_chunk(self) -> int | None:
+        """Calls of several tokens are read a second time, behind themselves, so many tokens at once (after KVzip,
+        arXiv 2505.23416); None: they are read once.
+
+        After a call whose evictions are due, its tokens are fed once more, in chunks, each right behind the call's last
+        token; what the copies hold is dropped again. The largest attention that a token of the copy gives a slot says
+        whether the slot is needed to tell the text again.
+        """
         return None
 
     @property
@@ -135,7 +147,7 @@ class Policy(Lengths):
         """The scores of a call that was read twice, float32 as both are; they accumulate as `score_spec` says.
 
         Args:
-            first: what `Echo.first` asked for, [B, H, S]; None where it asked for nothing.
+            first: what `prompt_spec` asked for, [B, H, S]; None where it asked for nothing.
             echo: the largest attention that a slot got from a token of the copy, [B, H, S].
         """
         return echo

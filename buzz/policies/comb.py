@@ -14,10 +14,11 @@ from buzz.policies.lengths import Plan
 from buzz.policies.places import Places
 from buzz.policies.ranking import ends_and_highest
 from buzz.policies.sharing import share
-from buzz.policies.specs import Echo, ScoreSpec
+from buzz.policies.specs import ScoreSpec
 
-_NEAR = 16  # slots behind a query that are too near to count in the mean of the first reading
+_NEAR = 16  # slots behind a query that are too near to count in a step, or in the mean of a prompt
 _WINDOW, _SLACK = 4, 8  # the window, and what collects before the next eviction, are such parts of the capacity
+_WEIGHT, _WEIGHT_OF_ECHO = 3.0, 30.0  # of the mean in a prompt beside the largest, of one reading and of the second
 _SHORTLIST = 2  # slots that a layer keeps at most until a prompt is read, as a multiple of the mean
 
 
@@ -62,9 +63,9 @@ class CombPolicy(Policy):
     scope: Scope = "model"
     floor: float = 0.2
     ceiling: float = 8.0
-    beyond: int = 32
+    beyond: int = 64
     echo: bool = False
-    afar: float = 30.0
+    afar: float | None = None
     values: bool = True
     chunk: int = 1024
 
@@ -98,17 +99,25 @@ class CombPolicy(Policy):
 
     @property
     def score_spec(self) -> ScoreSpec | None:
-        return ScoreSpec(accumulate=True, queries=None, of="largest", beyond=self.beyond)
+        return ScoreSpec(accumulate=True, queries=None, of="largest", beyond=_NEAR)
 
     @property
-    def echo_spec(self) -> Echo | None:
+    def prompt_spec(self) -> ScoreSpec | None:
         if not self.echo:
-            return None
-        first = ScoreSpec(accumulate=False, queries=None, of="mean", beyond=_NEAR)
-        return Echo(self.chunk, first if self.afar else None)
+            return ScoreSpec(True, None, of="largest", beyond=self.beyond, mean=self.weight, near=_NEAR)
+        return ScoreSpec(accumulate=True, queries=None, of="mean", beyond=_NEAR) if self.weight else None
+
+    @property
+    def weight(self) -> float:
+        """What the mean from afar in a prompt counts beside the largest."""
+        return (_WEIGHT_OF_ECHO if self.echo else _WEIGHT) if self.afar is None else self.afar
+
+    @property
+    def echo_chunk(self) -> int | None:
+        return self.chunk if self.echo else None
 
     def heard(self, first: torch.Tensor | None, echo: torch.Tensor) -> torch.Tensor:
-        return echo if first is None else echo + self.afar * first
+        return echo if first is None else echo + self.weight * first
 
     @property
     def reads(self) -> frozenset[str]:

@@ -11,7 +11,6 @@ import torch
 from buzz.policies.base import Policy, Scope
 from buzz.policies.held import Held
 from buzz.policies.prompts import PromptPolicy
-from buzz.policies.specs import Echo
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,8 +51,8 @@ class KVzipPolicy(PromptPolicy):
             )
 
     @property
-    def echo_spec(self) -> Echo | None:
-        return Echo(self.chunk, first=None)
+    def echo_chunk(self) -> int | None:
+        return self.chunk
 
     @property
     def positions(self) -> Literal["cache", "original"] | None:

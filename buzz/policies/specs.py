@@ -19,27 +19,16 @@ class ScoreSpec(NamedTuple):
         does not accumulate.
     beyond: only queries that come more than so many slots behind a slot count for it: attention from afar, as what its
         neighbours give a token says little of its use later. A slot that no query counts for gets 0.
+    mean, near: so many times the mean over the queries that come more than `near` slots behind a slot is added to what
+        `of` gives it. Beside the "largest", and in calls of several tokens alone (`Policy.prompt_spec`).
     """
 
     accumulate: bool
     queries: int | tuple[int, ...] | None
     of: Literal["sum", "mean", "largest"] = "sum"
     beyond: int = 0
+    mean: float = 0.0
+    near: int = 0
 
 
-class Echo(NamedTuple):
-    """How calls of several tokens are read a second time, behind themselves (after KVzip, arXiv 2505.23416).
-
-    After a call whose evictions are due, its tokens are fed once more, in chunks, each right behind the call's last
-    token; what the copies hold is dropped again. The largest attention that a token of the copy gives a slot says
-    whether the slot is needed to tell the text again.
-
-    chunk: tokens of the copy that are read at once. first: what the first reading of such a call is asked for in place
-    of `Policy.score_spec` (whether it accumulates is not looked at); None: nothing.
-    """
-
-    chunk: int
-    first: ScoreSpec | None
-
-
-__all__ = ["Echo", "ScoreSpec"]
+__all__ = ["ScoreSpec"]

@@ -13,13 +13,13 @@ from buzz.attention import attend
 from buzz.policies import ScoreSpec
 
 
-def naive(q, k, v, starts, counts, scale, queries, window=None, of="sum", beyond=0):
+def naive(q, k, v, starts, counts, scale, queries, window=None, of="sum", beyond=0, mean=0.0, near=0):
     """Output and scores, one query at a time; what every slot gets is gathered probability by probability."""
     q, k, v = q.double(), k.double(), v.double()
     B, Hq, Lq, D = q.shape
     Hkv, C = k.shape[1:3]
     output, scores = torch.zeros(B, Hq, Lq, D).double(), torch.zeros(B, Hkv, C).double()
-    received = {}
+    received, beside = {}, {}
     for b in range(B):
         for h in range(Hq):
             for i in range(counts[b]):
@@ -31,11 +31,14 @@ def naive(q, k, v, starts, counts, scale, queries, window=None, of="sum", beyond
                 last = queries[b] if isinstance(queries, tuple) else queries
                 if last is None or i >= counts[b] - last:
                     for slot in range(begin, end):
-                        if beyond == 0 or starts[b] + i - slot > beyond:
-                            received.setdefault((b, kv, slot), []).append(float(probs[slot - begin]))
+                        for away, found in ((beyond, received), (near, beside)):
+                            if away == 0 or starts[b] + i - slot > away:
+                                found.setdefault((b, kv, slot), []).append(float(probs[slot - begin]))
     join = {"sum": sum, "mean": statistics.fmean, "largest": max}[of]
     for place, probs in received.items():
         scores[place] = join(probs)
+    for place, probs in beside.items():
+        scores[place] += mean * statistics.fmean(probs)
     return output, scores
 
 
@@ -89,11 +92,11 @@ def test_output_and_scores(seed, rows, kv_heads, groups, ragged, fresh, width, w
 def test_means_and_largest_from_afar(seed, rows, kv_heads, groups, ragged, fresh, width, window):
     q, k, v, starts, counts = draw_call(seed, rows, kv_heads, groups, ragged, fresh, width)
     queries = (None, 3, tuple(1 + (seed + row) % 4 for row in range(rows)))[seed % 3]
-    for of in ("sum", "mean", "largest"):
+    for of, *beside in (("sum",), ("mean",), ("largest",), ("largest", 2.5, seed % 5)):
         for beyond in (0, 1 + seed % 7):
-            spec = ScoreSpec(False, queries, of, beyond)
+            spec = ScoreSpec(False, queries, of, beyond, *beside)
             output, scores = attend(q, k, v, starts=starts, counts=counts, scale=0.3, spec=spec, window=window)
-            expected, expected_scores = naive(q, k, v, starts, counts, 0.3, queries, window, of, beyond)
+            expected, expected_scores = naive(q, k, v, starts, counts, 0.3, queries, window, of, beyond, *beside)
             check(output, expected, counts)
             assert scores.dtype == torch.float32
             torch.testing.assert_close(scores.double(), expected_scores, atol=1e-5, rtol=1e-5)
@@ -118,6 +121,7 @@ def test_output_without_scores(seed, rows, kv_heads, groups, ragged, fresh, widt
         ScoreSpec(False, 40),
         ScoreSpec(True, None, "largest", 3),
         ScoreSpec(False, 50, "mean", 9),
+        ScoreSpec(False, 50, "largest", 9, 3.0, 4),
     ],
 )
 def test_chunks_change_nothing(spec, window, monkeypatch):
@@ -214,6 +218,7 @@ def test_a_gpu_gives_what_the_cpu_gives(groups, window, dtype, tolerance):
         for spec in (
             None, ScoreSpec(True, None), ScoreSpec(False, 5),
             ScoreSpec(True, None, "largest", 4), ScoreSpec(False, 9, "mean", 2), ScoreSpec(False, None, "largest"),
+            ScoreSpec(True, None, "largest", 9, 2.0, 4),
         ):  # fmt: skip
             how = {"starts": starts, "counts": counts, "scale": 0.125, "spec": spec, "window": window}
             output, scores = attend(q.cuda(), k.cuda(), v.cuda(), **how)

@@ -82,7 +82,7 @@ def held_of(policy: Policy, length: int, rows: int = 1, seed: int = 0) -> Held:
         return Held()
     generator = torch.Generator().manual_seed(seed)
     keys, values = torch.randn(2, rows, HEADS, length, 2, generator=generator)
-    scored = policy.score_spec is not None or policy.echo_spec is not None
+    scored = policy.score_spec is not None or policy.echo_chunk is not None
     return Held(scores_of(length, rows, seed) if scored else None, keys, values, queries_of(rows, HEADS, generator))
 
 
@@ -150,7 +150,7 @@ def check_value(policy: Policy) -> None:
 
 def caches_hold(policy: Policy) -> bool:
     """Whether a cache that is driven by hand, as here, has equal heads and reads a call once."""
-    return policy.scope == "head" and policy.echo_spec is None
+    return policy.scope == "head" and policy.echo_chunk is None
 
 
 def check_cache(policy: Policy, calls: list[int]) -> None:

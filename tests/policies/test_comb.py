@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.policies import POLICIES, Echo, Held, Places, ScoreSpec, make_policy
+from buzz.policies import POLICIES, Held, Places, ScoreSpec, make_policy
 from tests.policies.strategies import legal
 from tests.policies.test_sharing import naive_share, places_of
 
@@ -34,10 +34,13 @@ def test_shares_equal_the_reference(policy, seed, data):
 
 def test_what_is_read():
     policy = make_policy("comb", beyond=40, echo=True, chunk=100)
-    assert policy.score_spec == make_policy("comb", beyond=40).score_spec == ScoreSpec(True, None, "largest", 40)
-    assert make_policy("comb").echo_spec is None
-    assert policy.echo_spec == Echo(100, ScoreSpec(False, None, "mean", 16))
-    assert make_policy("comb", echo=True, afar=0).echo_spec == Echo(1024, None)
+    once = make_policy("comb", beyond=40)
+    assert policy.score_spec == once.score_spec == ScoreSpec(True, None, "largest", 16)
+    assert once.prompt_spec == ScoreSpec(True, None, "largest", 40, 3.0, 16)
+    assert make_policy("comb", afar=0).prompt_spec == ScoreSpec(True, None, "largest", 64, 0.0, 16)
+    assert policy.prompt_spec == ScoreSpec(True, None, "mean", 16)
+    assert (once.echo_chunk, policy.echo_chunk) == (None, 100)
+    assert make_policy("comb", echo=True, afar=0).prompt_spec is None
     assert (make_policy("comb").reads, make_policy("comb", values=False).reads) == ({"values"}, frozenset())
     assert policy.reads == frozenset()  # the norms of values are no use beside an echo
     assert not policy.is_blind

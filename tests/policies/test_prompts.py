@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.policies import POLICIES, Echo, Held, Places, Queries, ScoreSpec, make_policy
+from buzz.policies import POLICIES, Held, Places, Queries, ScoreSpec, make_policy
 from tests.policies.naive import NaiveHead, critical
 from tests.policies.strategies import legal
 from tests.policies.test_sharing import naive_share, places_of
@@ -75,7 +75,7 @@ def test_what_prompts_are_asked_for():
     assert make_policy("snapkv", window=9).score_spec == ScoreSpec(False, 9)
     assert make_policy("snapkv", window=9, values=True).score_spec == ScoreSpec(False, 9, "mean")
     assert make_policy("snapkv", values=True).reads == {"values"}
-    assert make_policy("kvzip", chunk=99).echo_spec == Echo(99, None)
+    assert make_policy("kvzip", chunk=99).echo_chunk == 99
     assert make_policy("kvzip").score_spec is None
     assert not make_policy("kvzip").is_blind
     assert make_policy("expected_attention").reads == {"keys", "values", "queries"}

@@ -9,7 +9,6 @@ import torch
 
 from buzz.policies import Held, Plan, Policy, ScoreSpec
 from buzz.policies.ranking import ranked
-from buzz.policies.specs import Echo
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,8 +38,12 @@ class Twice(Policy):
         return ScoreSpec(True, None, self.of)
 
     @property
-    def echo_spec(self) -> Echo | None:
-        return Echo(self.chunk, ScoreSpec(False, None, "mean", 2) if self.mean else None) if self.chunk else None
+    def prompt_spec(self) -> ScoreSpec | None:
+        return ScoreSpec(False, None, "mean", 2) if self.mean else None
+
+    @property
+    def echo_chunk(self) -> int | None:
+        return self.chunk or None
 
     @property
     def bounded(self) -> bool:
@@ -72,7 +75,11 @@ class Once(Twice):
     name: ClassVar[str] = "once"
 
     @property
-    def echo_spec(self) -> Echo | None:
+    def prompt_spec(self) -> ScoreSpec | None:
+        return self.score_spec
+
+    @property
+    def echo_chunk(self) -> int | None:
         return None
 
 
