@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from buzz.cache.call import Shape
-from buzz.cache.schedule import PerRow
+from buzz.cache.per_row import PerRow
 from buzz.policies import Policy, make_policy
 from buzz.policies.window import SlidingWindow
 

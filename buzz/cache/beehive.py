@@ -16,8 +16,8 @@ from buzz.cache.echo import Copy, Hearing, heard
 from buzz.cache.figures import Curve
 from buzz.cache.heads import Heads
 from buzz.cache.layer import UNPATCHED, BeehiveLayer, Memory
+from buzz.cache.per_row import PerRow
 from buzz.cache.pool import Pool
-from buzz.cache.schedule import PerRow
 from buzz.cache.stack import Stack
 from buzz.cache.storage import OnEvict, Storage
 from buzz.policies import Policy, Queries

@@ -11,7 +11,8 @@ from buzz.cache.call import Call
 from buzz.cache.columns import Columns
 from buzz.cache.figures import Curve, Figures
 from buzz.cache.heads import Heads
-from buzz.cache.schedule import PerRow, Schedule
+from buzz.cache.per_row import PerRow, policies_of_rows
+from buzz.cache.schedule import Schedule
 from buzz.policies import Policy
 
 
@@ -135,8 +136,7 @@ class Calls:
 
     def row_policies(self, schedule: int, rows: int) -> list[Policy]:
         """The policy of each row in one schedule, for a cache of so many rows."""
-        policy = self._policies[schedule]
-        return list(policy.policies) if isinstance(policy, PerRow) else [policy] * rows
+        return policies_of_rows(self._policies[schedule], rows)
 
     def states(self, schedule: int) -> list[tuple[int, int]]:
         """`(length, sampled)` of each row in one schedule."""
