@@ -198,7 +198,8 @@ class BeehiveCache(Cache):
 
     def reads_queries(self, layer: int) -> Call | None:
         """The open call, if the moments of its queries in a layer must be given to `observe`."""
-        call = self._open
+        call = self._calls.open
+        assert call is not None
         return call if call.steps[self._calls.schedule_of[layer]].reads_queries else None
 
     def observe(self, scores: torch.Tensor | None, layer: int, queries: Queries | None = None) -> None:
@@ -266,36 +267,6 @@ class BeehiveCache(Cache):
         """All layers have passed the call: run the evictions that are still due, and close it."""
         self._storage.end(call, served)
         self._calls.close(self.nbytes)
-
-    # Where the queries of the open call are. Past a row's end: any place that the call has.
-
-    @property
-    def _open(self) -> Call:
-        assert self._calls.open is not None
-        return self._calls.open
-
-    def query_columns(self, device: torch.device) -> torch.Tensor:
-        """Columns, pads and earlier calls counted: int64 [1 or B, width]."""
-        return self._open.query_columns(device)
-
-    def query_positions(self, device: torch.device) -> torch.Tensor:
-        """Positions in the text, pads not counted: int64 [1 or B, width]."""
-        return self._open.query_positions(device)
-
-    def slot_ids(self, device: torch.device) -> torch.Tensor:
-        """Slots, in the layer that `lengths` is of: int64 [1 or B, width]."""
-        call = self._open
-        return call.steps[self._calls.counted_schedule].positions(call.width, device)
-
-    @property
-    def last_slot(self) -> int:
-        """Highest slot, in the layer that `lengths` is of."""
-        return max(self._open.steps[self._calls.counted_schedule].ends) - 1
-
-    @property
-    def last_position(self) -> int:
-        """Highest position in the text."""
-        return self._open.last_position
 
     # What is cached.
 
@@ -383,7 +354,8 @@ class BeehiveCache(Cache):
 
     def finish(self) -> None:
         """End the open one-token call: its tokens are in the stacks, and so is what the slots received."""
-        self._end(self._open, served=True)
+        assert self._calls.open is not None
+        self._end(self._calls.open, served=True)
 
     def mark(self) -> Any:
         """The state of everything but the tensors, for `rewind`."""

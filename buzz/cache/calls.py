@@ -85,7 +85,8 @@ class Calls:
             counts = tokens.sum(dim=1).tolist()
         steps = [schedule.open(counts, heads, max(counts) > 1) for schedule in self._schedules]
         self.touched = False
-        self.open = Call(columns, counts, steps, tokens, order, self.columns.seen, self.tokens)
+        first, counted = self.columns.seen, self.schedule_of[self.counted[0]]
+        self.open = Call(columns, counts, steps, tokens, order, first, self.tokens, counted)
         return self.open
 
     def cancel(self) -> None:
@@ -124,11 +125,6 @@ class Calls:
     def is_empty(self) -> bool:
         """Whether there was no call yet, so that not even the number of rows is known."""
         return not self._schedules
-
-    @property
-    def counted_schedule(self) -> int:
-        """The schedule of the first layer that is counted."""
-        return self._shares[0][0]
 
     def policy(self, layer: int) -> Policy | PerRow:
         """The policy of one layer."""

@@ -108,7 +108,7 @@ class Hearing:
         ]  # fmt: skip
         first = self.call.first + self.call.columns
         seen = [seen + count for seen, count in zip(self.call.seen, self.call.counts, strict=True)]
-        return Call(copy.width, list(copy.counts), steps, None, None, first, seen)
+        return Call(copy.width, list(copy.counts), steps, None, None, first, seen, self.call.counted)
 
     def take(self, layer: int, scores: torch.Tensor | None, ends: Rows, step: Step) -> None:
         """A layer has read the call, or a chunk of its copy.

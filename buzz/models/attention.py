@@ -78,7 +78,7 @@ def _moments(
     if call is None:
         return None
     counts, at = Rows(call.counts), kwargs.get("position_ids")
-    at = (cache.query_columns(q.device) if at is None else at).expand(len(counts), -1)  # [B, L]
+    at = (call.query_columns(q.device) if at is None else at).expand(len(counts), -1)  # [B, L]
     last = at.gather(1, (counts.on(q.device) - 1).clamp(min=0)[:, None])[:, 0]
     rotates = isinstance(positions, Rotary) and family.rotates(module)
     return moments(q, counts, Rows(call.seen), last + 1, family.scale(module), module, positions, rotates)

@@ -164,8 +164,8 @@ def test_what_counts_are_the_layers_of_full_attention():
     assert stats["nbytes"] == sum(layer.capacity for layer in cache.layers) * SLOT == (3 * 8 + 11 + 21) * SLOT
     assert "10" in repr(cache)
     assert "SlidingWindow" not in repr(cache)
-    cache.begin(1, 1)
-    assert (cache.last_slot, cache.slot_ids(torch.device("cpu")).tolist()) == (10, [[10]])
+    call = cache.begin(1, 1)
+    assert (call.last_slot, call.query_slots(torch.device("cpu")).tolist()) == (10, [[10]])
 
 
 def test_a_policy_that_differs_by_layer_is_spread_over_those_that_it_decides_over():
