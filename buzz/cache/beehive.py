@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache
 
 from buzz.cache.assignment import policies_of_layers, text_config
 from buzz.cache.call import Call, Shape, Slots
@@ -15,7 +14,8 @@ from buzz.cache.calls import Calls
 from buzz.cache.echo import Copy, Hearing, heard
 from buzz.cache.figures import Curve
 from buzz.cache.heads import Heads
-from buzz.cache.layer import UNPATCHED, BeehiveLayer, Memory
+from buzz.cache.interface import TransformersCache
+from buzz.cache.layer import BeehiveLayer, Memory
 from buzz.cache.per_row import PerRow
 from buzz.cache.pool import Pool
 from buzz.cache.stack import Stack
@@ -27,7 +27,7 @@ from buzz.rows import Rows
 POSITIONS = ("cache", "original")
 
 
-class BeehiveCache(Cache):
+class BeehiveCache(TransformersCache):
     """A KV cache that keeps what its policy keeps. For inference; the model must be patched (`buzz.patch_model`).
 
     Rows are left-aligned and ragged: row b holds slots 0 .. lengths[b] - 1, pads never enter, and every row evicts as
@@ -366,40 +366,18 @@ class BeehiveCache(Cache):
         self._calls.rewind(mark)
         self._storage.forget_lengths()
 
-    # The interface of transformers.Cache.
+    # What changes it besides calls; the rest of transformers' interface follows from these (`TransformersCache`).
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns *seen*, pads included, so that a second turn of generate() continues in the right place."""
         return self._calls.columns.seen
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self._calls.columns.seen + query_length, 0
+    def take(self, rows: torch.Tensor) -> None:
+        """Make row i what row rows[i] was; before the first call there is nothing to do.
 
-    def get_max_length(self, layer_idx: int | None = None) -> int:
-        return -1
-
-    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(UNPATCHED)
-
-    def reset(self) -> None:
-        """Forget everything and give the memory back."""
-        self._calls.clear()
-        self.hearing = None
-        self._storage.reset()
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Make row i what row beam_idx[i] was (beam search)."""
-        self._take(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row."""
-        self._take(torch.arange(len(self._calls.tokens)).repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows, by index or by a boolean mask."""
-        self._take(torch.arange(len(self._calls.tokens), device=indices.device)[indices])
-
-    def _take(self, rows: torch.Tensor) -> None:
+        Raises:
+            ValueError: no row would be left.
+        """
         if self._calls.is_empty:
             return
         taken = rows.tolist()
@@ -408,8 +386,8 @@ class BeehiveCache(Cache):
         self._storage.take(rows)
         self._calls.take(taken)
 
-    def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(
-            "a BeehiveCache cannot be cropped, as assisted decoding wants it: what an eviction dropped is gone, so no "
-            "earlier state can come back (docs/limits.md)"
-        )
+    def reset(self) -> None:
+        """Forget everything and give the memory back."""
+        self._calls.clear()
+        self.hearing = None
+        self._storage.reset()
