@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from buzz.cache.assignment import policies_of_layers, text_config
+from buzz.cache.assignment import policies_of_layers, positions_of_keys, refuse_spread_heads, text_config
 from buzz.cache.call import Call, Shape, Slots
 from buzz.cache.calls import Calls
 from buzz.cache.echo import Copy, Hearing, heard
@@ -22,9 +22,6 @@ from buzz.cache.stack import Stack
 from buzz.cache.storage import OnEvict, Storage
 from buzz.policies import Policy, Queries
 from buzz.policies.window import SlidingWindow
-from buzz.rows import Rows
-
-POSITIONS = ("cache", "original")
 
 
 class BeehiveCache(TransformersCache):
@@ -72,22 +69,12 @@ class BeehiveCache(TransformersCache):
     ) -> None:
         config = text_config(config)
         n = config.num_hidden_layers
-        if positions is not None and positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
         if capacity is not None and (type(capacity) is not int or capacity < 1):
             raise ValueError(f"capacity must be an integer of at least 1, got {capacity!r}")
         self._shape = Shape.of(config)
         policies = policies_of_layers(policy, budget, self._shape, stacklevel=2)
         self.heads: Heads | None = None
-        rotary = getattr(config, "rope_parameters", None)
-        preferred = policies[self._shape.decided[0]].positions
-        self.positions = positions or preferred or ("cache" if rotary else "original")
-        if rotary and self.positions == "cache":
-            for name in sorted({p.name for p in policies if "queries" in p.reads}):
-                raise ValueError(
-                    f"{name} tells how queries to come will look at keys, which must have their positions already: "
-                    "take positions='original' (docs/limits.md)"
-                )
+        self.positions = positions_of_keys(positions, policies, self._shape, config)
         self.least = capacity or 0
         least = [min(self.least, p.peak(0) or 0) if isinstance(p, SlidingWindow) else self.least for p in policies]
         self._least, memory = least, Memory()
@@ -124,18 +111,9 @@ class BeehiveCache(TransformersCache):
             devices: that the layers of the model are on. spread: whether processes have some of a layer's heads each.
 
         Raises:
-            ValueError: no: what a row's heads hold together is known beforehand, what some of them hold is not.
+            ValueError: no.
         """
-        scopes = {policy.scope: policy.name for policy in map(self._calls.policy, range(len(self.layers)))}
-        if spread and (name := scopes.get("layer") or scopes.get("model")):
-            raise ValueError(
-                f"the heads that share slots in {name} are spread over processes: take scope='head' (docs/limits.md)"
-            )
-        if devices > 1 and "model" in scopes:
-            raise ValueError(
-                f"the layers that share slots in {scopes['model']} are on {devices} devices: take scope='layer' or "
-                "scope='head' (docs/limits.md)"
-            )
+        refuse_spread_heads(map(self._calls.policy, range(len(self.layers))), devices, spread)
 
     def window(self, layer: int) -> int | None:
         """Tokens that a query of one layer sees at most, its own included; None: all before it."""
@@ -171,7 +149,7 @@ class BeehiveCache(TransformersCache):
     def cancel(self) -> None:
         """Forget the open call, if no layer has appended anything yet, or if it still waits for its copy to be read."""
         if self.hearing is not None:
-            self._take_back(self.hearing)
+            self._storage.take_back(self.hearing)
             self.hearing = None
             self._calls.touched = False  # what was appended lies behind all slots, and no score was added
             for layer in self.layers if not any(self.tokens) else ():
@@ -223,7 +201,7 @@ class BeehiveCache(TransformersCache):
                 store.queries = queries
             if calls.pass_layer():
                 if call is hearing.call:
-                    self._advance(hearing)
+                    self._storage.hold(hearing)
                 calls.turn(hearing.call)
             return
         if step.echoes and step.scores:
@@ -247,21 +225,10 @@ class BeehiveCache(TransformersCache):
         """All copies have been read: all layers take in what was heard, evict, and the call ends."""
         hearing = self.hearing
         assert hearing is not None
-        self._take_back(hearing)
+        self._storage.take_back(hearing)
         self.hearing = None  # from here on an interruption is one
         self._storage.hear(hearing)
         self._end(hearing.call)
-
-    def _advance(self, hearing: Hearing) -> None:
-        """All layers have passed a call that is read twice: in pools its copy comes behind it."""
-        self._storage.advance_pools(Rows(hearing.call.counts))
-        hearing.is_read = True
-
-    def _take_back(self, hearing: Hearing) -> None:
-        """Pools hold again what they held before the call."""
-        if hearing.is_read:
-            self._storage.advance_pools(Rows(-count for count in hearing.call.counts))
-        hearing.is_read = False
 
     def _end(self, call: Call, served: bool = False) -> None:
         """All layers have passed the call: run the evictions that are still due, and close it."""
@@ -313,9 +280,8 @@ class BeehiveCache(TransformersCache):
             peak_nbytes: after each one-token call (now, if there was none); longest_head, shortest_head: per row,
             cached tokens now of the head with the most and the fewest, in the layers that the policy decides over.
         """
-        lengths = [self._storage.head_lengths(layer) for layer in self._calls.counted]
-        rows = [[n for heads in row for n in heads] for row in zip(*lengths, strict=True)]
-        ends = {"longest_head": list(map(max, rows)), "shortest_head": list(map(min, rows))}
+        heads = self._storage.head_lengths()
+        ends = {"longest_head": list(map(max, heads)), "shortest_head": list(map(min, heads))}
         return {**self._calls.stats(self.nbytes), **ends}
 
     def __repr__(self) -> str:
