@@ -18,7 +18,8 @@ To be read in this order, each file knowing only those before it:
     settle      what happens to layers that are done with a call: alone, with those like them, in a stack
     shared      the layers of a schedule whose heads share: when they go into pools, and what happens there
     storage     all layers, wherever they live, and what a call does to them
-    assignment  which policy each layer gets, from what a user may give
+    assignment  which policy each layer gets and which positions keys get, from what a user may give
+    interface   what transformers asks of a cache besides calls
     beehive     BeehiveCache: a transformers Cache made of all this
 """
 

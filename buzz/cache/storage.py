@@ -63,6 +63,10 @@ class Storage:
             layers.append(alike if store.pool is None else store.pool.lengths(store.member))
         return [[n for heads in row for n in heads] for row in zip(*layers, strict=True)]
 
+    def least_slots(self, layer: int) -> int:
+        """Slots to allocate in one layer at least."""
+        return self._least[layer]
+
     # A call.
 
     def append(

@@ -201,7 +201,7 @@ def test_logn_is_for_the_layers_of_full_attention():
 
 def test_windows_share_one_schedule():
     cache = buzz.BeehiveCache("buzz", MIXED)
-    assert sorted(cache.groups.values()) == [[0, 1, 3], [2, 4]]
+    assert sorted(cache.integers.groups.values()) == [[0, 1, 3], [2, 4]]
 
 
 @pytest.mark.parametrize("capacity", [None, 5000])
