@@ -92,9 +92,9 @@ class Hearing:
         """Slots of the longest row with a chunk of the copy behind it, in the layers of a schedule."""
         return max(end + chunk for end, chunk in zip(self.call.steps[schedule].ends, self._longest, strict=True))
 
-    def last_places(self, last: Sequence[int]) -> list[int]:
+    def last_positions(self, last: Sequence[int]) -> list[int]:
         """Of rows whose last tokens have these positions: the last ones that their copies need."""
-        return [place + chunk for place, chunk in zip(last, self._longest, strict=True)]
+        return [position + chunk for position, chunk in zip(last, self._longest, strict=True)]
 
     def repeat(self, copy: Copy) -> Call:
         """A chunk of the copy as a call."""

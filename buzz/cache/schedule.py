@@ -107,8 +107,8 @@ class Ragged:
         rows = self.rows or range(len(self.lengths))
         for layer, part in enumerate(slots.unflatten(0, (layers, -1))):
             for eviction in self.evictions:
-                places = [place for place, row in enumerate(rows) if row in (eviction.rows or [])]
-                yield layer, eviction, part[places][:, :, : eviction.kept]
+                own = [index for index, row in enumerate(rows) if row in (eviction.rows or [])]
+                yield layer, eviction, part[own][:, :, : eviction.kept]
 
 
 def as_one(evictions: Sequence[Eviction], batch: int) -> Eviction | Ragged | None:

@@ -29,7 +29,7 @@ def attend_in_call(
     """Append a call's tokens to a cache, attend to what is there, and tell the cache what it received.
 
     With slots for positions, keys are cached as they were projected, and rotated to their slots in every call; else
-    they are rotated to their places in the text, and cached so.
+    they are rotated to their positions in the text, and cached so.
 
     Args:
         module: an attention module. hidden: [B, L, width], the tokens of every row at the left.
