@@ -3,7 +3,8 @@
 To be read in this order, each file knowing only those before it:
 
     heads       what a policy needs that looks across heads, where processes share them
-    schedule    when rows evict, in integers: PerRow, Eviction, Step (one call of one schedule), Schedule
+    per_row     PerRow: policies of a batch whose rows have parameters of their own
+    schedule    when rows evict, in integers: Eviction, Step (one call of one schedule), Schedule
     call        one forward pass, what it may see of a layer (Slots), what model and cache agree in (Shape)
     columns     which columns held tokens, as attention masks said, and whether a later mask agrees
     figures     running figures of the calls, and the Curve of all of them where it is asked for
@@ -17,7 +18,8 @@ To be read in this order, each file knowing only those before it:
     settle      what happens to layers that are done with a call: alone, with those like them, in a stack
     shared      the layers of a schedule whose heads share: when they go into pools, and what happens there
     storage     all layers, wherever they live, and what a call does to them
-    assignment  which policy each layer gets, from what a user may give
+    assignment  which policy each layer gets and which positions keys get, from what a user may give
+    interface   what transformers asks of a cache besides calls
     beehive     BeehiveCache: a transformers Cache made of all this
 """
 
@@ -26,6 +28,6 @@ from __future__ import annotations
 from buzz.cache.beehive import BeehiveCache
 from buzz.cache.call import Call, Shape, Slots
 from buzz.cache.figures import Curve
-from buzz.cache.schedule import PerRow
+from buzz.cache.per_row import PerRow
 
 __all__ = ["BeehiveCache", "Call", "Curve", "PerRow", "Shape", "Slots"]

@@ -1,17 +1,19 @@
-"""Which policy each layer of a model gets, from what a user may give."""
+"""Which policy each layer of a model gets, and which positions keys get, from what a user may give."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from buzz.cache.call import Shape
-from buzz.cache.schedule import PerRow
+from buzz.cache.per_row import PerRow
 from buzz.policies import Policy, make_policy
 from buzz.policies.window import SlidingWindow
+
+POSITIONS = ("cache", "original")
 
 
 def text_config(config: Any) -> Any:
@@ -75,3 +77,50 @@ def policies_of_layers(policy: Any, budget: int | None, shape: Shape, stacklevel
         if window is not None:
             given[layer] = SlidingWindow(window)
     return given
+
+
+def positions_of_keys(
+    given: str | None, policies: Sequence[Policy | PerRow], shape: Shape, config: PreTrainedConfig
+) -> str:
+    """The positions that keys get: one of `POSITIONS`.
+
+    Args:
+        given: by the user; None: what the policy prefers, or else "cache" for rotary models and "original" for others.
+        policies: of each layer.
+
+    Raises:
+        ValueError: there are no such positions; a policy needs others.
+    """
+    if given is not None and given not in POSITIONS:
+        raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {given!r}")
+    rotary = getattr(config, "rope_parameters", None)
+    positions = given or policies[shape.decided[0]].positions or ("cache" if rotary else "original")
+    if rotary and positions == "cache":
+        for name in sorted({policy.name for policy in policies if "queries" in policy.reads}):
+            raise ValueError(
+                f"{name} tells how queries to come will look at keys, which must have their positions already: "
+                "take positions='original' (docs/limits.md)"
+            )
+    return positions
+
+
+def refuse_spread_heads(policies: Iterable[Policy | PerRow], devices: int, spread: bool) -> None:
+    """Whether heads that share their slots are where they can.
+
+    Args:
+        policies: of each layer.
+        devices: that the layers of the model are on. spread: whether processes have some of a layer's heads each.
+
+    Raises:
+        ValueError: no: what a row's heads hold together is known beforehand, what some of them hold is not.
+    """
+    scopes = {policy.scope: policy.name for policy in policies}
+    if spread and (name := scopes.get("layer") or scopes.get("model")):
+        raise ValueError(
+            f"the heads that share slots in {name} are spread over processes: take scope='head' (docs/limits.md)"
+        )
+    if devices > 1 and "model" in scopes:
+        raise ValueError(
+            f"the layers that share slots in {scopes['model']} are on {devices} devices: take scope='layer' or "
+            "scope='head' (docs/limits.md)"
+        )

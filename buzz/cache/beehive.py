@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache
 
-from buzz.cache.assignment import policies_of_layers, text_config
+from buzz.cache.assignment import policies_of_layers, positions_of_keys, refuse_spread_heads, text_config
 from buzz.cache.call import Call, Shape, Slots
 from buzz.cache.calls import Calls
 from buzz.cache.echo import Copy, Hearing, heard
 from buzz.cache.figures import Curve
 from buzz.cache.heads import Heads
-from buzz.cache.layer import UNPATCHED, BeehiveLayer, Memory
-from buzz.cache.pool import Pool
-from buzz.cache.schedule import PerRow
-from buzz.cache.stack import Stack
+from buzz.cache.interface import TransformersCache
+from buzz.cache.layer import BeehiveLayer, Memory
+from buzz.cache.per_row import PerRow
 from buzz.cache.storage import OnEvict, Storage
 from buzz.policies import Policy, Queries
 from buzz.policies.window import SlidingWindow
-from buzz.rows import Rows
-
-POSITIONS = ("cache", "original")
 
 
-class BeehiveCache(Cache):
+class BeehiveCache(TransformersCache):
     """A KV cache that keeps what its policy keeps. For inference; the model must be patched (`buzz.patch_model`).
 
     Rows are left-aligned and ragged: row b holds slots 0 .. lengths[b] - 1, pads never enter, and every row evicts as
@@ -55,6 +50,7 @@ class BeehiveCache(Cache):
             least what the longest of them keeps: those of a head that keeps fewer end in -1.
         heads: how the heads are spread over processes, which the patched model says; None: they are all here.
         hearing: of the open call, if it is one that is read twice.
+        integers: what is known of its calls without looking at a tensor. storage: what all layers hold.
 
     Raises:
         ValueError: as many policies as layers are needed; no such policy; positions unknown; layers that are neither
@@ -72,39 +68,29 @@ class BeehiveCache(Cache):
     ) -> None:
         config = text_config(config)
         n = config.num_hidden_layers
-        if positions is not None and positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
         if capacity is not None and (type(capacity) is not int or capacity < 1):
             raise ValueError(f"capacity must be an integer of at least 1, got {capacity!r}")
         self._shape = Shape.of(config)
         policies = policies_of_layers(policy, budget, self._shape, stacklevel=2)
         self.heads: Heads | None = None
-        rotary = getattr(config, "rope_parameters", None)
-        preferred = policies[self._shape.decided[0]].positions
-        self.positions = positions or preferred or ("cache" if rotary else "original")
-        if rotary and self.positions == "cache":
-            for name in sorted({p.name for p in policies if "queries" in p.reads}):
-                raise ValueError(
-                    f"{name} tells how queries to come will look at keys, which must have their positions already: "
-                    "take positions='original' (docs/limits.md)"
-                )
-        self.least = capacity or 0
-        least = [min(self.least, p.peak(0) or 0) if isinstance(p, SlidingWindow) else self.least for p in policies]
-        self._least, memory = least, Memory()
-        self._calls = Calls(policies, self._shape.decided)
+        self.positions = positions_of_keys(positions, policies, self._shape, config)
+        self.integers = Calls(policies, self._shape.decided)
         self.hearing: Hearing | None = None
+        most = capacity or 0
+        least = [min(most, p.peak(0) or 0) if isinstance(p, SlidingWindow) else most for p in policies]
+        memory = Memory()
         # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
-        super().__init__(layers=[BeehiveLayer(self._calls.columns, memory) for _ in range(n)])
-        self._storage = Storage(self._calls, self.layers, memory, least)
+        super().__init__(layers=[BeehiveLayer(self.integers.columns, memory) for _ in range(n)])
+        self.storage = Storage(self.integers, self.layers, memory, least)
 
     @property
     def on_evict(self) -> OnEvict | None:
         """Who watches the evictions."""
-        return self._storage.on_evict
+        return self.storage.on_evict
 
     @on_evict.setter
     def on_evict(self, watch: OnEvict | None) -> None:
-        self._storage.on_evict = watch
+        self.storage.on_evict = watch
 
     # What it was built for.
 
@@ -124,18 +110,9 @@ class BeehiveCache(Cache):
             devices: that the layers of the model are on. spread: whether processes have some of a layer's heads each.
 
         Raises:
-            ValueError: no: what a row's heads hold together is known beforehand, what some of them hold is not.
+            ValueError: no.
         """
-        scopes = {policy.scope: policy.name for policy in map(self._calls.policy, range(len(self.layers)))}
-        if spread and (name := scopes.get("layer") or scopes.get("model")):
-            raise ValueError(
-                f"the heads that share slots in {name} are spread over processes: take scope='head' (docs/limits.md)"
-            )
-        if devices > 1 and "model" in scopes:
-            raise ValueError(
-                f"the layers that share slots in {scopes['model']} are on {devices} devices: take scope='layer' or "
-                "scope='head' (docs/limits.md)"
-            )
+        refuse_spread_heads(map(self.integers.policy, range(len(self.layers))), devices, spread)
 
     def window(self, layer: int) -> int | None:
         """Tokens that a query of one layer sees at most, its own included; None: all before it."""
@@ -143,11 +120,7 @@ class BeehiveCache(Cache):
 
     def logn_base(self, layer: int) -> float | None:
         """Base of the log-n scaling of one layer; None: off, as in all layers with a sliding window."""
-        return self._calls.policy(layer).logn_base
-
-    def least_slots(self, layer: int) -> int:
-        """Slots to allocate in one layer at least: `least`, or all that its sliding window can ever use."""
-        return self._least[layer]
+        return self.integers.policy(layer).logn_base
 
     # One call: begin, then append and observe in every layer.
 
@@ -157,49 +130,50 @@ class BeehiveCache(Cache):
         The patched model does this; otherwise the first `append` does. A call that is read twice (`hearing`) ends with
         `end_copies`.
         """
-        call = self._calls.begin(rows, columns, mask, self.heads)
+        call = self.integers.begin(rows, columns, mask, self.heads)
         if columns > 1:
-            hearing = Hearing(call, self._calls.schedule_of)
+            hearing = Hearing(call, self.integers.schedule_of)
             self.hearing = hearing if hearing.copies else None
         return call
 
     @property
     def is_in_call(self) -> bool:
         """Whether a call is open."""
-        return self._calls.open is not None
+        return self.integers.open is not None
 
     def cancel(self) -> None:
         """Forget the open call, if no layer has appended anything yet, or if it still waits for its copy to be read."""
         if self.hearing is not None:
-            self._take_back(self.hearing)
+            self.storage.take_back(self.hearing)
             self.hearing = None
-            self._calls.touched = False  # what was appended lies behind all slots, and no score was added
+            self.integers.touched = False  # what was appended lies behind all slots, and no score was added
             for layer in self.layers if not any(self.tokens) else ():
                 layer.reset()
-        self._calls.cancel()
+        self.integers.cancel()
 
     def append(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> Slots:
         """Take in the keys and values [B, H, L, D] of a call in one layer, valid columns at the left."""
-        calls, store = self._calls, self.layers[layer]
+        calls, store = self.integers, self.layers[layer]
         call = calls.open or self.begin(k.shape[0], k.shape[2])
         if store.is_initialized and store.dtype != k.dtype:
             raise ValueError(f"the cache holds {store.dtype} keys, the call gives {k.dtype}: reset() the cache")
         calls.touched = True
-        return self._storage.append(call, layer, k, v, self._shape.windows[layer], self.hearing)
+        return self.storage.append(call, layer, k, v, self._shape.windows[layer], self.hearing)
 
     def skip(self, layer: int) -> bool:
         """Whether the open call has no token in any row, so that a layer has nothing to do and has passed it."""
-        call = self._calls.open
+        call = self.integers.open
         if call is None or not call.empty:
             return False
-        if self._calls.pass_layer():
+        if self.integers.pass_layer():
             self._end(call)
         return True
 
     def reads_queries(self, layer: int) -> Call | None:
         """The open call, if the moments of its queries in a layer must be given to `observe`."""
-        call = self._open
-        return call if call.steps[self._calls.schedule_of[layer]].reads_queries else None
+        call = self.integers.open
+        assert call is not None
+        return call if call.steps[self.integers.schedule_of[layer]].reads_queries else None
 
     def observe(self, scores: torch.Tensor | None, layer: int, queries: Queries | None = None) -> None:
         """One layer is done: take in what its slots received, float32 [B, H, S] if asked for. The last ends the call.
@@ -210,10 +184,10 @@ class BeehiveCache(Cache):
         Args:
             queries: their moments, where `reads_queries` asks for them.
         """
-        call = self._calls.open
+        call = self.integers.open
         if call is None:
             raise RuntimeError("observe() without append()")
-        calls, store = self._calls, self.layers[layer]
+        calls, store = self.integers, self.layers[layer]
         schedule = calls.schedule_of[layer]
         step, hearing = call.steps[schedule], self.hearing
         if hearing is not None:
@@ -222,14 +196,14 @@ class BeehiveCache(Cache):
                 store.queries = queries
             if calls.pass_layer():
                 if call is hearing.call:
-                    self._advance(hearing)
+                    self.storage.hold(hearing)
                 calls.turn(hearing.call)
             return
         if step.echoes and step.scores:
             scores = heard(step, scores, store.nothing(step))
         store.observe(scores, step)
         store.queries = queries
-        self._storage.pass_layer(call, layer)
+        self.storage.pass_layer(call, layer)
         if calls.pass_layer():
             self._end(call)
 
@@ -239,98 +213,57 @@ class BeehiveCache(Cache):
         """Open the call of one of `hearing.copies`, which ends with its last layer and leaves nothing behind."""
         assert self.hearing is not None
         call = self.hearing.repeat(copy)
-        self._calls.turn(call)
+        self.integers.turn(call)
         return call
 
     def end_copies(self) -> None:
         """All copies have been read: all layers take in what was heard, evict, and the call ends."""
         hearing = self.hearing
         assert hearing is not None
-        self._take_back(hearing)
+        self.storage.take_back(hearing)
         self.hearing = None  # from here on an interruption is one
-        self._storage.hear(hearing)
+        self.storage.hear(hearing)
         self._end(hearing.call)
-
-    def _advance(self, hearing: Hearing) -> None:
-        """All layers have passed a call that is read twice: in pools its copy comes behind it."""
-        self._storage.advance_pools(Rows(hearing.call.counts))
-        hearing.is_read = True
-
-    def _take_back(self, hearing: Hearing) -> None:
-        """Pools hold again what they held before the call."""
-        if hearing.is_read:
-            self._storage.advance_pools(Rows(-count for count in hearing.call.counts))
-        hearing.is_read = False
 
     def _end(self, call: Call, served: bool = False) -> None:
         """All layers have passed the call: run the evictions that are still due, and close it."""
-        self._storage.end(call, served)
-        self._calls.close(self.nbytes)
-
-    # Where the queries of the open call are. Past a row's end: any place that the call has.
-
-    @property
-    def _open(self) -> Call:
-        assert self._calls.open is not None
-        return self._calls.open
-
-    def query_columns(self, device: torch.device) -> torch.Tensor:
-        """Columns, pads and earlier calls counted: int64 [1 or B, width]."""
-        return self._open.query_columns(device)
-
-    def query_positions(self, device: torch.device) -> torch.Tensor:
-        """Positions in the text, pads not counted: int64 [1 or B, width]."""
-        return self._open.query_positions(device)
-
-    def slot_ids(self, device: torch.device) -> torch.Tensor:
-        """Slots, in the layer that `lengths` is of: int64 [1 or B, width]."""
-        call = self._open
-        return call.steps[self._calls.counted_schedule].positions(call.width, device)
-
-    @property
-    def last_slot(self) -> int:
-        """Highest slot, in the layer that `lengths` is of."""
-        return max(self._open.steps[self._calls.counted_schedule].ends) - 1
-
-    @property
-    def last_position(self) -> int:
-        """Highest position in the text."""
-        return self._open.last_position
+        self.storage.end(call, served)
+        self.integers.close(self.nbytes)
 
     # What is cached.
 
     @property
     def lengths(self) -> list[int]:
         """Cached tokens of each row (of the first layer that the policy decides over, where layers differ)."""
-        return self._calls.lengths(self._calls.counted[0])
+        return self.integers.lengths(self.integers.counted[0])
 
     def layer_lengths(self, layer: int) -> list[int]:
         """Cached tokens of each row in one layer."""
-        return self._calls.lengths(layer)
+        return self.integers.lengths(layer)
 
     @property
     def tokens(self) -> list[int]:
         """Tokens that each row has seen, pads not counted."""
-        return list(self._calls.tokens)
+        return list(self.integers.tokens)
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated for keys, values and scores in all layers."""
-        return self._storage.nbytes
+        return self.storage.nbytes
 
     @property
     def calls(self) -> int:
         """Calls so far."""
-        return self._calls.figures.calls
+        return self.integers.figures.calls
 
     @property
     def curve(self) -> Curve | None:
         """If set to a `Curve`, every later call is recorded there."""
-        return self._calls.curve
+        return self.integers.curve
 
     @curve.setter
     def curve(self, curve: Curve | None) -> None:
-        self._calls.curve = curve
+        self.integers.curve = curve
 
     def stats(self) -> dict[str, Any]:
         """Cache figures so far.
@@ -342,102 +275,51 @@ class BeehiveCache(Cache):
             peak_nbytes: after each one-token call (now, if there was none); longest_head, shortest_head: per row,
             cached tokens now of the head with the most and the fewest, in the layers that the policy decides over.
         """
-        lengths = [self._storage.head_lengths(layer) for layer in self._calls.counted]
-        rows = [[n for heads in row for n in heads] for row in zip(*lengths, strict=True)]
-        ends = {"longest_head": list(map(max, rows)), "shortest_head": list(map(min, rows))}
-        return {**self._calls.stats(self.nbytes), **ends}
+        heads = self.storage.head_lengths()
+        ends = {"longest_head": list(map(max, heads)), "shortest_head": list(map(min, heads))}
+        return {**self.integers.stats(self.nbytes), **ends}
 
     def __repr__(self) -> str:
-        policies = list(dict.fromkeys(self._calls.policy(layer) for layer in self._calls.counted))
+        policies = list(dict.fromkeys(self.integers.policy(layer) for layer in self.integers.counted))
         policy = repr(policies[0]) if len(policies) == 1 else f"[{', '.join(map(repr, policies))}]"
         lengths = f"lengths={self.lengths}, seen={self.get_seq_length()}, {self.nbytes / 2**20:.2f} MiB"
         return f"BeehiveCache({policy}, positions={self.positions!r}, {lengths})"
 
-    # Calls of one token that are served elsewhere, in buffers that layers share: `begin`, whatever writes its tokens
-    # and scores into the stacks, and `finish`. The cache's own calls work on stacks too.
-
-    @property
-    def groups(self) -> dict[int, list[int]]:
-        """The layers of each schedule."""
-        return self._calls.groups
-
-    def row_policies(self, schedule: int, rows: int) -> list[Policy]:
-        """The policy of each row in one schedule, for a cache of so many rows."""
-        return self._calls.row_policies(schedule, rows)
-
-    def states(self, schedule: int) -> list[tuple[int, int]]:
-        """`(length, sampled)` of each row in one schedule."""
-        return self._calls.states(schedule)
-
-    def offer(self, stacks: Mapping[int, Stack | Pool]) -> None:
-        """Let new buffers be in the stack, or the pool, of each schedule; those in use stay where they are."""
-        self._storage.offer(stacks)
-
-    def move_in(self) -> None:
-        """Bring all layers to the stacks that were offered, which must have the room."""
-        self._storage.move_in()
-
-    def leave(self) -> None:
-        """Bring the layers that live in stacks to buffers of their own."""
-        self._storage.leave()
+    # Calls of one token that are served elsewhere, in buffers that layers share (`Storage.offer`): `begin`, whatever
+    # writes its tokens and scores into the stacks, and `finish`. The cache's own calls work on stacks too.
 
     def finish(self) -> None:
         """End the open one-token call: its tokens are in the stacks, and so is what the slots received."""
-        self._end(self._open, served=True)
-
-    def mark(self) -> Any:
-        """The state of everything but the tensors, for `rewind`."""
-        return self._calls.mark()
+        assert self.integers.open is not None
+        self._end(self.integers.open, served=True)
 
     def rewind(self, mark: Any) -> None:
-        """Forget the calls since `mark()`: those wrote nothing that counts, and nothing was evicted."""
-        self._calls.rewind(mark)
-        self._storage.forget_lengths()
+        """Forget the calls since `integers.mark()`: those wrote nothing that counts, and nothing was evicted."""
+        self.integers.rewind(mark)
+        self.storage.forget_lengths()
 
-    # The interface of transformers.Cache.
+    # What changes it besides calls; the rest of transformers' interface follows from these (`TransformersCache`).
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns *seen*, pads included, so that a second turn of generate() continues in the right place."""
-        return self._calls.columns.seen
+        return self.integers.columns.seen
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self._calls.columns.seen + query_length, 0
+    def take(self, rows: torch.Tensor) -> None:
+        """Make row i what row rows[i] was; before the first call there is nothing to do.
 
-    def get_max_length(self, layer_idx: int | None = None) -> int:
-        return -1
-
-    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(UNPATCHED)
-
-    def reset(self) -> None:
-        """Forget everything and give the memory back."""
-        self._calls.clear()
-        self.hearing = None
-        self._storage.reset()
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Make row i what row beam_idx[i] was (beam search)."""
-        self._take(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row."""
-        self._take(torch.arange(len(self._calls.tokens)).repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows, by index or by a boolean mask."""
-        self._take(torch.arange(len(self._calls.tokens), device=indices.device)[indices])
-
-    def _take(self, rows: torch.Tensor) -> None:
-        if self._calls.is_empty:
+        Raises:
+            ValueError: no row would be left.
+        """
+        if self.integers.is_empty:
             return
         taken = rows.tolist()
         if not taken:
             raise ValueError("no row of the cache would be left: reset() it instead")
-        self._storage.take(rows)
-        self._calls.take(taken)
+        self.storage.take(rows)
+        self.integers.take(taken)
 
-    def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(
-            "a BeehiveCache cannot be cropped, as assisted decoding wants it: what an eviction dropped is gone, so no "
-            "earlier state can come back (docs/limits.md)"
-        )
+    def reset(self) -> None:
+        """Forget everything and give the memory back."""
+        self.integers.clear()
+        self.hearing = None
+        self.storage.reset()

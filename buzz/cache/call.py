@@ -58,7 +58,8 @@ class Call:
 
     columns: of the call. counts: tokens of each row. steps: of each schedule. tokens: bool [B, columns], which columns
     hold tokens; None: all. order: int64 [B, columns], brings these to the left of each row; None: they are there.
-    first: columns seen before it, pads included. seen: tokens of each row before it.
+    first: columns seen before it, pads included. seen: tokens of each row before it. counted: the schedule of the layer
+    that a cache's lengths speak of.
     """
 
     columns: int
@@ -68,6 +69,7 @@ class Call:
     order: torch.Tensor | None
     first: int
     seen: list[int]
+    counted: int
 
     @property
     def width(self) -> int:
@@ -93,10 +95,19 @@ class Call:
         starts = Rows(self.seen[:1] if same else self.seen).on(device)
         return starts[:, None] + torch.arange(self.width, device=device)
 
+    def query_slots(self, device: torch.device) -> torch.Tensor:
+        """Slots, in the layer that lengths speak of: int64 [1 or B, width]."""
+        return self.steps[self.counted].positions(self.width, device)
+
     @property
     def last_position(self) -> int:
         """Highest position in the text of a query."""
         return max(seen + count for seen, count in zip(self.seen, self.counts, strict=True)) - 1
+
+    @property
+    def last_slot(self) -> int:
+        """Highest slot of a query, in the layer that lengths speak of."""
+        return max(self.steps[self.counted].ends) - 1
 
 
 class Shape(NamedTuple):

@@ -11,7 +11,8 @@ from buzz.cache.call import Call
 from buzz.cache.columns import Columns
 from buzz.cache.figures import Curve, Figures
 from buzz.cache.heads import Heads
-from buzz.cache.schedule import PerRow, Schedule
+from buzz.cache.per_row import PerRow, policies_of_rows
+from buzz.cache.schedule import Schedule
 from buzz.policies import Policy
 
 
@@ -84,7 +85,8 @@ class Calls:
             counts = tokens.sum(dim=1).tolist()
         steps = [schedule.open(counts, heads, max(counts) > 1) for schedule in self._schedules]
         self.touched = False
-        self.open = Call(columns, counts, steps, tokens, order, self.columns.seen, self.tokens)
+        first, counted = self.columns.seen, self.schedule_of[self.counted[0]]
+        self.open = Call(columns, counts, steps, tokens, order, first, self.tokens, counted)
         return self.open
 
     def cancel(self) -> None:
@@ -124,19 +126,13 @@ class Calls:
         """Whether there was no call yet, so that not even the number of rows is known."""
         return not self._schedules
 
-    @property
-    def counted_schedule(self) -> int:
-        """The schedule of the first layer that is counted."""
-        return self._shares[0][0]
-
     def policy(self, layer: int) -> Policy | PerRow:
         """The policy of one layer."""
         return self._policies[self.schedule_of[layer]]
 
     def row_policies(self, schedule: int, rows: int) -> list[Policy]:
         """The policy of each row in one schedule, for a cache of so many rows."""
-        policy = self._policies[schedule]
-        return list(policy.policies) if isinstance(policy, PerRow) else [policy] * rows
+        return policies_of_rows(self._policies[schedule], rows)
 
     def states(self, schedule: int) -> list[tuple[int, int]]:
         """`(length, sampled)` of each row in one schedule."""

@@ -92,9 +92,9 @@ class Hearing:
         """Slots of the longest row with a chunk of the copy behind it, in the layers of a schedule."""
         return max(end + chunk for end, chunk in zip(self.call.steps[schedule].ends, self._longest, strict=True))
 
-    def last_places(self, last: Sequence[int]) -> list[int]:
+    def last_positions(self, last: Sequence[int]) -> list[int]:
         """Of rows whose last tokens have these positions: the last ones that their copies need."""
-        return [place + chunk for place, chunk in zip(last, self._longest, strict=True)]
+        return [position + chunk for position, chunk in zip(last, self._longest, strict=True)]
 
     def repeat(self, copy: Copy) -> Call:
         """A chunk of the copy as a call."""
@@ -108,7 +108,7 @@ class Hearing:
         ]  # fmt: skip
         first = self.call.first + self.call.columns
         seen = [seen + count for seen, count in zip(self.call.seen, self.call.counts, strict=True)]
-        return Call(copy.width, list(copy.counts), steps, None, None, first, seen)
+        return Call(copy.width, list(copy.counts), steps, None, None, first, seen, self.call.counted)
 
     def take(self, layer: int, scores: torch.Tensor | None, ends: Rows, step: Step) -> None:
         """A layer has read the call, or a chunk of its copy.

@@ -54,10 +54,18 @@ class Storage:
         """Bytes allocated for keys, values and scores in all layers."""
         return self._memory.nbytes + sum(pool.nbytes for pool in self._pools)
 
-    def head_lengths(self, layer: int) -> list[list[int]]:
-        """Cached tokens of each row's heads in one layer; of one of them, where all have as many."""
-        store = self._layers[layer]
-        return [[n] for n in self._calls.lengths(layer)] if store.pool is None else store.pool.lengths(store.member)
+    def head_lengths(self) -> list[list[int]]:
+        """Cached tokens of each row's heads in the counted layers; of one head of a layer, where all have as many."""
+        layers = []
+        for layer in self._calls.counted:
+            store = self._layers[layer]
+            alike = [[n] for n in self._calls.lengths(layer)]
+            layers.append(alike if store.pool is None else store.pool.lengths(store.member))
+        return [[n for heads in row for n in heads] for row in zip(*layers, strict=True)]
+
+    def least_slots(self, layer: int) -> int:
+        """Slots to allocate in one layer at least."""
+        return self._least[layer]
 
     # A call.
 
@@ -128,7 +136,18 @@ class Storage:
             if schedule not in done:
                 settle(self._layers[layer], call.steps[schedule], self._least[layer], self._watch([layer]))
 
-    def advance_pools(self, counts: Rows) -> None:
+    def hold(self, hearing: Hearing) -> None:
+        """All layers have passed a call that is read twice: in pools its copy comes behind it."""
+        self._advance_pools(Rows(hearing.call.counts))
+        hearing.is_read = True
+
+    def take_back(self, hearing: Hearing) -> None:
+        """Pools hold again what they held before the call."""
+        if hearing.is_read:
+            self._advance_pools(Rows(-count for count in hearing.call.counts))
+        hearing.is_read = False
+
+    def _advance_pools(self, counts: Rows) -> None:
         """In pools, every head of row b holds counts[b] slots more, or fewer."""
         for pool in self._pools:
             pool.advance(counts)

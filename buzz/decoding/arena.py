@@ -98,7 +98,7 @@ class Session:
 
     def _lengths(self, schedule: int) -> list[int]:
         """Cached tokens of each row in the layers of a schedule."""
-        return [length for length, _ in self._cache.states(schedule)]
+        return [length for length, _ in self._cache.integers.states(schedule)]
 
     def has_room(self) -> bool:
         """Whether one more token fits, and its position is known to the model."""

@@ -119,7 +119,7 @@ class Engine:
 
     def reserve(self, cache: BeehiveCache, rows: int, columns: int, steps: int) -> None:
         """Before a first prompt of so many columns: let its compressed keys and values be put where they will stay."""
-        first = {s: [p.advance(columns) for p in cache.row_policies(s, rows)] for s in cache.groups}
+        first = {s: [p.advance(columns) for p in cache.integers.row_policies(s, rows)] for s in cache.integers.groups}
         self._lend(cache, self._sizes.key(cache, rows, first, steps, columns))
 
     def session(self, cache: BeehiveCache, rows: int, steps: int) -> Session | None:
@@ -129,12 +129,12 @@ class Engine:
         """
         if not all(layer.is_initialized for layer in cache.layers):
             return None  # it has seen nothing but pads
-        states = {schedule: cache.states(schedule) for schedule in cache.groups}
+        states = {schedule: cache.integers.states(schedule) for schedule in cache.integers.groups}
         arena = self._lend(cache, self._sizes.key(cache, rows, states, steps, max(cache.tokens)))
         session = Session(arena, cache, self._positions.known)
         if not session.has_room():
             return None
-        cache.move_in()
+        cache.storage.move_in()
         for other in self._arenas.values():  # one that became too small
             if other is not arena and other.holder is not None and other.holder() is cache:
                 other.holder = None
@@ -155,9 +155,9 @@ class Engine:
             arena = self._new(cache, key)
         self._arenas[key] = arena  # the last one is the one that was used last
         if arena.holder is not None and (holder := arena.holder()) not in (None, cache):
-            holder.leave()
+            holder.storage.leave()
         arena.holder = weakref.ref(cache)
-        cache.offer(arena.stacks)
+        cache.storage.offer(arena.stacks)
         return arena
 
     def _new(self, cache: BeehiveCache, key: Key) -> Arena:
@@ -192,7 +192,7 @@ class Engine:
         return bool(idle)
 
     def _build(self, cache: BeehiveCache, key: Key) -> Arena:
-        groups, like = cache.groups, self._keys()
+        groups, like = cache.integers.groups, self._keys()
         buffers = zip(groups.values(), key.capacities, key.scores, key.scopes, strict=True)
         made = [
             _buffers(len(layers), key.rows, like, capacity, scores, scope)

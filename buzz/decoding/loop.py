@@ -107,7 +107,7 @@ class Loop:
             while True:
                 tokens, unfinished = choose(text, logits)
                 if mail is not None:
-                    mail.send(unfinished, tokens, text.length, cache.mark())
+                    mail.send(unfinished, tokens, text.length, cache.integers.mark())
                 if limit is not None and text.length >= limit:
                     break
                 if not forward.ready:

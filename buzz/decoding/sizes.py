@@ -61,9 +61,9 @@ class Sizes:
         received: list[Received | None] = []
         scopes: list[Scope] = []
         longest: list[int] = []
-        for schedule, layers in cache.groups.items():
-            policies = cache.row_policies(schedule, rows)
-            capacity = self._capacity(policies, states[schedule], steps, cache.least_slots(layers[0]))
+        for schedule, layers in cache.integers.groups.items():
+            policies = cache.integers.row_policies(schedule, rows)
+            capacity = self._capacity(policies, states[schedule], steps, cache.storage.least_slots(layers[0]))
             spec = policies[0].score_spec
             if spec is None or (not spec.accumulate and not _evicts(policies, states[schedule], capacity)):
                 scores.append(None)
@@ -74,7 +74,7 @@ class Sizes:
             capacities.append(capacity)
             scopes.append(policies[0].scope)
             longest.append(_longest(policies, capacity, seen))
-        schedules = {layer: schedule for schedule, layers in cache.groups.items() for layer in layers}
+        schedules = {layer: schedule for schedule, layers in cache.integers.groups.items() for layer in layers}
         return Key(
             rows=rows,
             schedules=tuple(schedules[layer] for layer in range(len(cache.layers))),

@@ -55,7 +55,7 @@ class StaticStep:
     Args:
         stacks: of each schedule, in the order of the schedules.
         layers: where the buffers of each layer are, and what its attention does with them.
-        slot_positions: whether a token's position is its slot, and not its place in the text.
+        slot_positions: whether the positions of tokens are their slots, and not those of the text.
     """
 
     def __init__(

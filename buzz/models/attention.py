@@ -29,7 +29,7 @@ def attend_in_call(
     """Append a call's tokens to a cache, attend to what is there, and tell the cache what it received.
 
     With slots for positions, keys are cached as they were projected, and rotated to their slots in every call; else
-    they are rotated to their places in the text, and cached so.
+    they are rotated to their positions in the text, and cached so.
 
     Args:
         module: an attention module. hidden: [B, L, width], the tokens of every row at the left.
@@ -78,7 +78,7 @@ def _moments(
     if call is None:
         return None
     counts, at = Rows(call.counts), kwargs.get("position_ids")
-    at = (cache.query_columns(q.device) if at is None else at).expand(len(counts), -1)  # [B, L]
+    at = (call.query_columns(q.device) if at is None else at).expand(len(counts), -1)  # [B, L]
     last = at.gather(1, (counts.on(q.device) - 1).clamp(min=0)[:, None])[:, 0]
     rotates = isinstance(positions, Rotary) and family.rotates(module)
     return moments(q, counts, Rows(call.seen), last + 1, family.scale(module), module, positions, rotates)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from buzz.cache import BeehiveCache
+from buzz.cache import Call
 from buzz.kernels.device import HALF, is_large, runs_triton
 from buzz.models.untouched import is_watched
 
@@ -71,11 +71,15 @@ class Rotary:
             self._widths = _widths(self._backbone.rotary_emb)
         return self._changes
 
-    def ids(self, cache: BeehiveCache, given: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        """position_ids for the backbone in the open call: int64 [1 or B, width]."""
-        if cache.positions == "cache":
-            return cache.slot_ids(device)  # nobody reads the angles; small positions keep dynamic ropes quiet
-        return cache.query_columns(device) if given is None else given  # as the backbone counts, pads included
+    def ids(self, call: Call, by_slot: bool, given: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+        """position_ids for the backbone in a call: int64 [1 or B, width].
+
+        Args:
+            by_slot: whether a cache's slots are the positions. given: those of the caller, if there are any.
+        """
+        if by_slot:
+            return call.query_slots(device)  # nobody reads the angles; small positions keep dynamic ropes quiet
+        return call.query_columns(device) if given is None else given  # as the backbone counts, pads included
 
     def ordered(self, attention: Any, x: torch.Tensor) -> torch.Tensor:
         """Queries or keys [..., D] of a layer, with their dimensions in the order that the angles are for."""
@@ -153,17 +157,17 @@ class Learned:
         """As of `Rotary`; nothing is remembered."""
         return 0
 
-    def ids(self, cache: BeehiveCache, given: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    def ids(self, call: Call, by_slot: bool, given: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """As of `Rotary`. `positions: cache` gives the next token the cache length, which keeps an endless stream
         inside the table.
 
         Raises:
             ValueError: the call needs more positions than there are.
         """
-        if cache.positions == "cache":
-            positions, last = cache.slot_ids(device), cache.last_slot
+        if by_slot:
+            positions, last = call.query_slots(device), call.last_slot
         else:
-            positions, last = cache.query_positions(device), cache.last_position
+            positions, last = call.query_positions(device), call.last_position
             if given is not None:
                 positions, last = given, int(given.max())
         if last >= self.known:

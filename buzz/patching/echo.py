@@ -27,7 +27,7 @@ def refuse_positions(positions: Rotary | Learned, cache: BeehiveCache, counts: l
     if positions.known is None or cache.hearing is None:
         return
     last = _last(ids, counts).expand(len(counts), -1).flatten().tolist()
-    needed = max(cache.hearing.last_places(last)) + 1
+    needed = max(cache.hearing.last_positions(last)) + 1
     if needed > positions.known:
         raise ValueError(
             f"this OPT model has {positions.known} positions, and the call with the copy behind it needs {needed}: "
@@ -63,10 +63,10 @@ def read_again(
         if prompt is not None:
             prompt.asked = True
             prompt.begin(backbone, call.columns)
-        places = behind + torch.arange(call.columns, device=behind.device)
+        ids = behind + torch.arange(call.columns, device=behind.device)
         if positions.known is not None:  # past a row's end: any position
-            places = places.clamp(max=positions.known - 1)
-        fed = {key: _chunk(tokens, copy), "position_ids": places, "attention_mask": inputs["attention_mask"]}
+            ids = ids.clamp(max=positions.known - 1)
+        fed = {key: _chunk(tokens, copy), "position_ids": ids, "attention_mask": inputs["attention_mask"]}
         own_forward(
             backbone, **fed, past_key_values=cache, use_cache=True,
             output_hidden_states=False, output_router_logits=False, return_dict=True,

@@ -234,9 +234,10 @@ def _arrange(
             given = pick_columns(given.expand(len(tokens), -1), order)
         if prompt.ends_only:
             prompt.ends = _back(call)[:, -1:]
-    if given is not None and cache.positions == "cache":
-        _compare_positions(patched, cache, call, given)
-    inputs["position_ids"] = patched.positions.ids(cache, given, tokens.device)
+    by_slot = cache.positions == "cache"
+    if given is not None and by_slot:
+        _compare_positions(patched, call, given)
+    inputs["position_ids"] = patched.positions.ids(call, by_slot, given, tokens.device)
     if len(tokens) > 1 and not patched.positions.constant:
         patched.warn_once(
             "this model's rotary angles depend on the longest row of a call, so the rows of a batch depend on their "
@@ -289,7 +290,7 @@ def _positions(given: Any, tokens: torch.Tensor) -> torch.Tensor | None:
     return given
 
 
-def _compare_positions(patched: PatchedBackbone, cache: BeehiveCache, call: Call, given: torch.Tensor) -> None:
+def _compare_positions(patched: PatchedBackbone, call: Call, given: torch.Tensor) -> None:
     """Warn once if a row's positions are not those of its tokens, 0, 1, 2, ..., where slots are the positions."""
     text = (
         "position_ids are not 0, 1, 2, ... in every row, and with positions='cache' a key's position is its slot: "
@@ -299,7 +300,7 @@ def _compare_positions(patched: PatchedBackbone, cache: BeehiveCache, call: Call
         return
     device = given.device
     inside = torch.arange(call.width, device=device) < torch.tensor(call.counts, device=device)[:, None]  # [B, width]
-    if not bool(((cache.query_positions(device) == given) | ~inside).all()):
+    if not bool(((call.query_positions(device) == given) | ~inside).all()):
         patched.warn_once(text)
 
 

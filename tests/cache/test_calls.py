@@ -30,7 +30,6 @@ def test_layers_with_equal_policies_share_a_schedule():
     calls = mixed()
     assert (calls.schedule_of, calls.groups) == ([0, 1, 0], {0: [0, 2], 1: [1]})
     assert [calls.policy(layer) for layer in range(3)] == [FOUR, NINE, FOUR]
-    assert calls.counted_schedule == 1
     assert calls.row_policies(1, 2) == [NINE, NINE]
     assert Calls([PerRow([FOUR, NINE])], [0]).row_policies(0, 2) == [FOUR, NINE]
 
@@ -58,11 +57,12 @@ def test_a_call_knows_what_was_before_it():
     run(calls, 3, mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
     assert (calls.tokens, calls.lengths(1)) == ([2, 3], [2, 3])
     call = calls.begin(2, 1)
-    assert (call.first, call.seen, call.counts) == (3, [2, 3], [1, 1])
+    assert (call.first, call.seen, call.counts, call.counted) == (3, [2, 3], [1, 1], 1)
     cpu = torch.device("cpu")
     assert call.query_columns(cpu).tolist() == [[3]]
     assert call.query_positions(cpu).tolist() == [[2], [3]]
-    assert call.last_position == 3
+    assert call.query_slots(cpu).tolist() == [[2], [3]]
+    assert (call.last_position, call.last_slot) == (3, 3)
     calls.close(0)
     assert call.seen == [2, 3]
 

@@ -7,7 +7,8 @@ import torch
 
 from buzz.cache import compaction
 from buzz.cache.compaction import Block, compact
-from buzz.cache.schedule import PerRow, Schedule
+from buzz.cache.per_row import PerRow
+from buzz.cache.schedule import Schedule
 from buzz.policies import Held, make_policy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the kernel is interpreted

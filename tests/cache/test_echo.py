@@ -71,7 +71,7 @@ def test_a_copy_stands_behind_what_each_layer_holds():
         None,
         ScoreSpec(False, (3, 3), "largest"),
     ]
-    assert one.last_places([20, 19]) == [23, 22]
+    assert one.last_positions([20, 19]) == [23, 22]
 
 
 def test_the_first_reading_is_asked_for_what_echo_says():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from buzz.cache.schedule import Eviction, PerRow, Ragged, Schedule
+from buzz.cache.per_row import PerRow
+from buzz.cache.schedule import Eviction, Ragged, Schedule
 from buzz.policies import Held, make_policy
 
 CPU = torch.device("cpu")
@@ -124,18 +125,3 @@ def test_rows_can_be_taken_with_their_policies():
     schedule.take([1, 0, 0])
     assert (schedule.states, schedule.evictions) == ([(5, 0), (2, 0), (2, 0)], [0, 1, 1])
     assert [e.rows for e in schedule.open([1, 1, 1]).evictions] == [(1, 2)]
-
-
-def test_rows_need_policies_of_one_family():
-    rows = PerRow([LOCAL, make_policy("local", window=6)])
-    assert (rows.name, rows.logn_base, len(rows.per_layer(3))) == ("local", None, 3)
-    with pytest.raises(ValueError, match="the call has 3 rows, got policies for 2"):
-        Schedule(rows, 3)
-    with pytest.raises(ValueError, match="got none"):
-        PerRow([])
-    with pytest.raises(TypeError, match="one family, got buzz, local"):
-        PerRow([LOCAL, make_policy("buzz")])
-    with pytest.raises(TypeError, match="PerRow takes buzz policies"):
-        PerRow(["buzz"])
-    with pytest.raises(ValueError, match="the same logn_base"):
-        PerRow([LOCAL, make_policy("local", window=6, logn_base=512)])

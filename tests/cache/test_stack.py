@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from buzz.cache.schedule import PerRow, Schedule
+from buzz.cache.per_row import PerRow
+from buzz.cache.schedule import Schedule
 from buzz.cache.stack import Stack
 from buzz.policies import Held, make_policy
 

@@ -164,8 +164,8 @@ def test_what_counts_are_the_layers_of_full_attention():
     assert stats["nbytes"] == sum(layer.capacity for layer in cache.layers) * SLOT == (3 * 8 + 11 + 21) * SLOT
     assert "10" in repr(cache)
     assert "SlidingWindow" not in repr(cache)
-    cache.begin(1, 1)
-    assert (cache.last_slot, cache.slot_ids(torch.device("cpu")).tolist()) == (10, [[10]])
+    call = cache.begin(1, 1)
+    assert (call.last_slot, call.query_slots(torch.device("cpu")).tolist()) == (10, [[10]])
 
 
 def test_a_policy_that_differs_by_layer_is_spread_over_those_that_it_decides_over():
@@ -201,7 +201,7 @@ def test_logn_is_for_the_layers_of_full_attention():
 
 def test_windows_share_one_schedule():
     cache = buzz.BeehiveCache("buzz", MIXED)
-    assert sorted(cache.groups.values()) == [[0, 1, 3], [2, 4]]
+    assert sorted(cache.integers.groups.values()) == [[0, 1, 3], [2, 4]]
 
 
 @pytest.mark.parametrize("capacity", [None, 5000])

@@ -92,8 +92,9 @@ def assert_same_caches(expected, got):
     stats = [{k: v for k, v in cache.stats().items() if "nbytes" not in k} for cache in (expected, got)]
     assert stats[0] == stats[1]
     for i, b in enumerate(got.layers):
+        states = [cache.integers.states(cache.integers.schedule_of[i]) for cache in (expected, got)]
+        assert states[0] == states[1]
         for row, length in enumerate(expected.layer_lengths(i)):
-            assert got.states(got._calls.schedule_of[i])[row] == expected.states(expected._calls.schedule_of[i])[row]
             for x, y in zip(heads_of(expected, i, row), heads_of(got, i, row), strict=True):
                 torch.testing.assert_close(y, x, atol=1e-5, rtol=1e-4)
             if b.pool is None and b.scores is not None:
@@ -117,7 +118,7 @@ def test_every_policy(name, positions, kind):
     assert_same(results)
     cache = results[1][1]
     assert all(layer.home or layer.pool for layer in cache.layers)  # it did run in static memory
-    assert all(shared.pools == [shared._offered] for shared in cache._storage._shared.values())
+    assert all(shared.pools == [shared._offered] for shared in cache.storage._shared.values())
 
 
 @pytest.mark.parametrize(

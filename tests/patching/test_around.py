@@ -341,8 +341,8 @@ def test_a_cache_tells_what_it_is():
 
 def test_a_cache_is_built_from_names_models_and_budgets():
     model = tiny_llama()
-    assert buzz.BeehiveCache("buzz", model)._calls.policy(0) == buzz.make_policy("buzz")
-    fitted = buzz.BeehiveCache(SMALL, model.config, budget=30)._calls.policy(0)
+    assert buzz.BeehiveCache("buzz", model).integers.policy(0) == buzz.make_policy("buzz")
+    fitted = buzz.BeehiveCache(SMALL, model.config, budget=30).integers.policy(0)
     assert fitted == SMALL.from_budget(30)
     wrong = [
         (("buz", model), {}, ValueError, "did you mean 'buzz'"),

@@ -166,16 +166,16 @@ def test_chunks_of_a_later_call_are_calls_that_are_taken_back(name, of, position
     with buzz.patch_model(model):
         cache, evictions = watched(policy, model, positions)
         model(first, past_key_values=cache)
-        base, decided = copy.deepcopy(cache), cache._calls.counted
+        base, decided = copy.deepcopy(cache), cache.integers.counted
         base.on_evict = None
         held = [base.layers[layer].scores for layer in decided]
-        for schedule in base._calls._schedules:
+        for schedule in base.integers._schedules:
             schedule.policies = [Keeping(of=of)]
         model(second, past_key_values=base)
         echo = [0.0] * len(cache.layers)
         for begin in range(0, 10, 4):
             chunk, again = second[:, begin : begin + 4], copy.deepcopy(base)
-            for schedule in again._calls._schedules:
+            for schedule in again.integers._schedules:
                 schedule.policies = [Keeping(of="largest")]
             told = received(again)
             model(chunk, past_key_values=again)

@@ -73,7 +73,7 @@ def test_a_prompt_keeps_what_its_copy_looks_at(name, make, scope, positions):
         cache, kept = buzz.BeehiveCache(policy, model, positions), {}
         cache.on_evict = lambda layer, eviction, slots: kept.update({layer: slots[0].tolist()})
         model(ids, past_key_values=cache)
-    decided = cache._calls.counted
+    decided = cache.integers.counted
     got = [[[slot for slot in head if slot >= 0] for head in kept[layer]] for layer in decided]
     assert got == expected_slots(policy, [scores[layer] for layer in decided])
     assert scope == "head" or len({len(head) for layer in got for head in layer}) > 1
@@ -126,11 +126,11 @@ def test_chunks_are_calls_that_are_taken_back_from_pools(scope, positions):
             store.observe = lambda scores, step, layer=layer: heard.update({layer: scores})
         model(second, past_key_values=cache)  # what it then evicts by does not matter
         assert len({n for layer in base.layers for row in layer.pool.lengths(layer.member) for n in row}) > 1
-        base._calls._schedules[0].policies = [Keeping()] * 2
+        base.integers._schedules[0].policies = [Keeping()] * 2
         model(second, past_key_values=base)
         ends = [[n for row in layer.pool.lengths(layer.member) for n in row] for layer in base.layers]
         expected = [torch.zeros(4, max(own)) for own in ends]
-        base._calls._schedules[0].policies = [Keeping(beyond=0, near=0, afar=0.0)] * 2
+        base.integers._schedules[0].policies = [Keeping(beyond=0, near=0, afar=0.0)] * 2
         for chunk in second.split(4, dim=1):
             again, told = copy.deepcopy(base), []
             again.observe = lambda scores, layer, queries, told=told: told.append(scores)

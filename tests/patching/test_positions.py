@@ -290,3 +290,38 @@ def test_angles_that_depend_on_the_length(rope):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             model(tokens(2, 9), past_key_values=full(model))
+
+
+@torch.no_grad()
+def test_equal_keys_are_told_apart_by_rounding_alone():
+    """KeyDiff, slots for positions: in the first layer equal tokens have equal keys but for the last bits, which differ
+    between a row and a batch. So a row may keep other ones of equal tokens than alone, and as many of each."""
+    lengths, steps = (37, 29, 41), 20
+    model = tiny_llama()
+    rows = [tokens(1, n + steps, seed=n) % 7 + 3 for n in lengths]  # seven words
+    ids, mask = left_pad([row[0] for row in rows])
+
+    def kept(ids, mask):
+        """The sorted tokens of each row and head of the first layer, after each call."""
+        cache = buzz.BeehiveCache("keydiff", model, positions="cache", budget=11)
+        held, told, fed = [[[], []] for _ in ids], [], ids.shape[1] - steps
+
+        def watch(layer, eviction, slots):
+            for place, row in enumerate(range(len(ids)) if eviction.rows is None else eviction.rows):
+                for head in range(2) if layer == 0 else ():
+                    held[row][head] = [held[row][head][slot] for slot in slots[place, head].tolist()]
+
+        cache.on_evict = watch
+        for begin, end in [(0, fed), *((at, at + 1) for at in range(fed, fed + steps))]:
+            for row in range(len(ids)):
+                new = ids[row, begin:end][mask[row, begin:end].bool()].tolist()
+                held[row] = [[*head, *new] for head in held[row]]
+            model(ids[:, begin:end], attention_mask=mask[:, begin:end], past_key_values=cache)
+            told.append([[sorted(head) for head in row] for row in held])
+        return told
+
+    with buzz.patch_model(model):
+        together = kept(ids, mask)
+        for row, alone in enumerate(kept(one, torch.ones_like(one)) for one in rows):
+            assert [call[row] for call in together] == [call[0] for call in alone]
+    assert all(len(head) == 11 for row in together[-1] for head in row)
