@@ -102,7 +102,7 @@ def test_texts_are_asked_for_other_scores_than_steps():
     assert Schedule(comb, 2).open([2, 3], several=True).steps is None
     assert Schedule(h2o, 2).open([1, 3], several=True).steps is None  # they would get the same
     with pytest.raises(ValueError, match=r"same attention for scores \(prompt_spec\)"):
-        PerRow([comb, make_policy("comb", afar=5)])
+        PerRow([comb, make_policy("comb", afar=4)])
 
 
 def test_buffers_have_room_up_to_the_bound():
