@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from buzz.attention import fused, naive
-from buzz.attention.asked import Asked
+from buzz.attention.wanted import Wanted
 from buzz.rows import Rows
 
 
@@ -93,23 +93,23 @@ def attend(
         return fused.attend(q, k, v, starts=starts, **how), None
     last = counts if spec.queries is None else [spec.queries] * B if isinstance(spec.queries, int) else spec.queries
     firsts = Rows(max(0, count - n) for count, n in zip(counts, last, strict=True))
-    asked = [Asked("largest" if spec.of == "largest" else "sum", spec.beyond + 1 if spec.beyond else 0)]
+    wanted = [Wanted("largest" if spec.of == "largest" else "sum", spec.beyond + 1 if spec.beyond else 0)]
     if spec.mean:
-        asked.append(Asked("sum", spec.near + 1 if spec.near else 0))
+        wanted.append(Wanted("sum", spec.near + 1 if spec.near else 0))
     if window is None and fused.gives_scores(q):
         output, got = fused.attend_scored(
-            q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale, asked=asked
+            q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale, wanted=wanted
         )  # fmt: skip
     elif any(firsts):
         # The output needs no scores, and the scores only a few queries.
         few, starts_few, counts_few = _last_queries(q, starts, counts, firsts)
-        _, got = naive.attend(few, k, v, starts=starts_few, counts=counts_few, asked=asked, **how)
+        _, got = naive.attend(few, k, v, starts=starts_few, counts=counts_few, wanted=wanted, **how)
         output = fused.attend(q, k, v, starts=starts, **how)
     else:
-        output, got = naive.attend(q, k, v, starts=starts, counts=counts, asked=asked, **how)
+        output, got = naive.attend(q, k, v, starts=starts, counts=counts, wanted=wanted, **how)
 
     def mean(index: int) -> torch.Tensor:
-        number = naive.counted(starts, firsts, counts, k.shape[2], q.device, window, asked[index].lag)
+        number = naive.counted(starts, firsts, counts, k.shape[2], q.device, window, wanted[index].lag)
         return got[index] / (number * (Hq // k.shape[1])).clamp(min=1)[:, None]
 
     scores = mean(0) if spec.of == "mean" else got[0]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from buzz.attention import naive
-from buzz.attention.asked import Asked
+from buzz.attention.wanted import Wanted
 from buzz.kernels.device import HALF, runs_triton
 from buzz.rows import Rows
 
@@ -100,9 +100,9 @@ def attend_scored(
     firsts: Rows,
     counts: Rows,
     scale: float,
-    asked: Sequence[Asked] = (Asked(),),
+    wanted: Sequence[Wanted] = (Wanted(),),
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Output and what is asked of one call; see `buzz.attention.attend` and `buzz.attention.naive.attend`.
+    """Output and what is wanted of one call; see `buzz.attention.attend` and `buzz.attention.naive.attend`.
 
     Args:
         firsts: of row b the queries firsts[b] .. counts[b] - 1 count.
@@ -112,7 +112,7 @@ def attend_scored(
     if q.stride(-1) != 1:
         q = q.contiguous()
     output, lse = _by_rows(q, k, v, starts, counts, scale)
-    return output, received(q, k, lse, starts=starts, firsts=firsts, counts=counts, scale=scale, asked=asked)
+    return output, received(q, k, lse, starts=starts, firsts=firsts, counts=counts, scale=scale, wanted=wanted)
 
 
 def _by_rows(

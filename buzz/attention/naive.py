@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from buzz.attention.asked import Asked
+from buzz.attention.wanted import Wanted
 from buzz.rows import Rows
 
 # Logits of one query chunk, in elements: 32 MiB in float32, which stays in or near the caches of a CPU; 512 MiB on a
@@ -24,15 +24,15 @@ def attend(
     counts: Rows,
     scale: float,
     window: int | None = None,
-    asked: Sequence[Asked] = (Asked(),),
+    wanted: Sequence[Wanted] = (Wanted(),),
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Output and what is asked of one call, all its valid queries counted; see `buzz.attention.attend`.
+    """Output and what is wanted of one call, all its valid queries counted; see `buzz.attention.attend`.
 
     Memory beyond the results is O(chunk * C). Softmax statistics and scores are float32 (float64 for float64 inputs,
     scores excepted).
 
     Returns:
-        output [B, Hq, Lq, D], and float32 [B, Hkv, C] for each of `asked`.
+        output [B, Hq, Lq, D], and float32 [B, Hkv, C] for each of `wanted`.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     B, Hq, Lq, _ = q.shape
@@ -41,7 +41,7 @@ def attend(
     low, high = span(starts, 0, Lq, C, window)
     kt, v = k[:, :, low:high].to(dtype).transpose(-1, -2), v[:, :, low:high].to(dtype)
     chunk = queries_at_once(_CHUNK_ELEMENTS["cuda" if q.is_cuda else "cpu"], B * Hq, C, window)
-    outputs, results = [], [q.new_zeros(B, Hkv, C, dtype=torch.float32) for _ in asked]
+    outputs, results = [], [q.new_zeros(B, Hkv, C, dtype=torch.float32) for _ in wanted]
     for i in range(0, Lq, chunk):
         n = min(chunk, Lq - i)
         begin, end = span(starts, i, n, C, window)
@@ -51,7 +51,7 @@ def attend(
         )  # [B, Hkv, G, n, end - begin]
         probs = torch.softmax(hide(logits, starts, i, begin, window), dim=-1)
         outputs.append(torch.matmul(probs.flatten(2, 3), v[:, :, begin - low : end - low]).unflatten(2, (-1, n)))
-        for what, result in zip(asked, results, strict=True):
+        for what, result in zip(wanted, results, strict=True):
             before, received = result[..., begin:end], _received(probs, starts, counts, i, begin, what)
             result[..., begin:end] = before.maximum(received) if what.of == "largest" else before + received
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=3)  # [B, Hkv, G, Lq, D]
@@ -104,7 +104,7 @@ def seen(
     return (slots <= last) & (slots > last - window)
 
 
-def _received(probs: torch.Tensor, starts: Rows, counts: Rows, first: int, begin: int, asked: Asked) -> torch.Tensor:
+def _received(probs: torch.Tensor, starts: Rows, counts: Rows, first: int, begin: int, wanted: Wanted) -> torch.Tensor:
     """Probability received per slot from `begin` on, float32 [B, Hkv, S], from the valid queries of this chunk."""
     n, slots = probs.shape[-2:]
     if min(counts) < first + n:
@@ -112,10 +112,10 @@ def _received(probs: torch.Tensor, starts: Rows, counts: Rows, first: int, begin
         valid = index < counts.on(probs.device)[:, None]  # [B, n]
         # Filled, not multiplied: a query past its row's end may hold anything.
         probs = probs.masked_fill(~valid[:, None, None, :, None], 0.0)
-    if asked.lag:
-        behind = seen(starts, first - asked.lag, n, begin, begin + slots, probs.device)
+    if wanted.lag:
+        behind = seen(starts, first - wanted.lag, n, begin, begin + slots, probs.device)
         probs = probs.masked_fill(~behind[:, None, None], 0.0)
-    return probs.amax(dim=(2, 3)).float() if asked.of == "largest" else probs.sum(dim=(2, 3), dtype=torch.float32)
+    return probs.amax(dim=(2, 3)).float() if wanted.of == "largest" else probs.sum(dim=(2, 3), dtype=torch.float32)
 
 
 def counted(

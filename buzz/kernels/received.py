@@ -141,7 +141,7 @@ def received(
     firsts: Rows,
     counts: Rows,
     scale: float,
-    asked: Sequence[tuple[Literal["sum", "largest"], int]] = (("sum", 0),),
+    wanted: Sequence[tuple[Literal["sum", "largest"], int]] = (("sum", 0),),
     tiles: Tiles | None = None,
 ) -> list[torch.Tensor]:
     """Attention probability that every slot received, over queries and over the query heads of the group.
@@ -152,18 +152,18 @@ def received(
         starts: cached slots of each row before the call; query i of row b sees the slots 0 .. starts[b] + i.
         firsts, counts: of row b the queries firsts[b] .. counts[b] - 1 count.
         scale: factor of the logits.
-        asked: their sum, or the largest, or both; and with each a lag: a query counts for the slots that are at least
+        wanted: their sum, or the largest, or both; and with each a lag: a query counts for the slots that are at least
             so many before its own.
         tiles: for sweeps; None: as is best known.
 
     Returns:
-        float32 [B, Hkv, C] for each of `asked`; 0 where no query counts.
+        float32 [B, Hkv, C] for each of `wanted`; 0 where no query counts.
     """
     B, Hq, _, D = q.shape
     Hkv, C = k.shape[1:3]
-    lags = dict(asked)
+    lags = dict(wanted)
     out = {of: torch.empty(B, Hkv, C, dtype=torch.float32, device=q.device) for of in lags}
-    one = out[asked[0][0]]  # stands for what is not wanted
+    one = out[wanted[0][0]]  # stands for what is not wanted
     rows = starts.beside(firsts, counts, device=q.device)
     padded = max(16, triton.next_power_of_2(D))
     cut: Any = _chosen(tiles or Tiles(), q.dtype, padded)
@@ -177,11 +177,11 @@ def received(
         _received[(triton.cdiv(C, cut.keys), B * Hkv)](
             queries, k, lse, rows, out.get("largest", one), out.get("sum", one),
             *strides, *k.stride()[:3], *lse.stride()[:2], *one.stride()[:2],
-            Hkv, C, lags.get("largest", asked[0][1]), lags.get("sum", asked[0][1]), scale * LOG2E,
+            Hkv, C, lags.get("largest", wanted[0][1]), lags.get("sum", wanted[0][1]), scale * LOG2E,
             GROUP=Hq // Hkv, D=D, D_PADDED=padded, M=cut.queries, N=cut.keys, TILES=matrix is not None,
             LARGEST="largest" in lags, SUM="sum" in lags, **how,
         )  # fmt: skip
-    return [out[of] for of, _ in asked]
+    return [out[of] for of, _ in wanted]
 
 
 @functools.cache

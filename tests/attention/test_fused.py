@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from buzz.attention import attend, fused, naive
-from buzz.attention.asked import Asked
+from buzz.attention.wanted import Wanted
 from buzz.benchmark.kernels import reference
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
@@ -39,9 +39,9 @@ def plain_causal(q, k, v, scale):
     ],
 )
 @pytest.mark.parametrize(
-    "asked", [[("sum", 0)], [("sum", 7)], [("largest", 0)], [("largest", 7)], [("largest", 9), ("sum", 3)]]
+    "wanted", [[("sum", 0)], [("sum", 7)], [("largest", 0)], [("largest", 7)], [("largest", 9), ("sum", 3)]]
 )
-def test_prompts_and_chunks(monkeypatch, starts, counts, last, asked):
+def test_prompts_and_chunks(monkeypatch, starts, counts, last, wanted):
     generator = torch.Generator().manual_seed(sum(starts))
     slots = max(s + c for s, c in zip(starts, counts, strict=True)) + 2
     q = torch.randn(2, 6, max(counts), 16, generator=generator).to(DEVICE)
@@ -49,10 +49,10 @@ def test_prompts_and_chunks(monkeypatch, starts, counts, last, asked):
     monkeypatch.setattr(fused, "causal", plain_causal)
     firsts = Rows([0, 0] if last is None else [max(0, c - n) for c, n in zip(counts, last, strict=True)])
     how = {"starts": Rows(starts), "counts": Rows(counts), "scale": 0.25}
-    asked = [Asked(*one) for one in asked]
-    output, results = fused.attend_scored(q, k, v, firsts=firsts, asked=asked, **how)
+    wanted = [Wanted(*one) for one in wanted]
+    output, results = fused.attend_scored(q, k, v, firsts=firsts, wanted=wanted, **how)
     expected, _ = naive.attend(q, k, v, **how)
-    wanted = [torch.zeros_like(result) for result in results]
+    whole = [torch.zeros_like(result) for result in results]
     for row, (start, first, count) in enumerate(zip(starts, firsts, counts, strict=True)):
         torch.testing.assert_close(output[row, :, :count], expected[row, :, :count], atol=1e-5, rtol=1e-4)
         if count > first:
@@ -61,12 +61,12 @@ def test_prompts_and_chunks(monkeypatch, starts, counts, last, asked):
                 "starts": Rows([start + first]),
                 "counts": Rows([count - first]),
                 "scale": 0.25,
-                "asked": asked,
+                "wanted": wanted,
             }
-            for whole, part in zip(wanted, naive.attend(q[one, :, first:count], k[one], v[one], **how)[1], strict=True):
-                whole[one] = part
-    for result, whole in zip(results, wanted, strict=True):
-        torch.testing.assert_close(result, whole, atol=1e-5, rtol=1e-4)
+            for target, part in zip(whole, naive.attend(q[one, :, first:count], k[one], v[one], **how)[1], strict=True):
+                target[one] = part
+    for result, target in zip(results, whole, strict=True):
+        torch.testing.assert_close(result, target, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.cuda
@@ -117,9 +117,9 @@ def test_long_prompts(length, group, dim, dtype):
 @pytest.mark.parametrize(
     ("starts", "counts"), [([0, 0], [3000, 3000]), ([0, 0], [3000, 1111]), ([900, 37], [700, 650])]
 )
-@pytest.mark.parametrize("asked", [("sum",), ("mean",), ("largest",), ("largest", 3.0, 7)])
+@pytest.mark.parametrize("wanted", [("sum",), ("mean",), ("largest",), ("largest", 3.0, 7)])
 @pytest.mark.parametrize("beyond", [0, 16, 500])
-def test_long_prompts_from_afar(beyond, asked, starts, counts, group, dim, dtype):
+def test_long_prompts_from_afar(beyond, wanted, starts, counts, group, dim, dtype):
     """Scores of `attend` against the reference in float32; twice the same bits."""
     generator = torch.Generator("cuda").manual_seed(dim)
     how = {"device": "cuda", "dtype": dtype, "generator": generator}
@@ -131,7 +131,7 @@ def test_long_prompts_from_afar(beyond, asked, starts, counts, group, dim, dtype
             "starts": starts,
             "counts": counts,
             "scale": dim**-0.5,
-            "spec": ScoreSpec(False, queries, asked[0], beyond, *asked[1:]),
+            "spec": ScoreSpec(False, queries, wanted[0], beyond, *wanted[1:]),
         }
         scores, again = (attend(q, k, v, **how)[1] for _ in range(2))
         expected = attend(q.float(), k.float(), v.float(), **how)[1]

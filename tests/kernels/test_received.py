@@ -21,20 +21,20 @@ CALLS = [  # starts, counts and firsts
     ([8, 23], [130, 122], [113, 0]),
     ([3, 64], [64, 1], [0, 0]),
 ]
-ASKED = [(("sum", 0),), (("sum", 17),), (("largest", 0),), (("largest", 65),), (("largest", 65), ("sum", 17))]
-ASKED += [(("largest", 3), ("sum", 40)), (("sum", 5), ("largest", 5))]
-# Two shapes of heads with whatever is asked; of the others, what is asked most, and in one call what is asked least.
+WANTED = [(("sum", 0),), (("sum", 17),), (("largest", 0),), (("largest", 65),), (("largest", 65), ("sum", 17))]
+WANTED += [(("largest", 3), ("sum", 40)), (("sum", 5), ("largest", 5))]
+# Two shapes of heads with whatever is wanted; of the others, what is wanted most, and in one call what is wanted least.
 MATRIX = [
-    (*heads, *call, asked)
+    (*heads, *call, wanted)
     for heads in [(1, 16), (1, 80), (3, 64), (4, 96), (8, 128)]
     for call in CALLS
-    for asked in ASKED
-    if heads in [(1, 16), (3, 64)] or asked is ASKED[0] or (call is CALLS[3] and asked in ASKED[3:5])
+    for wanted in WANTED
+    if heads in [(1, 16), (3, 64)] or wanted is WANTED[0] or (call is CALLS[3] and wanted in WANTED[3:5])
 ]
 
 
-@pytest.mark.parametrize(("groups", "dim", "starts", "counts", "firsts", "asked"), MATRIX)
-def test_what_slots_receive(groups, dim, starts, counts, firsts, asked):
+@pytest.mark.parametrize(("groups", "dim", "starts", "counts", "firsts", "wanted"), MATRIX)
+def test_what_slots_receive(groups, dim, starts, counts, firsts, wanted):
     generator = torch.Generator().manual_seed(dim + groups)
     slots, width = max(s + c for s, c in zip(starts, counts, strict=True)) + 3, max(counts)
     q = torch.randn(2, 2 * groups, width, dim, generator=generator)
@@ -46,10 +46,10 @@ def test_what_slots_receive(groups, dim, starts, counts, firsts, asked):
     valid = (query >= torch.tensor(firsts)[:, None]) & (query < torch.tensor(counts)[:, None])
     lse = logits.logsumexp(-1).flatten(1, 2).float()
     how = {"starts": Rows(starts), "firsts": Rows(firsts), "counts": Rows(counts), "scale": dim**-0.5}
-    how |= {"asked": asked}
+    how |= {"wanted": wanted}
     # The interpreter runs one program after another, always the same.
     runs = [received(q.to(DEVICE), k.to(DEVICE), lse.to(DEVICE), **how) for _ in range(1 + (DEVICE == "cuda"))]
-    for (of, lag), got, again in zip(asked, runs[0], runs[-1], strict=True):
+    for (of, lag), got, again in zip(wanted, runs[0], runs[-1], strict=True):
         behind = torch.arange(slots) <= torch.tensor(starts)[:, None, None] + query[:, None] - lag
         probs = logits.softmax(-1) * (valid[..., None] & behind)[:, None, None]
         expected = probs.sum((2, 3)) if of == "sum" else probs.amax((2, 3))

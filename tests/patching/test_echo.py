@@ -14,7 +14,7 @@ from buzz.cache import PerRow
 from buzz.policies import Held, Plan
 from tests.conftest import left_pad, tiny_llama, tokens
 from tests.models.tiny import CASES, tiny
-from tests.patching.naive_echo import naive_scores
+from tests.patching.naive_readings import naive_scores
 from tests.policies.twice import Once, Twice
 
 pytestmark = [

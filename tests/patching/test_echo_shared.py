@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from tests.cache.held import heads_of
 from tests.conftest import left_pad, tiny_llama, tokens
 from tests.decoding.test_loop import both, generate
 from tests.models.tiny import tiny
-from tests.patching.naive_echo import naive_scores
+from tests.patching.naive_readings import naive_first_scores, naive_norms, naive_scores
 
 SMALL = {
     "capacity": 10,
@@ -46,9 +47,10 @@ def kvzip(**changes):
 POLICIES = pytest.mark.parametrize("make", [comb, kvzip])
 
 
-def expected_slots(policy, scores):
-    """Of each layer and head, from scores [H, n] of each layer."""
-    heads, n = scores[0].shape
+def expected_slots(policy, worth):
+    """Of each layer and head, from what slots are worth, [H, n] of each layer."""
+    policy = dataclasses.replace(policy, values=False) if isinstance(policy, CombPolicy) else policy
+    scores, (heads, n) = worth, worth[0].shape
     if policy.scope == "head":
         return [policy.select(Held(s[None]), n)[0].tolist() for s in scores]
     groups = [scores] if policy.scope == "model" else [[s] for s in scores]
@@ -68,14 +70,32 @@ def expected_slots(policy, scores):
 @pytest.mark.parametrize("name", ["llama", "opt", "gemma3_text-mixed"])
 def test_a_prompt_keeps_what_its_copy_looks_at(name, make, scope, positions):
     model, ids, policy = tiny(name), tokens(1, 30, seed=1), make(scope=scope)
-    scores = naive_scores(model, ids, policy.chunk, getattr(policy, "weight", 0.0), getattr(policy, "near", 0))
+    worth = naive_scores(model, ids, policy.chunk, getattr(policy, "weight", 0.0), getattr(policy, "near", 0))
+    check_prompt(model, ids, policy, positions, worth)
+
+
+@BOTH
+@SCOPES
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "opt", "gemma3_text-mixed"])
+def test_a_prompt_that_is_read_once_keeps_what_is_looked_at_from_afar(name, scope, positions):
+    model, ids, policy = tiny(name), tokens(1, 30, seed=1), comb(scope=scope, echo=False)
+    worth = naive_first_scores(model, ids, policy.beyond, 5.0, policy.near)
+    check_prompt(model, ids, policy, positions, worth)
+
+
+def check_prompt(model, ids, policy, positions, worth):
+    """Of a prompt, the slots that are worth most stay; with comb norms of values count."""
+    if isinstance(policy, CombPolicy):
+        worth = [w * norms for w, norms in zip(worth, naive_norms(model, ids), strict=True)]
+    scope = policy.scope
     with buzz.patch_model(model):
         cache, kept = buzz.BeehiveCache(policy, model, positions), {}
         cache.on_evict = lambda layer, eviction, slots: kept.update({layer: slots[0].tolist()})
         model(ids, past_key_values=cache)
     decided = cache.integers.counted
     got = [[[slot for slot in head if slot >= 0] for head in kept[layer]] for layer in decided]
-    assert got == expected_slots(policy, [scores[layer] for layer in decided])
+    assert got == expected_slots(policy, [worth[layer] for layer in decided])
     assert scope == "head" or len({len(head) for layer in got for head in layer}) > 1
 
 

@@ -1,9 +1,9 @@
-"""The second reading of a prompt as it is written down: whole attention matrices of the unpatched model, and loops."""
+"""What the slots of a prompt get in one reading and in a second: whole attention matrices of the unpatched model."""
 
 from __future__ import annotations
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 
 @torch.no_grad()
@@ -33,6 +33,33 @@ def naive_scores(
     if not weight:
         return echo
     return [e + weight * _mean_from_afar(a, beyond) for e, a in zip(echo, first, strict=True)]
+
+
+@torch.no_grad()
+def naive_first_scores(
+    model: PreTrainedModel, ids: torch.Tensor, beyond: int, weight: float, near: int
+) -> list[torch.Tensor]:
+    """The largest attention from more than `beyond` slots away, and `weight` times the mean from more than `near`, in a
+    first prompt, ids [1, n]: [H, n] of each layer."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    heads = getattr(model.config, "num_key_value_heads", None)
+    first = [_by_group(a[0], heads) for a in model(ids, output_attentions=True, use_cache=False).attentions]
+    model.set_attn_implementation(before)
+    scores = []
+    for attention in first:
+        n = attention.shape[-1]
+        far = torch.arange(n)[:, None] > torch.arange(n) + beyond
+        scores.append(attention.masked_fill(~far, 0).amax(dim=(1, 2)) + weight * _mean_from_afar(attention, near))
+    return scores
+
+
+@torch.no_grad()
+def naive_norms(model: PreTrainedModel, ids: torch.Tensor) -> list[torch.Tensor]:
+    """The norms of a first prompt's values, [H, n] of each layer."""
+    cache = DynamicCache()  # without windows
+    layers = model(ids, past_key_values=cache).past_key_values.layers
+    return [torch.linalg.vector_norm(layer.values[0], dim=-1) for layer in layers]
 
 
 def _by_group(attention: torch.Tensor, heads: int | None) -> torch.Tensor:

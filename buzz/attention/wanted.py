@@ -1,11 +1,11 @@
-"""What is asked of a call's attention."""
+"""What is wanted of a call's attention."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 
-class Asked(NamedTuple):
+class Wanted(NamedTuple):
     """Of the probabilities that the counted queries of a call give a slot: their sum, or the largest.
 
     lag: a query counts for the slots that are at least so many before its own.
@@ -15,4 +15,4 @@ class Asked(NamedTuple):
     lag: int = 0
 
 
-__all__ = ["Asked"]
+__all__ = ["Wanted"]
