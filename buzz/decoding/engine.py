@@ -140,6 +140,11 @@ class Engine:
                 other.holder = None
         return session
 
+    def next_positions(self, cache: BeehiveCache) -> torch.Tensor | None:
+        """The positions, int64 [1], that the next tokens have where a call gives none: columns, pads included; None:
+        as many as each row has seen (`Session.begin`)."""
+        return None if isinstance(self._positions, Learned) else torch.tensor([cache.get_seq_length()])
+
     def _lend(self, cache: BeehiveCache, key: Key) -> Arena:
         """An arena that serves a key, offered to a cache; another one that lives there must leave."""
         mine = [k for k, a in self._arenas.items() if a.holder is not None and a.holder() is cache and k.serves(key)]

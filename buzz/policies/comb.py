@@ -16,9 +16,9 @@ from buzz.policies.ranking import ends_and_highest
 from buzz.policies.sharing import share
 from buzz.policies.specs import ScoreSpec
 
-_NEAR = 16  # slots behind a query that are too near to count in a step, or in the mean of a prompt
-_WINDOW, _SLACK = 4, 8  # the window, and what collects before the next eviction, are such parts of the capacity
-_WEIGHT, _WEIGHT_OF_ECHO = 3.0, 30.0  # of the mean in a prompt beside the largest, of one reading and of the second
+_WINDOW = 30  # per cent of the capacity, where no window is given
+_SLACK = 8  # what collects before the next eviction is such a part of the capacity
+_AFAR, _AFAR_OF_ECHO = 5.0, 30.0  # what the mean of a prompt counts beside the largest: of one reading, of the second
 _SHORTLIST = 2  # slots that a layer keeps at most until a prompt is read, as a multiple of the mean
 
 
@@ -32,25 +32,26 @@ class CombPolicy(Policy):
 
     Once more than `capacity + slack` slots are cached, `capacity` slots a head stay in the mean: the first `sink` and
     the last `recent` of every head, and those of highest worth. The worth of a slot is the largest probability that a
-    query more than `beyond` slots behind it gave it; at every eviction it is multiplied by `decay`. After a call of
-    several tokens, which holds more than `capacity + slack + 1`, it counts times the norm of the slot's value. On equal
-    worth the older slot stays (of the lower layer and head, where heads share). What was measured for these choices is
-    in docs/comb.md.
+    query of a step more than `near` slots behind it gave it. In a prompt, which is any call of several tokens, it is
+    the largest from more than `beyond` slots away, and `afar` times the mean from more than `near`. At every eviction
+    it is multiplied by `decay`. After a call that leaves more than `capacity + slack + 1` slots it counts times the
+    norm of the slot's value. On equal worth the older slot stays (of the lower layer and head, where heads share). What
+    was measured for these choices is in docs/comb.md.
 
     Args:
         capacity: slots that a head keeps at an eviction, in the mean over the heads that share, in tokens.
         sink, window: first and last slots of every head that always stay, in tokens; part of the capacity. No window:
-            a quarter of the capacity.
+            three tenths of the capacity.
         lazy: slots a head that collect beyond the capacity before the next eviction; None: an eighth of it.
         decay: what worth is multiplied by at every eviction, from 0 to 1.
         scope: heads that share their slots out: those of the "model", of a "layer", or none ("head").
         floor: part of the capacity that every head has at least, from 0 to 1; sink and window count.
         ceiling: most slots that a head gets, as a multiple of the capacity; at least 1.
-        beyond: how many slots a query must be behind a slot to count for it.
-        echo: whether prompts are read twice. Then the worth of a slot of a prompt is the largest probability that it
-            gets when the prompt is told again, and `afar` times its mean probability from more than 16 slots behind
-            in the first reading; values do not count then.
-        afar: weight of the first reading beside the second.
+        beyond: how many slots a query of a prompt must be behind a slot to count for the largest.
+        near: how many slots a query must be behind a slot to count in a step, and in the mean of a prompt.
+        echo: whether prompts are read twice. Then the largest probability is the one that a slot gets when the prompt
+            is told again, and the mean is that of the first reading.
+        afar: weight of the mean beside the largest; None: 5, with an echo 30.
         values: whether the norms of values count.
         chunk: tokens that the second reading reads at once.
     """
@@ -63,14 +64,23 @@ class CombPolicy(Policy):
     scope: Scope = "model"
     floor: float = 0.2
     ceiling: float = 8.0
-    beyond: int = 64
+    beyond: int = 48
+    near: int = 16
     echo: bool = False
     afar: float | None = None
     values: bool = True
     chunk: int = 1024
 
     name: ClassVar[str] = "comb"
-    least: ClassVar[dict[str, int]] = {"capacity": 1, "sink": 0, "window": 1, "lazy": 0, "beyond": 0, "chunk": 1}
+    least: ClassVar[dict[str, int]] = {
+        "capacity": 1,
+        "sink": 0,
+        "window": 1,
+        "lazy": 0,
+        "beyond": 0,
+        "near": 0,
+        "chunk": 1,
+    }
     ranges: ClassVar[dict[str, tuple[float, float]]] = {
         "decay": (0, 1),
         "floor": (0, 1),
@@ -90,7 +100,7 @@ class CombPolicy(Policy):
     @property
     def recent(self) -> int:
         """The last slots of every head that always stay."""
-        return max(1, self.capacity // _WINDOW) if self.window is None else self.window
+        return max(1, self.capacity * _WINDOW // 100) if self.window is None else self.window
 
     @property
     def slack(self) -> int:
@@ -99,18 +109,18 @@ class CombPolicy(Policy):
 
     @property
     def score_spec(self) -> ScoreSpec | None:
-        return ScoreSpec(accumulate=True, queries=None, of="largest", beyond=_NEAR)
+        return ScoreSpec(accumulate=True, queries=None, of="largest", beyond=self.near)
 
     @property
     def prompt_spec(self) -> ScoreSpec | None:
         if not self.echo:
-            return ScoreSpec(True, None, of="largest", beyond=self.beyond, mean=self.weight, near=_NEAR)
-        return ScoreSpec(accumulate=True, queries=None, of="mean", beyond=_NEAR) if self.weight else None
+            return ScoreSpec(True, None, of="largest", beyond=self.beyond, mean=self.weight, near=self.near)
+        return ScoreSpec(accumulate=True, queries=None, of="mean", beyond=self.near) if self.weight else None
 
     @property
     def weight(self) -> float:
         """What the mean from afar in a prompt counts beside the largest."""
-        return (_WEIGHT_OF_ECHO if self.echo else _WEIGHT) if self.afar is None else self.afar
+        return (_AFAR_OF_ECHO if self.echo else _AFAR) if self.afar is None else self.afar
 
     @property
     def echo_chunk(self) -> int | None:
@@ -121,7 +131,7 @@ class CombPolicy(Policy):
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset({"values"} if self.values and not self.echo else ())
+        return frozenset({"values"} if self.values else ())
 
     @property
     def positions(self) -> Literal["cache", "original"] | None:

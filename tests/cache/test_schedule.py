@@ -93,6 +93,18 @@ def test_scores_of_one_call_are_asked_for_when_an_eviction_reads_them():
     assert Schedule(rows, 2).open([3, 3]).score_spec.queries == (3, 4)
 
 
+def test_texts_are_asked_for_other_scores_than_steps():
+    comb, h2o = make_policy("comb"), make_policy("h2o")
+    assert comb.prompt_spec != comb.score_spec
+    step, text = (Schedule(comb, 2).open(counts, several=counts != [1, 1]) for counts in ([1, 1], [1, 3]))
+    assert (step.spec, step.steps) == (comb.score_spec, None)
+    assert (text.spec, text.score_spec, text.steps) == (comb.prompt_spec, comb.score_spec, (0,))
+    assert Schedule(comb, 2).open([2, 3], several=True).steps is None
+    assert Schedule(h2o, 2).open([1, 3], several=True).steps is None  # they would get the same
+    with pytest.raises(ValueError, match=r"same attention for scores \(prompt_spec\)"):
+        PerRow([comb, make_policy("comb", afar=5)])
+
+
 def test_buffers_have_room_up_to_the_bound():
     assert Schedule(LOCAL, 1).open([3]).bound == 6
     assert Schedule(LOCAL, 1).open([3]).capacity == 6

@@ -108,7 +108,7 @@ def check(cache, rows):
         assert pool.lengths(0) == pool.layer(0).length.tolist()
 
 
-ALIKE = ("scope", "values", "beyond")
+ALIKE = ("scope", "values", "beyond", "near")
 CALLS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2**16)), min_size=1, max_size=3)
 
 
@@ -141,7 +141,7 @@ def after(policy, prompts, steps=0):
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_rows_can_be_taken_and_caches_copied(scope):
-    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, scope=scope)
+    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, near=0, scope=scope)
     cache, rows, generator = after(policy, [30, 22, 4], 2)
     twin = copy.deepcopy(cache)
     cache.reorder_cache(torch.tensor([1, 1, 0, 2]))
@@ -158,8 +158,8 @@ def test_rows_can_be_taken_and_caches_copied(scope):
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_memory_is_that_of_equal_heads(scope):
     """But for two integers a head; also after a long chunk, of which nothing is held back."""
-    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, scope=scope)
-    alike = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, scope="head")
+    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, near=0, scope=scope)
+    alike = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, near=0, scope="head")
     (cache, rows, generator), (equal, _, _) = after(policy, [30]), after(alike, [30])
     integers = LAYERS * HEADS * 2 * 4
     assert cache.nbytes == equal.nbytes + integers
@@ -173,7 +173,7 @@ def test_memory_is_that_of_equal_heads(scope):
 
 def test_a_prompt_of_one_reading_waits_in_its_shortlist():
     """So that at most one layer is held whole, and of the others twice what stays."""
-    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=0, beyond=0, scope="model")
+    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=0, beyond=0, near=0, scope="model")
     cache = buzz.BeehiveCache(policy, CONFIG)
     keys = torch.rand(1, HEADS, 100, DIM)
     cache.begin(1, 100)
@@ -187,7 +187,7 @@ def test_a_prompt_of_one_reading_waits_in_its_shortlist():
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_who_watches_sees_the_slots_of_each_head(scope):
-    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, scope=scope)
+    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, near=0, scope=scope)
     rows, cache, told = [NaiveRow(policy) for _ in range(2)], buzz.BeehiveCache(policy, CONFIG), []
     cache.on_evict = lambda layer, eviction, slots: told.append((layer, eviction.rows, slots))
     call(cache, [30, 9], 30, rows, [0, 0], torch.Generator().manual_seed(0))

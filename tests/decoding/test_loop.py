@@ -34,13 +34,17 @@ POLICIES = {
     "snapkv": buzz.make_policy("snapkv", capacity=14, window=4, kernel=3),
     "pyramidkv": buzz.make_policy("pyramidkv", capacity=14, window=4, kernel=3, beta=4),
     "tova": buzz.make_policy("tova", capacity=12),
-    "comb": buzz.make_policy("comb", capacity=12, sink=1, window=4, lazy=3, beyond=1),
-    "comb-layer": buzz.make_policy("comb", capacity=12, sink=1, window=4, lazy=3, beyond=1, scope="layer", values=True),
-    "comb-head": buzz.make_policy("comb", capacity=12, sink=1, window=4, lazy=3, beyond=1, scope="head"),
-    "comb-echo": buzz.make_policy("comb", capacity=12, sink=1, window=4, lazy=3, beyond=1, echo=True, chunk=9),
+    "comb": buzz.make_policy("comb", capacity=12, sink=1, window=4, lazy=3, beyond=2, near=1),
+    "comb-layer": buzz.make_policy(
+        "comb", capacity=12, sink=1, window=4, lazy=3, beyond=2, near=1, scope="layer", values=True
+    ),
+    "comb-head": buzz.make_policy("comb", capacity=12, sink=1, window=4, lazy=3, beyond=2, near=1, scope="head"),
+    "comb-echo": buzz.make_policy("comb", capacity=12, sink=1, window=4, lazy=3, beyond=2, near=1, echo=True, chunk=9),
     "random": buzz.make_policy("random", capacity=15, sink=2, window=6, seed=3),
     "rows": buzz.PerRow([buzz.make_policy("h2o", heavy=h, window=6) for h in (4, 9, 7)]),
-    "comb-rows": buzz.PerRow([buzz.make_policy("comb", capacity=c, window=4, lazy=3, beyond=1) for c in (9, 14, 10)]),
+    "comb-rows": buzz.PerRow(
+        [buzz.make_policy("comb", capacity=c, window=4, lazy=3, beyond=2, near=1) for c in (9, 14, 10)]
+    ),
     "buzz-rows": buzz.PerRow([buzz.make_policy("buzz", window=6, threshold=t) for t in (9, 4, 6)]),
 }
 # Those whose caches are written in ways of their own, in all families; of the others there is one that is like them.

@@ -55,7 +55,7 @@ POLICIES: dict[str, Any] = {
     "random": {"capacity": 15, "sink": 2, "window": 6, "seed": 3},
     "keydiff": {"capacity": 12},
     # Heads that share their slots are refused here.
-    "comb": {"capacity": 12, "sink": 2, "lazy": 1, "beyond": 3, "scope": "head"},
+    "comb": {"capacity": 12, "sink": 2, "lazy": 1, "beyond": 4, "near": 3, "scope": "head"},
     "kvzip": {"capacity": 14, "sink": 2, "window": 4, "chunk": 9, "scope": "head"},
     "expected_attention": {"capacity": 12, "sink": 2, "scope": "head"},
 }

@@ -20,7 +20,17 @@ from tests.decoding.test_loop import both, generate
 from tests.models.tiny import tiny
 from tests.patching.naive_echo import naive_scores
 
-SMALL = {"capacity": 10, "sink": 1, "window": 3, "lazy": 3, "beyond": 3, "chunk": 7, "echo": True, "decay": 0.5}
+SMALL = {
+    "capacity": 10,
+    "sink": 1,
+    "window": 3,
+    "lazy": 3,
+    "beyond": 4,
+    "near": 3,
+    "chunk": 7,
+    "echo": True,
+    "decay": 0.5,
+}
 BOTH = pytest.mark.parametrize("positions", ["cache", "original"])
 SCOPES = pytest.mark.parametrize("scope", ["head", "layer", "model"])
 
@@ -58,7 +68,7 @@ def expected_slots(policy, scores):
 @pytest.mark.parametrize("name", ["llama", "opt", "gemma3_text-mixed"])
 def test_a_prompt_keeps_what_its_copy_looks_at(name, make, scope, positions):
     model, ids, policy = tiny(name), tokens(1, 30, seed=1), make(scope=scope)
-    scores = naive_scores(model, ids, policy.chunk, getattr(policy, "afar", 0.0), beyond=16)
+    scores = naive_scores(model, ids, policy.chunk, getattr(policy, "weight", 0.0), getattr(policy, "near", 0))
     with buzz.patch_model(model):
         cache, kept = buzz.BeehiveCache(policy, model, positions), {}
         cache.on_evict = lambda layer, eviction, slots: kept.update({layer: slots[0].tolist()})
@@ -120,7 +130,7 @@ def test_chunks_are_calls_that_are_taken_back_from_pools(scope, positions):
         model(second, past_key_values=base)
         ends = [[n for row in layer.pool.lengths(layer.member) for n in row] for layer in base.layers]
         expected = [torch.zeros(4, max(own)) for own in ends]
-        base.integers._schedules[0].policies = [Keeping(beyond=0)] * 2
+        base.integers._schedules[0].policies = [Keeping(beyond=0, near=0, afar=0.0)] * 2
         for chunk in second.split(4, dim=1):
             again, told = copy.deepcopy(base), []
             again.observe = lambda scores, layer, queries, told=told: told.append(scores)
@@ -155,15 +165,15 @@ def test_rows_together_are_rows_alone(make, scope, capacities):
 
 @SCOPES
 @torch.no_grad()
-@pytest.mark.parametrize("afar", [0, 30])
+@pytest.mark.parametrize(("echo", "afar"), [(True, 0), (True, 30), (False, 2)])
 @pytest.mark.parametrize("counts", [(1, 9), (6, 1), (1, 1)], ids=str)
-def test_a_single_token_beside_texts_is_a_step(scope, afar, counts):
+def test_a_single_token_beside_texts_is_a_step(scope, echo, afar, counts):
     """As in a row that has nothing to say in a chat turn but the last token of its answer."""
     model, rows, wide = tiny_llama(), [tokens(1, n, seed=n)[0] for n in (31, 20)], 9
     ids, mask = left_pad(rows)
     turn = torch.stack([F.pad(tokens(1, n, seed=40 + i)[0], (wide - n, 0)) for i, n in enumerate(counts)])
     tokens_of = torch.stack([(torch.arange(wide) >= wide - n).long() for n in counts])
-    policy, further = comb(scope=scope, afar=afar, lazy=2), [tokens(2, 1, seed=70 + n) for n in range(6)]
+    policy, further = comb(scope=scope, echo=echo, afar=afar, lazy=2), [tokens(2, 1, seed=70 + n) for n in range(6)]
     with buzz.patch_model(model):
         calls = [(ids, mask), *((more, None) for more in further[:2]), (turn, tokens_of), *((m, None) for m in further)]
         together, cache = outputs(model, policy, "cache", calls)

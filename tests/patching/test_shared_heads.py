@@ -8,7 +8,7 @@ import torch
 import buzz
 from tests.conftest import left_pad, tiny_llama, tokens
 
-SMALL = {"capacity": 12, "sink": 1, "window": 3, "lazy": 3, "beyond": 2}
+SMALL = {"capacity": 12, "sink": 1, "window": 3, "lazy": 3, "beyond": 4, "near": 2}
 
 
 @pytest.mark.parametrize("scope", ["head", "layer", "model"])

@@ -27,7 +27,7 @@ def test_shares_equal_the_reference(policy, seed, data):
     scores = torch.randint(0, 4, (1, 4 * length), generator=generator).float()
     values = torch.randint(0, 3, (1, 4 * length, 1), generator=generator).half()
     mask = policy.share(Held(scores, values=values), places, policy.capacity, length)
-    worth = scores * values[..., 0] if policy.values and not policy.echo and more else scores
+    worth = scores * values[..., 0] if policy.values and more else scores
     rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist)
     assert set(mask[0].nonzero()[:, 0].tolist()) == naive_share(worth, places, 0, policy.capacity, *rule)
 
@@ -36,13 +36,12 @@ def test_what_is_read():
     policy = make_policy("comb", beyond=40, echo=True, chunk=100)
     once = make_policy("comb", beyond=40)
     assert policy.score_spec == once.score_spec == ScoreSpec(True, None, "largest", 16)
-    assert once.prompt_spec == ScoreSpec(True, None, "largest", 40, 3.0, 16)
-    assert make_policy("comb", afar=0).prompt_spec == ScoreSpec(True, None, "largest", 64, 0.0, 16)
+    assert once.prompt_spec == ScoreSpec(True, None, "largest", 40, 5.0, 16)
+    assert make_policy("comb", afar=0).prompt_spec == ScoreSpec(True, None, "largest", 48, 0.0, 16)
     assert policy.prompt_spec == ScoreSpec(True, None, "mean", 16)
     assert (once.echo_chunk, policy.echo_chunk) == (None, 100)
     assert make_policy("comb", echo=True, afar=0).prompt_spec is None
     assert (make_policy("comb").reads, make_policy("comb", values=False).reads) == ({"values"}, frozenset())
-    assert policy.reads == frozenset()  # the norms of values are no use beside an echo
     assert not policy.is_blind
 
 

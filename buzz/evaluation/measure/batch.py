@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from buzz.cache import BeehiveCache, Curve, PerRow
+from buzz.decoding.feed import Feed
 from buzz.evaluation.tasks import Sample
 from buzz.policies import Policy
 from buzz.policies.sizes import prompt_calls
@@ -184,23 +185,33 @@ class Reading:
             before += calls
             seen = [old + len(new) for old, new in zip(seen, part, strict=True)]
         at = torch.tensor(seen, device=device)[:, None]  # [R, 1]
+        feed = Feed(self.model._buzz_handle.engine, self.cache)
         call = 0
-        while True:
-            yield index, logits
-            stay = [i for i, row in enumerate(rows) if len(self.rest[row]) > call]
-            if len(stay) < len(rows):
-                gone = sorted(set(range(len(rows))) - set(stay))
-                for i, held in zip(gone, held_by(self.cache, gone, before), strict=True):
-                    self.held[rows[i]] = held
-                if not stay:
-                    return
-                kept = torch.tensor(stay)
-                self.cache.batch_select_indices(kept)
-                index, given, at = (tensor.index_select(0, kept.to(device)) for tensor in (index, given, at))
-                rows = [rows[i] for i in stay]
-            extra = {"position_ids": at + call} if spread else {}
-            logits = _call(self.model, self.cache, given[:, call : call + 1], extra)
-            call += 1
+        try:
+            while True:
+                yield index, logits
+                stay = [i for i, row in enumerate(rows) if len(self.rest[row]) > call]
+                if len(stay) < len(rows):
+                    feed.stop()
+                    gone = sorted(set(range(len(rows))) - set(stay))
+                    for i, held in zip(gone, held_by(self.cache, gone, before), strict=True):
+                        self.held[rows[i]] = held
+                    if not stay:
+                        return
+                    kept = torch.tensor(stay)
+                    self.cache.batch_select_indices(kept)
+                    index, given, at = (tensor.index_select(0, kept.to(device)) for tensor in (index, given, at))
+                    rows = [rows[i] for i in stay]
+                left = min(len(self.rest[row]) for row in rows) - call
+                place = at + call if spread else None  # else positions count columns
+                served = feed(given[:, call], left, place)
+                if served is None:
+                    extra = {} if place is None else {"position_ids": place}
+                    served = _call(self.model, self.cache, given[:, call : call + 1], extra)
+                logits = served
+                call += 1
+        finally:
+            feed.stop()
 
     @property
     def _has_pads_between(self) -> bool:

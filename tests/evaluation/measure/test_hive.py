@@ -133,7 +133,7 @@ def test_heads_of_unequal_length():
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_heads_that_share_hold_what_their_policy_says_in_the_mean(scope, tmp_path):
-    policy = buzz.make_policy("comb", capacity=12, sink=1, window=3, beyond=3, scope=scope)
+    policy = buzz.make_policy("comb", capacity=12, sink=1, window=3, beyond=3, near=3, scope=scope)
     prompt, answer = numbers(40, 5), numbers(30, 6)
     model = model_of("llama")
     with buzz.patch_model(model):

@@ -74,7 +74,7 @@ def test_methods_are_compared_with_a_named_one(write_config):
     assert set(again["methods"]["h2o"]["paired"]) == {"full", "rival", "against full"}
 
 
-COMB = {"policy": "comb", "name": "comb", "capacity": 12, "sink": 1, "window": 4, "beyond": 4}
+COMB = {"policy": "comb", "name": "comb", "capacity": 12, "sink": 1, "window": 4, "beyond": 4, "near": 3}
 H2O = {"policy": "h2o", "name": "h2o", "heavy": 6, "window": 6}
 
 
