@@ -18,7 +18,7 @@ from buzz.cache.interface import TransformersCache
 from buzz.cache.layer import BeehiveLayer, Memory
 from buzz.cache.per_row import PerRow
 from buzz.cache.storage import OnEvict, Storage
-from buzz.policies import Policy, Queries
+from buzz.policies import Asked, Policy
 from buzz.policies.window import SlidingWindow
 
 
@@ -169,20 +169,20 @@ class BeehiveCache(TransformersCache):
             self._end(call)
         return True
 
-    def reads_queries(self, layer: int) -> Call | None:
-        """The open call, if the moments of its queries in a layer must be given to `observe`."""
+    def asked(self, layer: int) -> frozenset[str]:
+        """What `observe` must be given of the open call in a layer, beside scores: "queries", "projected"."""
         call = self.integers.open
         assert call is not None
-        return call if call.steps[self.integers.schedule_of[layer]].reads_queries else None
+        return call.steps[self.integers.schedule_of[layer]].reads_of_call
 
-    def observe(self, scores: torch.Tensor | None, layer: int, queries: Queries | None = None) -> None:
+    def observe(self, scores: torch.Tensor | None, layer: int, asked: Asked | None = None) -> None:
         """One layer is done: take in what its slots received, float32 [B, H, S] if asked for. The last ends the call.
 
         A prompt is compacted here: a long one layer by layer, a short one several layers together, which costs the
         host less. In decoding all layers evict together at the end.
 
         Args:
-            queries: their moments, where `reads_queries` asks for them.
+            asked: what `asked` names, else None.
         """
         call = self.integers.open
         if call is None:
@@ -193,7 +193,7 @@ class BeehiveCache(TransformersCache):
         if hearing is not None:
             hearing.take(layer, scores, store.ends(step), step)
             if call is hearing.call:
-                store.queries = queries
+                store.asked = asked
             if calls.pass_layer():
                 if call is hearing.call:
                     self.storage.hold(hearing)
@@ -202,7 +202,7 @@ class BeehiveCache(TransformersCache):
         if step.echoes and step.scores:
             scores = heard(step, scores, store.nothing(step))
         store.observe(scores, step)
-        store.queries = queries
+        store.asked = asked
         self.storage.pass_layer(call, layer)
         if calls.pass_layer():
             self._end(call)

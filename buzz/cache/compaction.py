@@ -10,7 +10,7 @@ import torch
 from buzz.cache.heads import Heads
 from buzz.cache.schedule import Eviction, Ragged, Step
 from buzz.kernels.device import runs_triton
-from buzz.policies import Held, Policy, Queries
+from buzz.policies import Asked, Held, Policy
 from buzz.rows import Rows, brought
 
 # Called as watch(layer of the block, eviction, slots) before anything moves.
@@ -27,7 +27,7 @@ class Block(NamedTuple):
 
 def compact(
     target: Block, source: Block, received: torch.Tensor | None, step: Step, layers: int, watch: Watch | None = None,
-    queries: Queries | None = None,
+    asked: Asked | None = None,
 ) -> None:  # fmt: skip
     """Run the evictions of a call: bring what stays from `source` to the front of `target`.
 
@@ -38,13 +38,13 @@ def compact(
         received: float32 [N * B, H, S], the scores of this call alone if that is what the policy reads; None: those
             of the block.
         layers: N.
-        queries: of N * B rows, where the policy reads them.
+        asked: of N * B rows, what the policy asks of the call.
     """
     in_place = target.keys is source.keys
     scores = source.scores if received is None else received
     due, batch = step.drops if in_place else step.moves, len(step.ends)
     if due is not None:
-        _compact(target, source, scores, due, step, layers, in_place, watch, queries)
+        _compact(target, source, scores, due, step, layers, in_place, watch, asked)
     if in_place:
         return
     for row in step.staying:
@@ -56,12 +56,12 @@ def compact(
 
 def _compact(
     target: Block, source: Block, scores: torch.Tensor | None, due: Eviction | Ragged, step: Step, layers: int,
-    in_place: bool, watch: Watch | None, queries: Queries | None,
+    in_place: bool, watch: Watch | None, asked: Asked | None,
 ) -> None:  # fmt: skip
     rows, kept, device = _in_all_layers(due.rows, layers, len(step.ends)), due.kept, target.keys.device
     held = _held(source, scores, step.policies, rows, due.length)
-    if queries is not None:
-        held = held._replace(queries=queries if rows is None else queries.rows(rows.on(device)))
+    if asked is not None:
+        held = held._replace(asked=asked if rows is None else asked.rows(rows.on(device)))
     slots = _chosen(lambda held: due.select(held, device, layers), held, step.heads)
     if watch is not None:
         for layer, eviction, stay in due.apart(slots, layers):

@@ -9,7 +9,7 @@ import torch
 
 from buzz.cache.compaction import Block
 from buzz.cache.pool import Pool
-from buzz.policies import Held, Places, Policy, Queries
+from buzz.policies import Asked, Held, Places, Policy
 from buzz.rows import Rows, brought
 
 
@@ -18,12 +18,12 @@ class Source(NamedTuple):
 
     parts: of equal heads those of each layer, keys and values [U, H, L, D] and scores [U, H, L]; of pools one for all
     layers that share, [U, P, D] and [U, P], or those of each layer. Scores may be None. places: of all parts, one after
-    another. queries: moments of the call's, of all parts, where policies read them.
+    another. asked: of all parts, what policies ask of the call.
     """
 
     parts: Sequence[Block]
     places: Places
-    queries: Queries | None = None
+    asked: Asked | None = None
 
     @classmethod
     def equal(cls, parts: Sequence[Block], lengths: Rows) -> Source:
@@ -62,8 +62,8 @@ class Source(NamedTuple):
             for name in ("head", "slot", "length")
             for t in [getattr(self.places, name)]
         }
-        queries = None if self.queries is None else self.queries.rows(index)
-        return Source(parts, self.places._replace(**tensors), queries)
+        asked = None if self.asked is None else self.asked.rows(index)
+        return Source(parts, self.places._replace(**tensors), asked)
 
     def held(self, policy: Policy) -> Held:
         """What a policy is shown of it: [U, P] and [U, P, D]."""
@@ -72,7 +72,7 @@ class Source(NamedTuple):
             _whole([getattr(part, name) for part in self.parts], equal) if name in {"scores"} | policy.reads else None
             for name in ("scores", "keys", "values")
         )
-        return Held(scores, keys, values, self.queries)
+        return Held(scores, keys, values, self.asked)
 
 
 def _whole(tensors: Sequence[torch.Tensor | None], equal: bool) -> torch.Tensor | None:

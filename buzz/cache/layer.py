@@ -13,7 +13,7 @@ from buzz.cache.compaction import Block
 from buzz.cache.pool import Pool
 from buzz.cache.schedule import Step
 from buzz.cache.stack import Stack
-from buzz.policies import Queries, ScoreSpec
+from buzz.policies import Asked, ScoreSpec
 from buzz.rows import Rows
 
 UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
@@ -31,7 +31,7 @@ class BeehiveLayer(CacheLayerMixin):
 
     keys, values: [B, H, capacity, D] in the model's dtype. scores: float32 [B, H, capacity], zero past a row's end,
     or None where the policy accumulates none. call_scores: float32 [B, H, S], what the slots received in the open call
-    alone. queries: moments of the open call's queries, where an eviction reads them. borrowed: keys and values are the
+    alone. asked: what else an eviction asks of the open call. borrowed: keys and values are the
     model's own, of a first prompt that is still to be settled. home: the stack that these are views of, None for
     buffers of its own. offered: a stack and a place in it for buffers to come. pool: what it shares with other heads,
     in place of all buffers; it is number `member` of the layers in there.
@@ -60,7 +60,7 @@ class BeehiveLayer(CacheLayerMixin):
     def close_call(self) -> None:
         """Forget what was known of the open call."""
         self.call_scores: torch.Tensor | None = None
-        self.queries: Queries | None = None
+        self.asked: Asked | None = None
 
     @property
     def capacity(self) -> int:

@@ -16,6 +16,7 @@ from buzz.rows import Rows
 
 _ROOM = 16  # buffers that grow have room for one part in so many more slots than they hold,
 _LEAST_ROOM = 16  # and for so many at least
+_OF_CALL = {"queries", "projected"}  # what policies read of the call that evicts, not of what slots hold
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,9 @@ class Step:
         return (spec is not None or self.echoes) and bool(self.evictions)
 
     @cached_property
-    def reads_queries(self) -> bool:
-        """Whether an eviction of the call reads the moments of its queries."""
-        return "queries" in self.policies[0].reads and self.drops is not None
+    def reads_of_call(self) -> frozenset[str]:
+        """What evictions read of the call itself, beside what slots hold (`buzz.policies.held.Asked`)."""
+        return self.policies[0].reads & _OF_CALL if self.drops is not None else frozenset()
 
     @cached_property
     def spec(self) -> ScoreSpec | None:

@@ -11,7 +11,7 @@ from buzz.cache.compaction import Block, Watch, compact
 from buzz.cache.layer import BeehiveLayer, allocate
 from buzz.cache.schedule import Step
 from buzz.cache.stack import Stack
-from buzz.policies import Queries
+from buzz.policies import Asked
 
 _TOGETHER = 6144  # tokens of a first prompt, over all rows and layers, that wait to be compacted together
 
@@ -66,7 +66,7 @@ def settle(layer: BeehiveLayer, step: Step, least: int, watch: Watch | None = No
         if wasteful and layer.capacity > 2 * max(step.bound, least):
             _into_new_buffers([layer], step, least, watch)
         else:
-            compact(layer.tensors, layer.tensors, layer.call_scores, step, 1, watch, layer.queries)
+            compact(layer.tensors, layer.tensors, layer.call_scores, step, 1, watch, layer.asked)
     layer.close_call()
 
 
@@ -121,8 +121,8 @@ def _into_new_buffers(layers: Sequence[BeehiveLayer], step: Step, least: int, wa
     received = _together([layer.call_scores for layer in layers])
     old = Block(*map(_together, zip(*(layer.tensors for layer in layers), strict=True)))
     new = allocate(layers, layers[0].keys, max(_kept(step), least), step)
-    queries = Queries.joined([layer.queries for layer in layers], dim=0)
-    compact(new, old, received, step, len(layers), watch, queries)
+    asked = Asked.joined([layer.asked for layer in layers], dim=0)
+    compact(new, old, received, step, len(layers), watch, asked)
 
 
 def _kept(step: Step) -> int:

@@ -11,7 +11,7 @@ from buzz.cache.dealing import Source, deal, slots_that_stay
 from buzz.cache.layer import BeehiveLayer
 from buzz.cache.pool import Pool
 from buzz.cache.schedule import Eviction, Step
-from buzz.policies import Queries
+from buzz.policies import Asked
 from buzz.rows import Rows
 
 
@@ -103,8 +103,8 @@ class SharedLayers:
             layer = self._layers[index]
             scores = layer.scores if layer.call_scores is None else layer.call_scores
             parts.append(Block(*(None if t is None else t[:, :, :end] for t in (layer.keys, layer.values, scores))))
-        queries = Queries.joined([self._layers[index].queries for index in members], dim=1)
-        return Source.equal(parts, lengths)._replace(queries=queries)
+        asked = Asked.joined([self._layers[index].asked for index in members], dim=1)
+        return Source.equal(parts, lengths)._replace(asked=asked)
 
     def _enter(self, members: Sequence[int], source: Source, step: Step, watch: Watch | None) -> None:
         """Run the evictions of a call on the way from buffers, or shortlists, into a pool."""
@@ -141,7 +141,7 @@ class SharedLayers:
         due = [eviction for eviction in step.evictions if eviction.kept < eviction.length]
         members = [index for index, layer in enumerate(self._layers) if layer.pool is pool]
         if due:
-            whole = Source.pooled([pool])._replace(queries=self._queries(pool))
+            whole = Source.pooled([pool])._replace(asked=self._asked(pool))
             for eviction in due:
                 units, policy = pool.units_of(_rows(eviction, step)), eviction.policy
                 source = whole if eviction.rows is None else whole.units(units)
@@ -155,11 +155,11 @@ class SharedLayers:
         if due and pool is not self._offered and pool.capacity > spare * max(needed, step.bound):
             self._move(pool, max(needed, step.capacity), lengths)
 
-    def _queries(self, pool: Pool) -> Queries | None:
-        """Moments of the call's queries, of the units of a pool."""
+    def _asked(self, pool: Pool) -> Asked | None:
+        """What policies ask of the call, of the units of a pool."""
         layers = sorted((layer for layer in self._layers if layer.pool is pool), key=lambda layer: layer.member)
         groups = [layers[i : i + pool.together] for i in range(0, len(layers), pool.together)]
-        return Queries.joined([Queries.joined([layer.queries for layer in group], dim=1) for group in groups], dim=0)
+        return Asked.joined([Asked.joined([layer.asked for layer in group], dim=1) for group in groups], dim=0)
 
     def _tell(
         self, watch: Watch | None, members: Sequence[int], source: Source, stay: torch.Tensor, eviction: Eviction

@@ -4,5 +4,6 @@ Read `family.py` (what can differ) and `families.py` (the table), then `attentio
 calls and for steps in static memory). Beside them: `projections.py` and `positions.py`, of which a family chooses;
 `layer.py`, how a decoder layer reads a prompt on a GPU in fewer kernels, and `row.py`, how it makes a step of one row;
 `norms.py` and `mlp.py`, what those two find in a layer; `untouched.py`, whether they may; `slots.py`, a layer in static
-memory; `tensor_parallel.py`, heads that are spread over processes.
+memory; `moments.py` and `outputs.py`, what some policies ask of a call; `tensor_parallel.py`, heads that are spread
+over processes.
 """

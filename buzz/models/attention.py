@@ -12,9 +12,10 @@ from buzz.attention.step import attend_step
 from buzz.cache import BeehiveCache, Slots
 from buzz.models.family import Family
 from buzz.models.moments import moments
+from buzz.models.outputs import output_projection, projected_norms
 from buzz.models.positions import Learned, Rotary, rotate
 from buzz.models.slots import StaticLayer
-from buzz.policies import Queries
+from buzz.policies import Asked
 from buzz.rows import Rows, brought
 
 
@@ -41,12 +42,12 @@ def attend_in_call(
     layer = module.layer_idx
     q, k, v = (x.transpose(1, 2) for x in family.project(family, module, hidden))  # [B, H, L, D]
     if not isinstance(positions, Rotary) or not family.rotates(module):
-        queries = _moments(module, family, positions, q, cache, kwargs)
+        asked = _moments(module, family, positions, q, cache, kwargs)
         slots = cache.append(k, v, layer)
         q, keys = slots.fold(q), slots.keys
     else:
         q, k = positions.ordered(module, q), positions.ordered(module, k)
-        queries = _moments(module, family, positions, q, cache, kwargs)
+        asked = _moments(module, family, positions, q, cache, kwargs)
         if cache.positions == "cache":
             slots = cache.append(k, v, layer)
             n = slots.keys.shape[2]
@@ -61,8 +62,11 @@ def attend_in_call(
             slots = cache.append(rotate(k, cos, sin), v, layer)
             q, keys = slots.fold(q), slots.keys
     output, scores = _attend(q, keys, slots, family.scale(module), cache.logn_base(layer))
-    cache.observe(scores, layer, queries)
-    return _output(module)(slots.unfold(output).transpose(1, 2).flatten(2))
+    if "projected" in cache.asked(layer):
+        norms = projected_norms(module, slots.values, k.shape[1])
+        asked = Asked(projected=norms) if asked is None else asked._replace(projected=norms)
+    cache.observe(scores, layer, asked)
+    return output_projection(module)(slots.unfold(output).transpose(1, 2).flatten(2))
 
 
 def _moments(
@@ -72,10 +76,10 @@ def _moments(
     q: torch.Tensor,
     cache: BeehiveCache,
     kwargs: dict[str, Any],
-) -> Queries | None:
+) -> Asked | None:
     """Moments of a call's queries [B, Hq, L, D], not rotated yet, if an eviction reads them."""
-    call = cache.reads_queries(module.layer_idx)
-    if call is None:
+    call = cache.integers.open
+    if call is None or "queries" not in cache.asked(module.layer_idx):
         return None
     counts, at = Rows(call.counts), kwargs.get("position_ids")
     at = (call.query_columns(q.device) if at is None else at).expand(len(counts), -1)  # [B, L]
@@ -134,7 +138,7 @@ def attend_in_step(
         if slots.cos is None:  # not to be rotated by slot
             cos, sin = positions.given(module, kwargs)  # [B, 1, D]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    return _output(module)(attend_static(q, k, v, slots, family.scale(module)))
+    return output_projection(module)(attend_static(q, k, v, slots, family.scale(module)))
 
 
 def attend_static(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: StaticLayer, scale: float) -> torch.Tensor:
@@ -145,8 +149,3 @@ def attend_static(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: Stat
         of=slots.of, beyond=slots.beyond, begin=slots.begin, longest=slots.longest,
     )  # fmt: skip
     return output.flatten(1)[:, None]
-
-
-def _output(module: Any) -> Any:
-    """The output projection, which has two names."""
-    return getattr(module, "o_proj", None) or module.out_proj

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from buzz.models.positions import Learned, Rotary, rotate
-from buzz.policies import Queries
+from buzz.policies import Asked
 from buzz.rows import Rows
 
 AHEAD = 512  # positions that a rotation is averaged over, as in the release of arXiv 2510.00636
@@ -23,8 +23,8 @@ def moments(
     module: Any,
     positions: Rotary | Learned,
     rotates: bool,
-) -> Queries:
-    """Mean and covariance of each row's queries, as `Queries` has them.
+) -> Asked:
+    """Mean and covariance of each row's queries, as `Asked` has them.
 
     Sums are over a row's own queries, those of the text's first tokens left out. The covariance is divided by their
     number. A row without such queries gets zeros.
@@ -48,11 +48,11 @@ def moments(
     off = (queries - mean[:, :, None]).where(counted, 0.0)
     covariance = off.mT @ off / number[..., None]
     if not rotates or not isinstance(positions, Rotary):
-        return Queries(mean, covariance)
+        return Asked(mean, covariance)
     at = ahead[:, None] + torch.arange(AHEAD, device=ahead.device)  # [B, AHEAD]
     cos, sin = (t.mean(dim=1)[:, None] for t in positions.at(module, at, mean))  # [B, 1, D]
     covariance = rotate(covariance, cos[:, None], sin[:, None])  # C R^T, then R C R^T
-    return Queries(rotate(mean, cos, sin), rotate(covariance.mT, cos[:, None], sin[:, None]).mT)
+    return Asked(rotate(mean, cos, sin), rotate(covariance.mT, cos[:, None], sin[:, None]).mT)
 
 
 __all__ = ["moments"]

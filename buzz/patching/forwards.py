@@ -15,6 +15,7 @@ from buzz.cache import BeehiveCache, Call, Shape
 from buzz.models.attention import attend_in_call, attend_in_step
 from buzz.models.family import Family
 from buzz.models.layer import Prompt, read
+from buzz.models.outputs import output_weight
 from buzz.models.positions import Learned, Rotary
 from buzz.models.slots import StaticLayer
 from buzz.models.tensor_parallel import spread_heads
@@ -174,6 +175,9 @@ def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: d
     given = _positions(inputs.get("position_ids"), tokens)
     cache.heads = spread_heads(backbone.layers[0].self_attn, patched.shape.heads)
     cache.check_place(len({next(layer.parameters()).device for layer in backbone.layers}), cache.heads is not None)
+    for layer, block in enumerate(backbone.layers):
+        if "projected" in cache.integers.policy(layer).reads:
+            output_weight(block.self_attn)  # which says what is wrong
     patched.positions.renew()
     rows, columns = tokens.shape[:2]
     mask = tokens_of(inputs.get("attention_mask"), rows, columns, cache.get_seq_length())

@@ -12,7 +12,7 @@ from buzz.policies.comb import CombPolicy
 from buzz.policies.expected import ExpectedAttentionPolicy
 from buzz.policies.full import FullPolicy
 from buzz.policies.h2o import H2OPolicy
-from buzz.policies.held import Held, Queries
+from buzz.policies.held import Asked, Held
 from buzz.policies.keydiff import KeyDiffPolicy
 from buzz.policies.kvzip import KVzipPolicy
 from buzz.policies.lengths import Plan, Steady
@@ -68,11 +68,11 @@ def make_policy(name: str, **params: Any) -> Policy:
 
 __all__ = [
     "POLICIES",
+    "Asked",
     "Held",
     "Places",
     "Plan",
     "Policy",
-    "Queries",
     "RowPolicies",
     "Scope",
     "ScoreSpec",

@@ -18,7 +18,7 @@ class ExpectedAttentionPolicy(PromptPolicy):
     """The slots that queries to come are expected to read most (Devoto et al., arXiv 2510.00636).
 
     Queries to come are taken as normally distributed, with the mean m and covariance C of the prompt's own, turned by
-    the rotation averaged over the positions ahead (`buzz.policies.held.Queries`). A key k then expects exp(k.m +
+    the rotation averaged over the positions ahead (`buzz.policies.held.Asked`). A key k then expects exp(k.m +
     k.C.k / 2); divided by their sum over the slots behind the sink, averaged over the query heads of the group, and
     times the norm of the slot's value, that is its worth. The sink stays, as in the paper's release.
 
@@ -68,11 +68,12 @@ class ExpectedAttentionPolicy(PromptPolicy):
 
     def worth(self, held: Held, end: torch.Tensor) -> torch.Tensor:
         keys = held.keyed(self.name).float()  # [R, H, L, D]
-        if held.queries is None:
+        asked = held.asked
+        if asked is None or asked.mean is None or asked.covariance is None:
             raise ValueError(f"{self.name}: select needs the moments of queries")
         rows, heads = keys.shape[:2]
-        means = held.queries.mean.view(rows, heads, -1, keys.shape[-1])  # [R, H, group, D]
-        covariances = held.queries.covariance.view(*means.shape, -1)  # [R, H, group, D, D]
+        means = asked.mean.view(rows, heads, -1, keys.shape[-1])  # [R, H, group, D]
+        covariances = asked.covariance.view(*means.shape, -1)  # [R, H, group, D, D]
         slots = torch.arange(keys.shape[2], device=keys.device)
         apart = (slots < self.sink) | (slots >= end)  # [.., L]
         total = torch.zeros(keys.shape[:-1], device=keys.device)

@@ -8,27 +8,36 @@ from typing import NamedTuple
 import torch
 
 
-class Queries(NamedTuple):
-    """How the queries of a row's last call are distributed, and so those to come (of Hq query heads, float32).
+class Asked(NamedTuple):
+    """What a policy asks of the call that evicts (`Policy.reads`), of Hq query heads, float32; else None.
 
-    mean: [R, Hq, D]; covariance: [R, Hq, D, D], both of queries times the scale of attention, turned as if they came
-    later: by the rotation matrix averaged over the 512 positions that follow the call. The first 4 tokens of a text are
-    left out, whose queries are unlike the others. So `keys @ mean` is the mean logit of a key that is cached with its
-    original position. Where layers share, their heads stand one after another.
+    mean, covariance: how the queries of a row's last call are distributed, and so those to come: [R, Hq, D] and
+        [R, Hq, D, D], both of queries times the scale of attention, turned as if they came later: by the rotation
+        matrix averaged over the 512 positions that follow the call. The first 4 tokens of a text are left out, whose
+        queries are unlike the others. So `keys @ mean` is the mean logit of a key that is cached with its original
+        position.
+    projected: [R, H, S], how much each slot can change the layer's output: the sum of the components, without their
+        signs, of what the output projection makes of the slot's value; the mean over the query heads of the group. S is
+        at least the slots of the longest head; what lies past a head's end means nothing.
+
+    Where layers share, their heads stand one after another.
     """
 
-    mean: torch.Tensor
-    covariance: torch.Tensor
+    mean: torch.Tensor | None = None
+    covariance: torch.Tensor | None = None
+    projected: torch.Tensor | None = None
 
     @classmethod
-    def joined(cls, parts: Sequence[Queries | None], dim: int) -> Queries | None:
+    def joined(cls, parts: Sequence[Asked | None], dim: int) -> Asked | None:
         """Those of several layers, as more rows (dim 0) or as more heads (dim 1); None of Nones."""
         known = [part for part in parts if part is not None]
-        return cls(*(torch.cat(t, dim) for t in zip(*known, strict=True))) if known else None
+        if not known:
+            return None
+        return cls(*(None if t[0] is None else torch.cat(t, dim) for t in zip(*known, strict=True)))
 
-    def rows(self, index: torch.Tensor) -> Queries:
+    def rows(self, index: torch.Tensor) -> Asked:
         """Of the rows of an index int64 [N]."""
-        return Queries(*(t.index_select(0, index) for t in self))
+        return Asked(*(None if t is None else t.index_select(0, index) for t in self))
 
 
 class Held(NamedTuple):
@@ -39,14 +48,14 @@ class Held(NamedTuple):
     which head is where).
 
     scores: what `Policy.score_spec` asks for, or what was heard where a call was read twice; None where nothing is
-    asked for. keys, values: as they are cached; queries: of the call that evicts. These only where `Policy.reads` names
-    them; else None.
+    asked for. keys, values: as they are cached. asked: "queries" (mean and covariance) and "projected", of the call
+    that evicts. These only where `Policy.reads` names them; else None.
     """
 
     scores: torch.Tensor | None = None
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
-    queries: Queries | None = None
+    asked: Asked | None = None
 
     @property
     def device(self) -> torch.device:
@@ -77,15 +86,21 @@ class Held(NamedTuple):
         """The values. Raises ValueError, in the name of a policy, where there are none."""
         return _shown(name, "values [R, H, length, D]", self.values)
 
+    def projected(self, name: str) -> torch.Tensor:
+        """The norms of projected values of equal heads, float32 [R, H, L]. Raises ValueError, in the name of a policy,
+        where there are none."""
+        norms = None if self.asked is None else self.asked.projected
+        return _shown(name, "the norms of projected values [R, H, length]", norms)[..., : self.shape[-1]]
+
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Held:
         """With scores, keys and values changed alike, as far as they are shown."""
         scores, keys, values = (None if t is None else change(t) for t in self[:3])
-        return Held(scores, keys, values, self.queries)
+        return Held(scores, keys, values, self.asked)
 
     def rows(self, index: torch.Tensor, length: int) -> Held:
         """Of the rows of an index int64 [N], the first `length` slots of each head."""
-        queries = None if self.queries is None else self.queries.rows(index)
-        return self.each(lambda t: t.index_select(0, index)[:, :, :length])._replace(queries=queries)
+        asked = None if self.asked is None else self.asked.rows(index)
+        return self.each(lambda t: t.index_select(0, index)[:, :, :length])._replace(asked=asked)
 
 
 def _shown(name: str, what: str, tensor: torch.Tensor | None) -> torch.Tensor:
@@ -94,4 +109,4 @@ def _shown(name: str, what: str, tensor: torch.Tensor | None) -> torch.Tensor:
     return tensor
 
 
-__all__ = ["Held", "Queries"]
+__all__ = ["Asked", "Held"]

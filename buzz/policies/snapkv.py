@@ -31,13 +31,12 @@ class SnapKVPolicy(PromptPolicy):
     With scope "layer" the heads of a layer share their slots out by one ranking, each having `floor` of the capacity
     at least (AdaKV: Feng et al., arXiv 2407.11550); "model" shares over all layers. With `values` half of a head's
     slots, and what its floor gives it, are those of highest attention, and the others those of highest attention times
-    the norm of the slot's value (CriticalKV: Feng et al., arXiv 2502.03805). How many a head has is decided by
-    attention alone.
+    how much the slot's value can change the layer's output (CriticalKV: Feng et al., arXiv 2502.03805): the sum of the
+    components, without their signs, of what the output projection makes of it, in the mean over the query heads of the
+    group. How many slots a head has is decided by attention alone.
 
     Ours: the attention of the query heads of a group is added up (the paper's release repeats K and V first), and a
-    prompt that fits is left alone for good. The window counts as part of a head's floor. CriticalKV takes the norm of
-    what the output projection makes of a value, which a policy does not know: here it is the value's own, the sum of
-    its components without their signs.
+    prompt that fits is left alone for good. The window counts as part of a head's floor.
 
     Args:
         capacity: slots that the prompt is compressed to, in the mean over the heads that share, in tokens; above
@@ -46,7 +45,7 @@ class SnapKVPolicy(PromptPolicy):
         kernel: slots that a score is averaged over; odd.
         scope: heads that share their slots out: none ("head"), those of a "layer", of the "model".
         floor: part of the capacity that every head has at least where heads share, from 0 to 1.
-        values: whether the norms of values count.
+        values: whether the norms of projected values count.
     """
 
     capacity: int = 256
@@ -77,7 +76,7 @@ class SnapKVPolicy(PromptPolicy):
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset({"values"} if self.values else ())
+        return frozenset({"projected"} if self.values else ())
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -121,8 +120,9 @@ class SnapKVPolicy(PromptPolicy):
         past, window = (slots >= end - n for n in (0, self.window))
         first = (budgets // 2).clamp(min=max(least, self.window))
         by_attention = _best(worth.masked_fill(past, -torch.inf), window & ~past, first)
-        norms = held.valued(self.name).float().abs().sum(dim=-1)
-        return _best(((worth + _EPSILON) * norms).masked_fill(past, -torch.inf), by_attention, budgets)
+        return _best(
+            ((worth + _EPSILON) * held.projected(self.name)).masked_fill(past, -torch.inf), by_attention, budgets
+        )
 
     def _fit(self, tokens: float, fixed: frozenset[str]) -> Policy:
         if "capacity" in fixed:

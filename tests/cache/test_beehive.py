@@ -13,7 +13,7 @@ from transformers import LlamaConfig, OPTConfig
 
 import buzz
 from buzz.cache import settle
-from buzz.policies import Held, Queries, make_policy
+from buzz.policies import Asked, Held, make_policy
 from tests.conftest import recorded
 from tests.policies.naive import NAMES, NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
@@ -189,9 +189,9 @@ def feed_layers(cache, columns, rows):
     for layer in range(LAYERS):
         slots = cache.append(torch.randn(rows, HEADS, columns, DIM), torch.randn(rows, HEADS, columns, DIM), layer)
         shape = (rows, HEADS, slots.keys.shape[2])
-        moments = Queries(torch.rand(rows, HEADS, DIM), torch.eye(DIM).expand(rows, HEADS, -1, -1))
-        queries = moments if cache.reads_queries(layer) else None
-        cache.observe(None if slots.spec is None else torch.rand(shape), layer, queries)
+        moments = Asked(torch.rand(rows, HEADS, DIM), torch.eye(DIM).expand(rows, HEADS, -1, -1))
+        asked = moments if cache.asked(layer) else None
+        cache.observe(None if slots.spec is None else torch.rand(shape), layer, asked)
 
 
 def test_memory_is_freed_and_stays_flat():

@@ -57,7 +57,7 @@ def test_the_moments_are_those_of_the_models_queries():
     cos, sin = model.model.rotary_emb(torch.zeros(1), torch.arange(16, 16 + 512)[None])
     half = torch.cat([-q[..., width // 2 :], q[..., : width // 2]], dim=-1)
     mean = (q * cos.mean(1) + half * sin.mean(1)).mean(2)
-    found = seen["held"].queries.mean
+    found = seen["held"].asked.mean
     torch.testing.assert_close(found[:1], mean)
 
 

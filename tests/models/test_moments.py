@@ -45,7 +45,7 @@ def test_moments_are_those_of_the_rows_own_queries(name, apply):
     found = moments(
         positions.ordered(module, junk), Rows(COUNTS), Rows(SEEN), torch.tensor(ahead), SCALE, module, positions, True
     )
-    assert {t.dtype for t in found} == {torch.float32}
+    assert {t.dtype for t in found[:2]} == {torch.float32}
     for row, (count, seen) in enumerate(zip(COUNTS, SEEN, strict=True)):
         for head in range(q.shape[1]):
             own = q[row, head, max(0, 4 - seen) : count]

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 import buzz
-from buzz.policies import Held, Places, Policy, Queries, RowPolicies
+from buzz.policies import Asked, Held, Places, Policy, RowPolicies
 from buzz.rows import Rows
 from tests.policies.naive import walked_peak, walked_steady
 
@@ -83,13 +83,15 @@ def held_of(policy: Policy, length: int, rows: int = 1, seed: int = 0) -> Held:
     generator = torch.Generator().manual_seed(seed)
     keys, values = torch.randn(2, rows, HEADS, length, 2, generator=generator)
     scored = policy.score_spec is not None or policy.echo_chunk is not None
-    return Held(scores_of(length, rows, seed) if scored else None, keys, values, queries_of(rows, HEADS, generator))
+    asked = asked_of(rows, HEADS, length, generator)
+    return Held(scores_of(length, rows, seed) if scored else None, keys, values, asked)
 
 
-def queries_of(rows: int, heads: int, generator: torch.Generator) -> Queries:
-    """Moments of queries of two heads for each KV head."""
+def asked_of(rows: int, heads: int, length: int, generator: torch.Generator) -> Asked:
+    """Moments of queries of two heads for each KV head, and norms of so many slots."""
     root = torch.randn(rows, 2 * heads, 2, 2, generator=generator)
-    return Queries(torch.randn(rows, 2 * heads, 2, generator=generator), root @ root.mT)
+    mean = torch.randn(rows, 2 * heads, 2, generator=generator)
+    return Asked(mean, root @ root.mT, torch.rand(rows, heads, length, generator=generator))
 
 
 def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
@@ -114,7 +116,7 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
     slot = torch.stack([torch.cat([torch.arange(n) for n in row.tolist()]) for row in rooms])
     places = Places(heads, layers, head, slot, lengths)
     keys, values = torch.randn(2, rows, head.shape[1], 2, generator=generator)
-    held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values, queries_of(rows, heads, generator))
+    held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values, asked_of(rows, heads, length + 3, generator))
     mask = policy.share(held, places, kept, length)
     assert (mask.dtype, mask.shape) == (torch.bool, head.shape)
     assert mask.sum(-1).tolist() == [kept * heads] * rows
@@ -122,8 +124,8 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
     for row in range(rows):
         assert set(head[row][mask[row]].tolist()) == set(range(heads))
         alone = Places(heads, layers, head[row : row + 1], slot[row : row + 1], lengths[row : row + 1])
-        queries = Queries(*(t[row : row + 1] for t in held.queries))
-        one = held.each(lambda t, row=row: t[row : row + 1])._replace(queries=queries)
+        asked = held.asked.rows(torch.tensor([row]))
+        one = held.each(lambda t, row=row: t[row : row + 1])._replace(asked=asked)
         assert torch.equal(policy.share(one, alone, kept, length)[0], mask[row])
 
 
@@ -171,8 +173,8 @@ def check_cache(policy: Policy, calls: list[int]) -> None:
         for layer in range(2):
             slots = cache.append(keys, keys, layer)
             scores = None if slots.spec is None else scores_of(ends[layer], seed=seen).nan_to_num()
-            queries = queries_of(1, HEADS, torch.Generator().manual_seed(seen))
-            cache.observe(scores, layer, queries if cache.reads_queries(layer) else None)
+            asked = asked_of(1, HEADS, ends[layer], torch.Generator().manual_seed(seen))
+            cache.observe(scores, layer, asked if cache.asked(layer) else None)
         seen += tokens
         for layer, rule in enumerate(layers):
             held[layer] = torch.cat([held[layer], new.expand(HEADS, -1)], dim=1)

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buzz.cache.schedule import Schedule
-from buzz.policies import POLICIES, Held, make_policy
+from buzz.policies import POLICIES, Asked, Held, make_policy
 from tests.policies.naive import LATEST, NAMES, NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never thins the sample")
 
-ALIKE = torch.ones(1, 1, 1, 1)  # values
+ALIKE = torch.ones(1, 1, 1, 1)  # values, and their norms
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -52,7 +52,9 @@ def test_rows_without_tokens_are_not_called(setting, data):
         for eviction in step.evictions:
             for row in range(rows) if eviction.rows is None else eviction.rows:
                 slots = eviction.policy.select(
-                    Held(shared_scores(name, scores[row]), values=ALIKE), eviction.length, eviction.sampled
+                    Held(shared_scores(name, scores[row]), values=ALIKE, asked=Asked(projected=ALIKE[..., 0])),
+                    eviction.length,
+                    eviction.sampled,
                 )
                 assert slots[0, 0].tolist() == heads[row].slots
         schedule.close(step)

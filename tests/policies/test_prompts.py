@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.policies import POLICIES, Held, Places, Queries, ScoreSpec, make_policy
+from buzz.policies import POLICIES, Asked, Held, Places, ScoreSpec, make_policy
 from tests.policies.naive import NaiveHead, critical
 from tests.policies.strategies import legal
 from tests.policies.test_sharing import naive_share, places_of
@@ -48,15 +48,15 @@ def test_shares_of_a_prompt_equal_the_reference(policy, more, seed, spread):
     generator = torch.Generator().manual_seed(seed)
     length, rows = policy.capacity + 1 + more, 2
     scores = torch.randint(0, 5, (rows, HEADS, length), generator=generator).float()
-    values = torch.randint(0, 3, (rows, HEADS, length, 1), generator=generator).float()
+    norms = torch.randint(0, 3, (rows, HEADS, length), generator=generator).float()
     # The pool as it is, or with free places between the heads.
     free = 2 if spread else 0
     places = places_of([[length] * HEADS] * rows, [[length + free] * HEADS] * rows, 2)
-    pool = [torch.nn.functional.pad(t, (0, 0, 0, free), value=7.0) for t in (scores[..., None], values)]
-    held = Held(pool[0].flatten(1), values=pool[1].flatten(1, 2))
+    pool, projected = (torch.nn.functional.pad(t, (0, free), value=7.0) for t in (scores, norms))
+    held = Held(pool.flatten(1), asked=Asked(projected=projected))
     mask = policy.share(held, places, policy.capacity, length).view(rows, HEADS, -1)
     for row in range(rows):
-        expected = naive_kept(policy, scores[row].tolist(), values[row, :, :, 0].tolist(), length)
+        expected = naive_kept(policy, scores[row].tolist(), norms[row].tolist(), length)
         assert [mask[row, h].nonzero()[:, 0].tolist() for h in range(HEADS)] == expected
 
 
@@ -74,7 +74,7 @@ def test_heads_of_a_model_share_what_those_of_a_layer_cannot():
 def test_what_prompts_are_asked_for():
     assert make_policy("snapkv", window=9).score_spec == ScoreSpec(False, 9)
     assert make_policy("snapkv", window=9, values=True).score_spec == ScoreSpec(False, 9, "mean")
-    assert make_policy("snapkv", values=True).reads == {"values"}
+    assert make_policy("snapkv", values=True).reads == {"projected"}
     assert make_policy("kvzip", chunk=99).echo_chunk == 99
     assert make_policy("kvzip").score_spec is None
     assert not make_policy("kvzip").is_blind
@@ -99,10 +99,10 @@ def test_layers_of_a_pyramid_share_and_weigh_as_it_does():
 def test_half_of_a_critical_head_is_chosen_by_attention_alone():
     policy = make_policy("snapkv", capacity=6, window=1, kernel=1, values=True)
     scores = torch.tensor([9.0, 8.0, 7.0, 1.0, 1.0, 1.0, 1.0, 0.0])
-    values = torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, -3.0, 0.5, 0.0])
-    slots = policy.select(Held(scores[None, None], values=values[None, None, :, None]), 8)
+    norms = torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 0.5, 0.0])
+    slots = policy.select(Held(scores[None, None], asked=Asked(projected=norms[None, None])), 8)
     assert slots[0, 0].tolist() == [0, 1, 3, 4, 5, 7]
-    with pytest.raises(ValueError, match="snapkv: select needs values"):
+    with pytest.raises(ValueError, match="snapkv: select needs the norms of projected values"):
         policy.select(Held(scores[None, None]), 8)
 
 
@@ -134,24 +134,24 @@ def test_expected_attention_equals_the_reference(sink, more, over, group, seed):
     keys, values = torch.randn(2, rows, heads, length, width, generator=generator)
     mean = torch.randn(rows, heads * group, width, generator=generator)
     root = torch.randn(rows, heads * group, width, width, generator=generator) / 2
-    held = Held(keys=keys, values=values, queries=Queries(mean, root @ root.mT))
+    held = Held(keys=keys, values=values, asked=Asked(mean, root @ root.mT))
     policy = make_policy("expected_attention", capacity=capacity, sink=sink)
     slots = policy.select(held, length)
     for row in range(rows):
         for head in range(heads):
             own = slice(head * group, (head + 1) * group)
-            moments = mean[row, own].tolist(), held.queries.covariance[row, own].tolist()
+            moments = mean[row, own].tolist(), held.asked.covariance[row, own].tolist()
             expected = naive_expected(keys[row, head].tolist(), values[row, head].tolist(), *moments, capacity, sink)
             assert slots[row, head].tolist() == expected
 
 
-@pytest.mark.parametrize("lacking", ["keys", "values", "queries"])
-def test_expected_attention_says_what_it_lacks(lacking):
+@pytest.mark.parametrize(("lacking", "what"), [("keys", "keys"), ("values", "values"), ("asked", "queries")])
+def test_expected_attention_says_what_it_lacks(lacking, what):
     policy = make_policy("expected_attention", capacity=5)
     shown = {"keys": torch.ones(1, 1, 9, 2), "values": torch.ones(1, 1, 9, 2)}
-    shown["queries"] = Queries(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2, 2))
+    shown["asked"] = Asked(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2, 2))
     assert policy.select(Held(**shown), 9)[0, 0].tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match=f"expected_attention: select needs .*{lacking}"):
+    with pytest.raises(ValueError, match=f"expected_attention: select needs .*{what}"):
         policy.select(Held(**{**shown, lacking: None}), 9)
 
 

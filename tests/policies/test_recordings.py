@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from buzz.policies import Held, Places, Policy, Queries, make_policy
+from buzz.policies import Asked, Held, Places, Policy, make_policy
 
 RECORD = json.loads((Path(__file__).parent / "recordings" / "kvpress.json").read_text(encoding="utf-8"))
 LENGTH, CAPACITY, WINDOW, KERNEL, SINK = (RECORD[name] for name in ("tokens", "capacity", "window", "kernel", "sink"))
@@ -21,7 +21,8 @@ def seen(layer: int, scores: str | None, mean: bool = False) -> Held:
     """What the record's model showed of a layer, [1, H, L] and [1, H, L, D]."""
     shown = {name: torch.tensor(values)[None] for name, values in RECORD["layers"][layer].items()}
     found = None if scores is None else shown[scores] / (QUERIES if mean else 1)
-    return Held(found, shown["keys"], shown["values"], Queries(shown["mean"], shown["covariance"]))
+    projected = shown["values"].abs().sum(dim=-1)  # the record's output projection is the identity
+    return Held(found, shown["keys"], shown["values"], Asked(shown["mean"], shown["covariance"], projected))
 
 
 def kept_by(policy: Policy, held: Held, layers: int = 1) -> list[list[int]]:
@@ -40,7 +41,6 @@ def kept_by(policy: Policy, held: Held, layers: int = 1) -> list[list[int]]:
     [
         ("snapkv", make_policy("snapkv", **SNAPKV), "window"),
         ("adakv_snapkv", make_policy("snapkv", **SNAPKV, scope="layer"), "window"),
-        # The record's output projection is the identity, so its norms are those of values.
         ("criticalkv_snapkv", make_policy("snapkv", **SNAPKV, values=True), "window"),
         ("criticaladakv_snapkv", make_policy("snapkv", **SNAPKV, values=True, scope="layer"), "window"),
         ("expected_attention", make_policy("expected_attention", capacity=CAPACITY, sink=SINK), None),

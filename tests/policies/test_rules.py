@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.policies import Held, RowPolicies, make_policy
+from buzz.policies import Asked, Held, RowPolicies, make_policy
 from buzz.rows import Rows
 from tests.policies.naive import NAMES, NaiveHead, shared_scores
 from tests.policies.strategies import settings_of
@@ -43,7 +43,7 @@ def test_plan_and_select_equal_the_reference(setting, data):
                 assert kept == list(range(length))
                 assert new_sampled == sampled
                 continue
-            slots = policy.select(Held(scores, values=values), length, sampled)
+            slots = policy.select(Held(scores, values=values, asked=Asked(projected=values[..., 0])), length, sampled)
             assert slots.dtype == torch.int64
             assert slots.shape in [(rows, heads, plan.kept), (1, 1, plan.kept)]
             assert slots.expand(rows, heads, -1)[row, head].tolist() == kept

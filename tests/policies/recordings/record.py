@@ -43,7 +43,7 @@ def tiny_model(folder: str) -> LlamaForCausalLM:
 
 def looked_at(model: LlamaForCausalLM, ids: torch.Tensor) -> dict:
     """Of each layer: keys and values as cached, [heads][slots][width], attention that slots got from the last queries
-    (summed over queries and query heads), and the moments of queries (as buzz.policies.held.Queries)."""
+    (summed over queries and query heads), and the moments of queries (as buzz.policies.held.Asked)."""
     projected: list[torch.Tensor] = []
     hooks = [
         layer.self_attn.q_proj.register_forward_hook(lambda _module, _given, out: projected.append(out))
