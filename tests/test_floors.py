@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 EVALUATION = ["config", "metrics tasks", "models", "measure", "show", "run"]
 # From the ground up; rooms of one line are neighbours, and may import each other as long as no circle comes of it.
 FLOORS = [
-    *["buzz.rows buzz.words", "buzz.policies", "buzz.kernels", "buzz.attention", "buzz.cache", "buzz.models"],
+    *["buzz.rows buzz.words", "buzz.kernels", "buzz.policies", "buzz.attention", "buzz.cache", "buzz.models"],
     *["buzz.decoding", "buzz.patching", "buzz", "buzz.evaluation"],
     *[" ".join(f"buzz.evaluation.{room}" for room in floor.split()) for floor in EVALUATION],
     *["buzz.benchmark", "scripts"],

@@ -69,10 +69,13 @@ def _compact(
     for new, old in zip(target, source, strict=True):
         if new is None:
             continue
-        if not in_place and rows is None and new.dim() == 4 and old.stride(-1) == 1 and runs_triton(new):
-            from buzz.kernels.gather import gather_slots
+        if (in_place or rows is None) and new.dim() == 4 and old.stride(-1) == 1 and runs_triton(new):
+            from buzz.kernels.gather import gather_slots, pack_slots
 
-            gather_slots(old, slots, new[:, :, :kept])
+            if in_place:
+                pack_slots(new, slots, torch.arange(len(new), device=device) if rows is None else rows.on(device))
+            else:
+                gather_slots(old, slots, new[:, :, :kept])
             continue
         packed = _gather(_rows(old, rows)[:, :, : due.length], slots)
         index = _index(rows, new)
@@ -81,8 +84,10 @@ def _compact(
             if due.ends is not None:
                 ends = due.ends.on(packed.device).repeat(layers)[:, None, None]
                 packed.masked_fill_(torch.arange(kept, device=packed.device) >= ends, 0)
-            if in_place:
-                new[index, :, kept : due.length] = 0
+            if in_place and rows is None:
+                new[:, :, kept : due.length] = 0
+            elif in_place:  # setting an index to 0 would bring the 0 to the device, and wait
+                new[:, :, kept : due.length].index_fill_(0, index, 0)
         new[index, :, :kept] = packed
 
 

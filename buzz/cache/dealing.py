@@ -9,6 +9,7 @@ import torch
 
 from buzz.cache.compaction import Block
 from buzz.cache.pool import Pool
+from buzz.kernels.device import runs_triton
 from buzz.policies import Asked, Held, Places, Policy
 from buzz.rows import Rows, brought
 
@@ -16,13 +17,15 @@ from buzz.rows import Rows, brought
 class Source(NamedTuple):
     """What the heads of some units hold that share.
 
-    parts: of equal heads those of each layer, keys and values [U, H, L, D] and scores [U, H, L]; of pools one for all
-    layers that share, [U, P, D] and [U, P], or those of each layer. Scores may be None. places: of all parts, one after
-    another. asked: of all parts, what policies ask of the call.
+    parts: of equal heads those of each layer, keys and values [B, H, L, D] and scores [B, H, L]; or one of a pool,
+    [B, P, D] and [B, P]. Scores may be None. places: of all parts, one after another, of each unit. rows: which of B
+    each of the U units is; None: all of them, in turn. asked: of all parts, what policies ask of the
+    call.
     """
 
     parts: Sequence[Block]
     places: Places
+    rows: Rows | None = None
     asked: Asked | None = None
 
     @classmethod
@@ -31,63 +34,63 @@ class Source(NamedTuple):
         _, heads, slots, _ = parts[0].keys.shape
         places = Places.equal(heads * len(parts), len(parts), slots, parts[0].keys.device)
         held = lengths.on(parts[0].keys.device)[:, None].expand(-1, heads * len(parts))
-        return cls(parts, places._replace(length=held))
+        return cls(parts, places._replace(length=held.contiguous()))
 
     @classmethod
-    def pooled(cls, pools: Sequence[Pool]) -> Source:
-        """Of pools, one after another."""
-        parts = [
-            Block(pool.keys, pool.values, pool.scores if pool.call_scores is None else pool.call_scores)
-            for pool in pools
-        ]
-        whole = pools[0].places()
-        heads, layers = whole.heads, whole.layers
-        if len(pools) > 1:
-            others = [pool.places() for pool in pools]
-            whole = Places(
-                heads * len(pools),
-                layers * len(pools),
-                torch.cat([places.head + heads * i for i, places in enumerate(others)], dim=1),
-                torch.cat([places.slot for places in others], dim=1),
-                torch.cat([places.length for places in others], dim=1),
-            )
-        return cls(parts, whole)
+    def pooled(cls, pool: Pool) -> Source:
+        """Of a pool."""
+        scores = pool.scores if pool.call_scores is None else pool.call_scores
+        return cls([Block(pool.keys, pool.values, scores)], pool.places())
 
     def units(self, units: Rows) -> Source:
         """Of some units alone."""
-        index = units.on(self.places.head.device)
-        parts = [Block(*(None if t is None else t.index_select(0, index) for t in part)) for part in self.parts]
-        tensors = {
-            name: t if len(t) == 1 else t.index_select(0, index)
-            for name in ("head", "slot", "length")
-            for t in [getattr(self.places, name)]
-        }
+        assert self.rows is None
+        if units == tuple(range(len(self.parts[0].keys))):
+            return self
+        index = units.on(self.places.length.device)
+        begin, length = (
+            t if len(t) == 1 else t.index_select(0, index) for t in (self.places.begin, self.places.length)
+        )
         asked = None if self.asked is None else self.asked.rows(index)
-        return Source(parts, self.places._replace(**tensors), asked)
+        return Source(self.parts, self.places._replace(begin=begin, length=length), units, asked)
+
+    def rows_on(self, device: torch.device) -> torch.Tensor:
+        """Which of B each unit is, int64 [U]."""
+        return torch.arange(len(self.parts[0].keys), device=device) if self.rows is None else self.rows.on(device)
+
+    @property
+    def firsts(self) -> list[int]:
+        """The first place of each part."""
+        return [index * (self.places.size // len(self.parts)) for index in range(len(self.parts))]
 
     def held(self, policy: Policy) -> Held:
-        """What a policy is shown of it: [U, P] and [U, P, D]."""
-        equal = self.parts[0].keys.dim() == 4
-        scores, keys, values = (
-            _whole([getattr(part, name) for part in self.parts], equal) if name in {"scores"} | policy.reads else None
-            for name in ("scores", "keys", "values")
+        """What a policy is shown of it: [U, P] and [U, P, D], or [U, H, L, D] of one part of equal heads."""
+        alone = len(self.parts) == 1
+        keys, values = (
+            None if name not in policy.reads else getattr(self.parts[0], name) if alone else self.whole(name)
+            for name in ("keys", "values")
         )
-        return Held(scores, keys, values, self.asked)
+        held = Held(self.whole("scores"), keys, values, self.asked)
+        if self.rows is None:
+            return held
+        index = self.rows.on(self.places.length.device)
+        return held.each(lambda t: t.index_select(0, index))
 
-
-def _whole(tensors: Sequence[torch.Tensor | None], equal: bool) -> torch.Tensor | None:
-    if tensors[0] is None:
-        return None
-    flat = [t.flatten(1, 2) if equal else t for t in tensors if t is not None]
-    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+    def whole(self, name: str) -> torch.Tensor | None:
+        """Keys, values or scores of all parts, [B, P, D] or [B, P]."""
+        parts = [getattr(part, name) for part in self.parts]
+        if parts[0] is None:
+            return None
+        if self.parts[0].keys.dim() == 4:
+            parts = [part.flatten(1, 2) for part in parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def deal(
-    target: Pool, source: Source, stay: torch.Tensor, lengths: Rows, units: Rows, decays: Sequence[float] | None = None
-) -> None:
+    target: Pool, source: Source, stay: torch.Tensor, lengths: Rows, units: Rows,
+    decays: Sequence[float] | None = None, layer: int | None = None,
+) -> None:  # fmt: skip
     """Bring the places that stay to a pool, in their order, and tell it which head has what.
-
-    Of several parts each is brought over in turn, and the host waits once to know how much of each.
 
     Args:
         target: may be what the source is of.
@@ -95,52 +98,88 @@ def deal(
         lengths: slots a head in the mean that stay of each of the U units.
         units: of the target, those that are dealt.
         decays: what the scores of each unit are multiplied by; None: nothing.
+        layer: the source is of this layer of the target alone, which has held nothing of it so far.
     """
     heads, device = source.places.heads, stay.device
-    of = source.places.head.expand(len(stay), -1)  # [U, P]
     free = Rows(target.capacity - length for length in lengths).on(device)[:, None]  # places behind each head
-    rows = units.on(device)
-    factors: float | torch.Tensor = 1.0 if decays is None else decays[0]
-    if decays is not None and len(set(decays)) > 1:
-        factors = brought(decays, torch.float32, device)[:, None]
-    sizes = [part.keys[0, ..., 0].numel() for part in source.parts]
-    stays, heads_of = stay.split(sizes, dim=1), of.split(sizes, dim=1)
-    counts = [part.sum(dim=1, keepdim=True) for part in stays]  # [U, 1]
-    most = [max(lengths) * heads] if len(counts) == 1 else torch.cat(counts, dim=1).amax(dim=0).tolist()
-    before = torch.zeros_like(counts[0])  # that came from the parts so far
-    for index, part in enumerate(source.parts):
-        order = _true_places(stays[index], most[index])
-        number, count = torch.arange(order.shape[1], device=device), counts[index]
-        goal = before + number + heads_of[index].gather(1, order) * free
-        # Past a unit's end: its first place once more, which does no harm.
-        order, goal = (torch.where(number < count, t, t[:, :1]) for t in (order, goal))
-        before = before + count
-        for name in Block._fields:
-            own, old = getattr(target, name), getattr(part, name)
-            if own is None or old is None:
-                continue
-            new = _picked(old, order, part.keys.shape[2] if part.keys.dim() == 4 else None)
-            if own.dim() == 2:  # scores, which are zero where no slot is
-                new = new * (count > 0) * factors
-                if not index:
-                    own[rows] = 0
-            own[rows[:, None], goal] = new
-    length = source.places.counted(stay)
-    begin = length.cumsum(dim=1) - length + torch.arange(heads, device=device) * free
-    target.deal(rows, begin, length)
+    base = 0 if layer is None else layer * heads * target.capacity  # all layers have as many places
+    stay, rows = stay.contiguous(), units.on(device)
+    order, goal, begin, length = _dealt(source.places, stay, free, base, lengths)
+    if source.parts[0].keys is target.keys and runs_triton(target.keys):
+        from buzz.kernels.shift import shift_slots
+
+        goals = torch.full(stay.shape, -1, device=device).scatter_(1, order, goal)
+        shift_slots(target.keys, target.values, goals, rows)
+    else:
+        for name in ("keys", "values"):
+            _bring([getattr(part, name) for part in source.parts], order, source, getattr(target, name), goal, rows)
+    scores = source.whole("scores")
+    if target.scores is not None and scores is not None:  # which are zero where no slot is
+        new = scores[source.rows_on(device)[:, None], order]
+        if layer is None:
+            target.scores.index_fill_(0, rows, 0)
+        if decays is not None and len(set(decays)) > 1:
+            new = new * brought(decays, torch.float32, device)[:, None]
+        elif decays is not None:
+            new = new * decays[0]
+        target.scores[rows[:, None], goal] = new
+    target.deal(rows, begin, length, layer)
 
 
-def _true_places(stay: torch.Tensor, most: int) -> torch.Tensor:
-    """The true places of bool [U, P], ascending, int64 [U, most]; then any: counted, which is cheaper than sorting."""
-    place = torch.arange(stay.shape[1], device=stay.device).expand_as(stay)
-    goal = torch.where(stay, stay.cumsum(dim=1) - 1, most)
-    return torch.zeros(len(stay), most + 1, dtype=torch.int64, device=stay.device).scatter_(1, goal, place)[:, :most]
+def _dealt(
+    places: Places, stay: torch.Tensor, free: torch.Tensor, base: int, lengths: Rows
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The places that stay, ascending, and where they go, int64 [U, K]; and each head's new begin and length.
+
+    K is what most of the units keep; the others have their first place once more at the end.
+    """
+    most, device = max(lengths) * places.heads, stay.device
+    kernels = runs_triton(stay)
+    if kernels:
+        from buzz.kernels.deal import count_stays, list_stays
+
+        length = count_stays(stay, places.begin, places.length)
+    else:
+        length = places.counted(stay)
+    before = length.cumsum(dim=1) - length
+    begin = before + torch.arange(places.heads, device=device) * free + base
+    if kernels:
+        order, goal = list_stays(stay, places.begin, places.length, before, begin, most)
+    else:
+        here = torch.arange(stay.shape[1], device=device).expand_as(stay)
+        rank = torch.where(stay, stay.cumsum(dim=1) - 1, most)
+        order = torch.zeros(len(stay), most + 1, dtype=torch.int64, device=device).scatter_(1, rank, here)[:, :most]
+        goal = torch.arange(most, device=device) + places.head.expand_as(stay).gather(1, order) * free + base
+    if min(lengths) < max(lengths):
+        held = lengths.on(device)[:, None] * places.heads
+        past = torch.arange(most, device=device) >= held
+        order, goal = (torch.where(past, t[:, :1], t) for t in (order, goal))
+    return order, goal, begin, length
 
 
-def _picked(tensor: torch.Tensor, places: torch.Tensor, slots: int | None) -> torch.Tensor:
-    """The places [U, K] of [U, P, ...], or of [U, H, slots, ...]: a copy [U, K, ...]."""
-    rows = torch.arange(len(tensor), device=tensor.device)[:, None]
-    return tensor[rows, places] if slots is None else tensor[rows, places // slots, places % slots]
+def _bring(
+    parts: Sequence[torch.Tensor], order: torch.Tensor, source: Source,
+    target: torch.Tensor, goal: torch.Tensor, into: torch.Tensor,
+) -> None:  # fmt: skip
+    """Write the places `order` of a source's keys or values to the places `goal` of the target's rows `into`."""
+    rows = source.rows_on(order.device)
+    if not runs_triton(target):
+        new = target.new_empty(*order.shape, target.shape[2])
+        for part, first in zip(parts, source.firsts, strict=True):
+            flat = part.flatten(1, -2)  # [B, P, D]
+            if len(parts) == 1:
+                new = flat[rows[:, None], order]
+            else:
+                unit, rank = ((order >= first) & (order < first + flat.shape[1])).nonzero(as_tuple=True)
+                new[unit, rank] = flat[rows[unit], order[unit, rank] - first]
+        target[into[:, None], goal] = new
+        return
+    from buzz.kernels.deal import move_slots
+
+    for part, first in zip(parts, source.firsts, strict=True):
+        part = part if part.dim() == 4 else part[:, None]
+        part = part if part.stride(-1) == 1 else part.contiguous()
+        move_slots(part, order, rows, target, goal, into, first)
 
 
 def slots_that_stay(places: Places, stay: torch.Tensor) -> torch.Tensor:

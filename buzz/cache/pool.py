@@ -61,7 +61,7 @@ class Pool:
         self.scores = received if scores == "kept" else None
         self.call_scores = received if scores == "call" else None
         self._reads_calls = scores == "call"
-        self._lengths: list[list[list[int]]] | None = self.length.tolist()
+        self._lengths: list[list[list[int]]] | None = [[[0] * heads for _ in range(rows)] for _ in range(layers)]
         tensors = (self.keys, self.values, received, self.begin, self.length)
         self.nbytes = sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
@@ -115,19 +115,18 @@ class Pool:
         return figures.unflatten(0, (-1, self.together)).transpose(1, 2)
 
     def places(self) -> Places:
-        """Which slot of which head each place holds, of every unit."""
-        begin, length = (
-            self.of_units(t).flatten(2).flatten(0, 1).long().contiguous() for t in (self.begin, self.length)
-        )
-        place = torch.arange(self.keys.shape[1], device=begin.device).expand(len(begin), -1).contiguous()
-        head = torch.searchsorted(begin, place, right=True) - 1  # [U, P]
-        return Places(begin.shape[1], self.together, head, place - begin.gather(1, head), length)
+        """Which slots of which heads the places hold, of every unit."""
+        begin, length = (self.of_units(t).flatten(2).flatten(0, 1).long() for t in (self.begin, self.length))
+        return Places(begin.shape[1], self.together, self.keys.shape[1], begin, length)
 
-    def deal(self, units: torch.Tensor, begin: torch.Tensor, length: torch.Tensor) -> None:
-        """Set begins and lengths, int64 [U, together * H], of some units int64 [U]."""
+    def deal(self, units: torch.Tensor, begin: torch.Tensor, length: torch.Tensor, layer: int | None = None) -> None:
+        """Set begins and lengths, int64 [U, together * H], of some units int64 [U]; or of one layer there, [U, H]."""
         group, row = units // self.rows, units % self.rows
         for own, new in ((self.begin, begin), (self.length, length)):
-            self.of_units(own)[group, row] = new.view(-1, self.together, self.heads).int()
+            if layer is None:
+                self.of_units(own)[group, row] = new.view(-1, self.together, self.heads).int()
+            else:
+                own[layer].index_copy_(0, row, new.int())
         self.forget_lengths()
 
     # A call: append, seen, receive in every layer, and advance once.

@@ -34,7 +34,7 @@ class SharedLayers:
 
     def clear(self) -> None:
         """No call is open."""
-        self._shortlists: list[Pool] = []
+        self._shortlist: Pool | None = None  # of all layers that are done with the open call, of one after another
         self._new: list[Pool] = []  # that slots came to in the open call
 
     @property
@@ -66,10 +66,11 @@ class SharedLayers:
                 held[row] = min(eviction.length, eviction.kept * eviction.policy.shortlist)
         part, rows = source.parts[0], Rows(range(len(held)))
         scores = None if part.scores is None else "kept"
-        pool = Pool(1, 1, len(held), part.keys.shape[1], max(held), part.keys, scores)
-        deal(pool, source, _stays(source, step, held), Rows(held), rows)
-        self._shortlists.append(pool)
-        self._layers[index].enter(pool, 0)
+        if self._shortlist is None:
+            layers = len(self._layers)
+            self._shortlist = Pool(layers, layers, len(held), part.keys.shape[1], max(held), part.keys, scores)
+        deal(self._shortlist, source, _stays(source, step, held), Rows(held), rows, layer=index)
+        self._layers[index].enter(self._shortlist, index)
 
     def end(self, step: Step, watch: Watch | None, served: bool) -> None:
         """All layers have passed a call: run the evictions that are still due.
@@ -77,8 +78,8 @@ class SharedLayers:
         Args:
             served: a step in static memory, of which the device knows already that it is over.
         """
-        if self._shortlists:
-            self._enter(self._sharing[0], Source.pooled(self._shortlists), step, watch)
+        if self._shortlist is not None:
+            self._enter(self._sharing[0], Source.pooled(self._shortlist), step, watch)
         elif not self.pools and step.evictions:
             for members in self._sharing:
                 self._enter(members, self._equal(members, Rows(step.ends)), step, watch)
@@ -112,7 +113,8 @@ class SharedLayers:
         stay = _stays(source, step, lengths)
         for eviction in step.evictions:
             rows = _rows(eviction, step)
-            self._tell(watch, members, source.units(rows), stay[list(rows)], eviction)
+            if watch is not None:
+                self._tell(watch, members, source.units(rows), stay[list(rows)], eviction)
         decays = [
             policy.decay if length < end else 1.0
             for policy, length, end in zip(step.policies, lengths, step.ends, strict=True)
@@ -141,12 +143,13 @@ class SharedLayers:
         due = [eviction for eviction in step.evictions if eviction.kept < eviction.length]
         members = [index for index, layer in enumerate(self._layers) if layer.pool is pool]
         if due:
-            whole = Source.pooled([pool])._replace(asked=self._asked(pool))
+            whole = Source.pooled(pool)._replace(asked=self._asked(pool))
             for eviction in due:
                 units, policy = pool.units_of(_rows(eviction, step)), eviction.policy
                 source = whole if eviction.rows is None else whole.units(units)
                 stay = policy.share(source.held(policy), source.places, eviction.kept, eviction.length)
-                self._tell(watch, members, source, stay, eviction)
+                if watch is not None:
+                    self._tell(watch, members, source, stay, eviction)
                 deal(pool, source, stay, Rows([eviction.kept] * len(units)), units, [policy.decay] * len(units))
         pool.close_call()
         lengths = Rows(length for length, _ in step.after)
@@ -162,11 +165,9 @@ class SharedLayers:
         return Asked.joined([Asked.joined([layer.asked for layer in group], dim=1) for group in groups], dim=0)
 
     def _tell(
-        self, watch: Watch | None, members: Sequence[int], source: Source, stay: torch.Tensor, eviction: Eviction
+        self, watch: Watch, members: Sequence[int], source: Source, stay: torch.Tensor, eviction: Eviction
     ) -> None:
         """Tell who watches of an eviction in these units, layer by layer."""
-        if watch is None:
-            return
         slots = slots_that_stay(source.places, stay)  # [U, heads, W]
         groups = len(members) // source.places.layers
         by_layer = (
@@ -179,7 +180,7 @@ class SharedLayers:
 
     def _move(self, pool: Pool, capacity: int, lengths: Rows) -> None:
         """Bring a pool's slots to another one of its kind."""
-        other, source = pool.another(capacity), Source.pooled([pool])
+        other, source = pool.another(capacity), Source.pooled(pool)
         units = other.units_of(Rows(range(len(lengths))))
         deal(other, source, source.places.taken, Rows(lengths * (len(units) // len(lengths))), units)
         self._replace(pool, other)
@@ -204,7 +205,7 @@ class SharedLayers:
         assert pool is not None
         if self.pools:
             found = [
-                ([index for index, layer in enumerate(self._layers) if layer.pool is own], Source.pooled([own]))
+                ([index for index, layer in enumerate(self._layers) if layer.pool is own], Source.pooled(own))
                 for own in self.pools
                 if own is not pool
             ]
@@ -233,14 +234,15 @@ def _rows(eviction: Eviction, step: Step) -> Rows:
 
 def _stays(source: Source, step: Step, held: Sequence[int]) -> torch.Tensor:
     """Which places stay if row b holds held[b] slots a head in the mean, bool [B, P]."""
-    stay = source.places.taken.expand(len(held), -1).clone()
-    for eviction in step.evictions:
+    due = [eviction for eviction in step.evictions if held[_rows(eviction, step)[0]] < eviction.length]
+    stay = None if any(len(_rows(eviction, step)) == len(held) for eviction in due) else source.places.taken
+    stay = None if stay is None else stay.expand(len(held), -1).clone()
+    for eviction in due:
         rows, policy = _rows(eviction, step), eviction.policy
-        if held[rows[0]] < eviction.length:
-            part = source.units(rows)
-            stay[list(rows)] = policy.share(
-                part.held(policy), part.places, eviction.kept, eviction.length, held[rows[0]]
-            )
+        part = source.units(rows)
+        new = policy.share(part.held(policy), part.places, eviction.kept, eviction.length, held[rows[0]])
+        stay = new if stay is None else stay.index_copy_(0, rows.on(new.device), new)
+    assert stay is not None
     return stay
 
 

@@ -163,7 +163,8 @@ class CombPolicy(Policy):
             return scores
         values = held.valued(self.name)
         exact = torch.promote_types(values.dtype, torch.float32)  # without a copy of all values in float32
-        return scores * torch.linalg.vector_norm(values, dim=-1, dtype=exact).float()
+        norms = torch.linalg.vector_norm(values, dim=-1, dtype=exact).float()
+        return scores * (norms if norms.dim() == scores.dim() else norms.flatten(1))  # equal heads of a pool
 
     def _widest(self) -> dict[str, int]:
         return {"capacity": LONGEST}

@@ -45,7 +45,7 @@ class Held(NamedTuple):
 
     Equal heads, for `Policy.select`: scores float32 [R, H, L], keys and values [R, H, L, D]. Heads that share a pool,
     for `Policy.share`: scores [R, P], keys and values [R, P, D] (`buzz.policies.places.Places` says which slot of
-    which head is where).
+    which head is where), or [R, H, L, D] as they are where these heads are equal still, P being H * L.
 
     scores: what `Policy.score_spec` asks for, or what was heard where a call was read twice; None where nothing is
     asked for. keys, values: as they are cached. asked: "queries" (mean and covariance) and "projected", of the call

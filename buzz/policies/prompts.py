@@ -75,4 +75,4 @@ class PromptPolicy(Policy):
 
 def by_head(held: Held, places: Places) -> Held:
     """What a pool holds [R, P] as [R, heads, P / heads], where all heads hold equally much in rooms of equal size."""
-    return held.each(lambda t: t.unflatten(1, (places.heads, -1)))
+    return held.each(lambda t: t if t.dim() == 4 else t.unflatten(1, (places.heads, -1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from buzz.kernels.device import runs_triton
 from buzz.policies.places import Places
 from buzz.policies.ranking import ranked
 
@@ -44,6 +45,19 @@ def share(
         bool [R, P], true in `(chosen or kept) * places.heads` taken places of each row.
     """
     rows, size = worth.shape
+    total = (chosen or kept) * places.heads
+    least = max(1, sink + window, int(floor * kept))
+    most = size if ceiling is None else int(ceiling * kept)
+    layer_most = None  # one alone gets all that is shared out
+    if layer_ceiling is not None and places.layers > 1:
+        layer_most = int(layer_ceiling * kept * (places.heads // places.layers))
+    if worth.dtype == torch.float32 and runs_triton(worth):
+        from buzz.kernels.share import share_out
+
+        return share_out(
+            worth.contiguous(), places.begin, places.length, places.layers, total,
+            sink=sink, window=window, least=least, most=most, layer_most=layer_most,
+        )  # fmt: skip
     head, slot, length = (t.expand(rows, -1) for t in (places.head, places.slot, places.length))  # [R, P], [R, heads]
     here = torch.arange(size, device=worth.device).expand(rows, size)
     end = length.gather(1, head)
@@ -54,16 +68,14 @@ def share(
     # A head's slots in the order in which it gives them up last; `turn` counts from the first of them.
     first = length.clamp(max=sink + window)  # those that stay anyway
     turn = _turns(head, places.heads, taken & ~protected, order, here) + first.gather(1, head)
-    least = max(1, sink + window, int(floor * kept))
-    most = size if ceiling is None else int(ceiling * kept)
     group = torch.where(protected | (turn < least), 0, torch.where(turn < most, 1, 3))
-    if layer_ceiling is not None and places.layers > 1:  # one alone gets all that is shared out
+    if layer_most is not None:
         layer, heads = places.layer.expand(rows, -1), places.heads // places.layers
         before = length.clamp(max=least).unflatten(1, (places.layers, heads)).sum(dim=2)  # of its first group
         turn = _turns(layer, places.layers, taken & (group == 1), order, here) + before.gather(1, layer)
-        group = group.where((group != 1) | (turn < int(layer_ceiling * kept * heads)), 2)
+        group = group.where((group != 1) | (turn < layer_most), 2)
     by_group = _sorted(order, torch.where(taken, group, 4), torch.uint8)
-    return torch.zeros_like(taken).scatter(1, by_group, here < (chosen or kept) * places.heads)
+    return torch.zeros_like(taken).scatter(1, by_group, here < total)
 
 
 def _turns(

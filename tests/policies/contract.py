@@ -113,8 +113,8 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
         lengths = torch.full_like(lengths, length)
         rooms = lengths + 3
     head = torch.stack([torch.arange(heads).repeat_interleave(row) for row in rooms])
-    slot = torch.stack([torch.cat([torch.arange(n) for n in row.tolist()]) for row in rooms])
-    places = Places(heads, layers, head, slot, lengths)
+    begin = rooms.cumsum(dim=1) - rooms
+    places = Places(heads, layers, head.shape[1], begin, lengths)
     keys, values = torch.randn(2, rows, head.shape[1], 2, generator=generator)
     held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values, asked_of(rows, heads, length + 3, generator))
     mask = policy.share(held, places, kept, length)
@@ -123,7 +123,7 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
     assert not (mask & ~places.taken).any()
     for row in range(rows):
         assert set(head[row][mask[row]].tolist()) == set(range(heads))
-        alone = Places(heads, layers, head[row : row + 1], slot[row : row + 1], lengths[row : row + 1])
+        alone = places._replace(begin=begin[row : row + 1], length=lengths[row : row + 1])
         asked = held.asked.rows(torch.tensor([row]))
         one = held.each(lambda t, row=row: t[row : row + 1])._replace(asked=asked)
         assert torch.equal(policy.share(one, alone, kept, length)[0], mask[row])

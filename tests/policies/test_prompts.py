@@ -66,7 +66,7 @@ def test_heads_of_a_model_share_what_those_of_a_layer_cannot():
     for scope, layers in (("layer", 1), ("model", 2)):
         policy = make_policy("snapkv", capacity=5, window=1, kernel=1, scope=scope, floor=0.4)
         places = Places.equal(4 // (2 // layers), layers, 10, torch.device("cpu"))
-        mask = policy.share(Held(scores[:, : places.head.shape[1]]), places, 5, 10)
+        mask = policy.share(Held(scores[:, : places.size]), places, 5, 10)
         sizes[scope] = mask.view(-1, 10).sum(-1).tolist()
     assert sizes == {"layer": [8, 2], "model": [2, 2, 10, 6]}
 

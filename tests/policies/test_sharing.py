@@ -15,10 +15,8 @@ NAN, INF = float("nan"), float("inf")
 
 def places_of(lengths: list[list[int]], rooms: list[list[int]], layers: int) -> Places:
     """Places of rows [R, heads], each head in a room of its own size, some of it free."""
-    heads = len(lengths[0])
-    head = [[h for h in range(heads) for _ in range(row[h])] for row in rooms]
-    slot = [[i for h in range(heads) for i in range(row[h])] for row in rooms]
-    return Places(heads, layers, torch.tensor(head), torch.tensor(slot), torch.tensor(lengths))
+    ends = torch.tensor(rooms).cumsum(dim=1)
+    return Places(len(lengths[0]), layers, int(ends[0, -1]), ends - torch.tensor(rooms), torch.tensor(lengths))
 
 
 def naive_share(worth, places, row, kept, sink, window, floor, ceiling, layer_ceiling):
@@ -103,7 +101,7 @@ def test_a_row_among_others_is_as_it_is_alone(case):
     worth, places, kept, rule = case
     together = share(worth, places, kept, **asked(rule))
     for row in range(len(worth)):
-        alone = places._replace(**{name: getattr(places, name)[row : row + 1] for name in ("head", "slot", "length")})
+        alone = places._replace(**{name: getattr(places, name)[row : row + 1] for name in ("begin", "length")})
         assert torch.equal(share(worth[row : row + 1], alone, kept, **asked(rule))[0], together[row])
 
 
