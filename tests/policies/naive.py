@@ -87,7 +87,7 @@ class NaiveHead:
             lazy = max(1, p["capacity"] // 8) if p["lazy"] is None else p["lazy"]
             if n <= p["capacity"] + lazy:
                 return everything, 0
-            weighed = p["values"] and not p["echo"] and n > p["capacity"] + lazy + 1
+            weighed = p["values"] and n > p["capacity"] + lazy + 1
             norms = self.norms if weighed and self.norms else [1.0] * n
             ranked = sorted(everything[sink : n - window], key=lambda i: (-self.scores[i] * norms[i], i))
             heavy = sorted(ranked[: p["capacity"] - sink - window])
