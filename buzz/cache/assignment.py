@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from buzz.cache.call import Shape
 from buzz.cache.per_row import PerRow
 from buzz.policies import Policy, make_policy
+from buzz.policies.specs import refuse_unheard
 from buzz.policies.window import SlidingWindow
 
 POSITIONS = ("cache", "original")
@@ -43,7 +44,8 @@ def policies_of_layers(policy: Any, budget: int | None, shape: Shape, stacklevel
         stacklevel: of the warning, as seen from the caller.
 
     Raises:
-        ValueError, TypeError: it is no policy, or not one for each layer; the budget does not fit.
+        ValueError, TypeError: it is no policy, or not one for each layer; the budget does not fit; a policy asks for
+            attention that it cannot be given.
     """
     if isinstance(policy, str):
         policy = make_policy(policy)
@@ -66,6 +68,9 @@ def policies_of_layers(policy: Any, budget: int | None, shape: Shape, stacklevel
         raise ValueError(f"the model has {shape.layers} layers, got {len(policy)} policies")
     else:
         given = list(policy)
+    for one in dict.fromkeys(given):
+        for own in one.policies if isinstance(one, PerRow) else [one]:
+            refuse_unheard(own.name, own.score_spec, own.prompt_spec, own.echo_chunk is not None)
     if None not in shape.windows and any(p.name != "full" for p in given):
         sizes = " or ".join(str(window) for window in dict.fromkeys(shape.windows))
         warnings.warn(

@@ -131,7 +131,9 @@ class Calls:
         return self._policies[self.schedule_of[layer]]
 
     def row_policies(self, schedule: int, rows: int) -> list[Policy]:
-        """The policy of each row in one schedule, for a cache of so many rows."""
+        """The policy of each row in one schedule; before the first call, of a cache that will have so many rows."""
+        if self._schedules:
+            return list(self._schedules[schedule].policies)  # of the rows that there are now, in their order
         return policies_of_rows(self._policies[schedule], rows)
 
     def states(self, schedule: int) -> list[tuple[int, int]]:

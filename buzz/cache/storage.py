@@ -223,7 +223,8 @@ def _steps(step: Step, each: int) -> tuple[Rows, ScoreSpec] | None:
     if step.steps is None:
         return None
     assert step.score_spec is not None
-    return Rows(row * each + i for row in step.steps for i in range(each)), step.score_spec
+    spec = step.score_spec._replace(queries=None)  # a row's only query is among its last ones, however many count
+    return Rows(row * each + i for row in step.steps for i in range(each)), spec
 
 
 __all__ = ["Storage"]

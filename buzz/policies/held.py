@@ -33,6 +33,10 @@ class Asked(NamedTuple):
         known = [part for part in parts if part is not None]
         if not known:
             return None
+        norms = [part.projected for part in known if part.projected is not None]
+        if norms:  # the longest head of each layer has as many slots as it has
+            most = max(t.shape[-1] for t in norms)
+            known = [part._replace(projected=_widened(t, most)) for part, t in zip(known, norms, strict=True)]
         return cls(*(None if t[0] is None else torch.cat(t, dim) for t in zip(*known, strict=True)))
 
     def rows(self, index: torch.Tensor) -> Asked:
@@ -90,7 +94,9 @@ class Held(NamedTuple):
         """The norms of projected values of equal heads, float32 [R, H, L]. Raises ValueError, in the name of a policy,
         where there are none."""
         norms = None if self.asked is None else self.asked.projected
-        return _shown(name, "the norms of projected values [R, H, length]", norms)[..., : self.shape[-1]]
+        norms = _shown(name, "the norms of projected values [R, H, length]", norms)
+        room = self.shape[-1]  # in a pool more than any head holds
+        return _widened(norms, room)[..., :room]
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Held:
         """With scores, keys and values changed alike, as far as they are shown."""
@@ -101,6 +107,11 @@ class Held(NamedTuple):
         """Of the rows of an index int64 [N], the first `length` slots of each head."""
         asked = None if self.asked is None else self.asked.rows(index)
         return self.each(lambda t: t.index_select(0, index)[:, :, :length])._replace(asked=asked)
+
+
+def _widened(norms: torch.Tensor, slots: int) -> torch.Tensor:
+    """Norms [.., S] of so many slots at least: 0 for those that are not there."""
+    return torch.nn.functional.pad(norms, (0, max(0, slots - norms.shape[-1])))
 
 
 def _shown(name: str, what: str, tensor: torch.Tensor | None) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
+
+Of = Literal["sum", "mean", "largest"]
 
 
 class ScoreSpec(NamedTuple):
@@ -25,10 +27,38 @@ class ScoreSpec(NamedTuple):
 
     accumulate: bool
     queries: int | tuple[int, ...] | None
-    of: Literal["sum", "mean", "largest"] = "sum"
+    of: Of = "sum"
     beyond: int = 0
     mean: float = 0.0
     near: int = 0
 
 
-__all__ = ["ScoreSpec"]
+def refuse_unheard(name: str, steps: ScoreSpec | None, texts: ScoreSpec | None, echoes: bool) -> None:
+    """Whether a policy can be given what it asks for.
+
+    Args:
+        steps, texts: its `score_spec` and `prompt_spec`. echoes: whether its prompts are read twice.
+
+    Raises:
+        ValueError: no; it would be given something else, or nothing.
+    """
+    for key, spec in (("score_spec", steps), ("prompt_spec", texts)):
+        if spec is None:
+            continue
+        counted = spec.queries if isinstance(spec.queries, tuple) else (spec.queries,)
+        if spec.of not in get_args(Of):
+            raise ValueError(f"{name}: {key}.of must be one of {', '.join(get_args(Of))}, got {spec.of!r}")
+        if any(queries is not None and queries < 1 for queries in counted):
+            raise ValueError(f"{name}: {key}.queries must be at least 1, or None for all, got {spec.queries}")
+        if min(spec.beyond, spec.near) < 0:
+            raise ValueError(f"{name}: {key}.beyond and near must be at least 0, got {spec.beyond} and {spec.near}")
+        if spec.mean and spec.of != "largest":
+            raise ValueError(f"{name}: {key}.mean goes with of='largest' alone, got of={spec.of!r}")
+    if steps is not None and steps.mean:
+        raise ValueError(f"{name}: score_spec.mean must be 0, as steps add no mean: ask for one in prompt_spec")
+    if (steps is None) != (texts is None) and not echoes:
+        alone = "prompt_spec" if steps is None else "score_spec"
+        raise ValueError(f"{name}: score_spec and prompt_spec must be None both or neither, got a {alone} alone")
+
+
+__all__ = ["ScoreSpec", "refuse_unheard"]

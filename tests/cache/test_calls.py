@@ -34,6 +34,15 @@ def test_layers_with_equal_policies_share_a_schedule():
     assert Calls([PerRow([FOUR, NINE])], [0]).row_policies(0, 2) == [FOUR, NINE]
 
 
+def test_policies_of_rows_go_with_the_rows():
+    calls = Calls([PerRow([FOUR, NINE, FOUR])], [0])
+    run(calls, 1, rows=3)
+    calls.take([1, 0, 1, 2])
+    assert calls.row_policies(0, 4) == [NINE, FOUR, NINE, FOUR]
+    calls.take([2])
+    assert calls.row_policies(0, 1) == [NINE]
+
+
 def test_lengths_and_figures():
     calls = mixed()
     calls.curve = Curve()

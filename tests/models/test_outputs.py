@@ -104,6 +104,23 @@ def test_rows_of_a_batch_keep_what_they_keep_alone(scope):
     assert len(alone[0]) == len(alone[1]) == 4
 
 
+@pytest.mark.parametrize("scope", ["layer", "model"])
+@torch.no_grad()
+def test_rows_that_begin_later_keep_what_they_keep_alone(scope):
+    """In a pool by then, whose heads have more room than any of them holds, and those of every layer other lengths."""
+    model = tiny("llama")
+    policy = buzz.make_policy("snapkv", scope=scope, floor=0, **{**SNAPKV, "capacity": 20})
+    first, late, more = tokens(1, 80, seed=1)[0], tokens(1, 21, seed=2)[0], tokens(1, 1, seed=3)[0]
+    with buzz.patch_model(model):
+        together, alone = (buzz.BeehiveCache(policy, model, "cache") for _ in range(2))
+        for rows in ([first, late[:0]], [more, late], [more, more]):
+            ids, mask = left_pad(rows)
+            logits = model(ids, attention_mask=mask, past_key_values=together).logits[1, -1]
+            if len(rows[1]):
+                expected = model(rows[1][None], past_key_values=alone).logits[0, -1]
+                torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_what_stays_depends_on_what_the_projection_lets_through():
     """Of one group of query heads only the first component of each value, and of the other all as before."""
     model, ids, kept = tiny("llama"), tokens(1, 30, seed=5), []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
 import buzz
+from buzz.policies import Plan, ScoreSpec, SnapKVPolicy
 from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
 from tests.models.reference import NaiveModel
 
@@ -131,3 +135,36 @@ def test_layers_with_different_policies_equal_the_naive_model():
         for call in ids:
             logits = model(call, past_key_values=cache).logits[0]
             torch.testing.assert_close(logits.double(), naive(call), atol=1e-4, rtol=0)
+
+
+@dataclass(frozen=True, repr=False)
+class FewInTexts(SnapKVPolicy):
+    """Scores add up: in a step all attention, in a text that of the last queries alone, and their mean."""
+
+    name: ClassVar[str] = "few_in_texts"
+
+    @property
+    def score_spec(self) -> ScoreSpec | None:
+        return ScoreSpec(True, self.window)
+
+    @property
+    def prompt_spec(self) -> ScoreSpec | None:
+        return ScoreSpec(True, self.window, "mean")
+
+    def plan(self, length: int, sampled: int = 0) -> Plan | None:
+        return Plan(self.capacity, 1) if length > self.capacity else None
+
+
+@torch.no_grad()
+def test_a_token_beside_a_text_is_a_step_where_rows_count_other_queries():
+    model, policies = tiny_llama(), [FewInTexts(capacity=9, window=w, kernel=1) for w in (3, 2, 5)]
+    calls = [[tokens(1, n, seed=n)[0] for n in sizes] for sizes in [(19, 1, 14), (1, 23, 16), (2, 1, 1), (9, 9, 9)]]
+    with buzz.patch_model(model):
+        together = buzz.BeehiveCache(buzz.PerRow(policies), model, "cache")
+        alone = [buzz.BeehiveCache(policy, model, "cache") for policy in policies]
+        for rows in calls:
+            ids, mask = left_pad(rows)
+            logits = model(ids, attention_mask=mask, past_key_values=together).logits[:, -1]
+            for row, (text, cache) in enumerate(zip(rows, alone, strict=True)):
+                expected = model(text[None], past_key_values=cache).logits[0, -1]
+                torch.testing.assert_close(logits[row], expected, atol=1e-4, rtol=1e-4)

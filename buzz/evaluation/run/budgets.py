@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.measure.batch import describe
 from buzz.policies import Policy
 from buzz.policies.sizes import full_mean, mean_cached, prompt_calls
 
@@ -19,6 +20,7 @@ _STEP = 1.25  # factor between budgets until the target lies between two
 _CLOSE = 0.5  # tokens: near enough
 _ENOUGH = 0.005  # of a target: near enough, where the mean jumps to and fro
 _WINDOWS = 4  # windows tried for a budget
+_BUDGETS = [2**power for power in range(3, 17)]  # tokens: some of all sizes
 _FINE = 0.005  # of a target: between the budgets tried there
 
 
@@ -96,6 +98,28 @@ def off_target(method: Any, record: Mapping[str, Any], target: Mapping[str, Any]
         return 0.0
     off = abs(cache[unit] - wanted) / wanted
     return off if off > TOLERANCE else 0.0
+
+
+def otherwise(method: Any, record: Mapping[str, Any]) -> str | None:
+    """What a sample's policy has otherwise than the method would have it now, as `decay is 0.5 there and 0.7 now`.
+
+    Of a method whose parameters follow from a budget, a folder's config names those alone that the user fixed. The
+    others that a budget leaves alone have their defaults, which were others in other versions.
+
+    Args:
+        record: the sample's record under this method.
+    """
+    base = method.make_policy()
+    now, there = describe(base), record["policy"]
+    fitted = [now]
+    for budget in _BUDGETS:
+        with contextlib.suppress(ValueError):  # below what this policy can do
+            fitted.append(describe(_sized(base, budget, tuple(method.params.items()))))
+    changed = {key for one in fitted[1:] for key in one if one[key] != fitted[1].get(key)} | {"window"} & now.keys()
+    for key in [*now, *(key for key in there if key not in now)]:
+        if key not in changed - method.params.keys() and now.get(key) != there.get(key):
+            return f"{key} is {there.get(key, 'not given')} there and {now.get(key, 'not given')} now"
+    return None
 
 
 def _fitted(

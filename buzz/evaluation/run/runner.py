@@ -30,7 +30,7 @@ from buzz.evaluation.measure.records import hive_path
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.load import ModelLoader, quiet_transformers
 from buzz.evaluation.models.source import ModelSource, check_model
-from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target
+from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target, otherwise
 from buzz.evaluation.run.config import RunConfig, comparisons, to_dict
 from buzz.evaluation.run.distributed import Group, PeerLostError, join
 from buzz.evaluation.run.signals import Interrupted, held_back
@@ -142,6 +142,12 @@ class _Run:
         methods = [method.name for method in self.config.methods]
         self.group.by_main(lambda: self.folder.merge(methods, [sample.id for sample in self.samples]))
         self.records = {method: self._known(method) for method in methods}
+        for method in self.config.methods:
+            known = self.records[method.name].values()
+            told = filter(None, (otherwise(method, record) for record in known if len(known) < len(self.samples)))
+            if what := next(told, None):
+                what = f"{self.folder.path} holds samples of {method.name} by other rules ({what})"
+                raise ConfigError("output", what, "choose another output or delete the folder")
         for method in filter(in_bytes, self.config.methods):
             for name in (method.name, str(method.match)):
                 if not all("mean_bytes" in record["cache"] for record in self.records[name].values()):

@@ -13,7 +13,7 @@ from buzz.evaluation.measure.batch import Reading, new_cache
 from tests.evaluation.toys import POLICIES, job, model_of, numbers
 
 COMB = buzz.make_policy("comb", capacity=10, sink=1, window=4, lazy=3, beyond=1)
-POLICY = {**POLICIES, "comb": COMB}
+POLICY = {**POLICIES, "comb": COMB, "tova": buzz.make_policy("tova", capacity=10)}
 FIRST = [numbers(9, 1), numbers(5, 2), numbers(7, 3)]
 REST = [numbers(24, 4), numbers(24, 5), numbers(40, 6)]  # two rows leave at once, one goes on
 AHEAD = [numbers(6, 7), numbers(8, 8), numbers(3, 9)]
@@ -46,7 +46,7 @@ def read(model, policy, positions, run, chunk=None, ahead=()):
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @pytest.mark.parametrize("positions", ["cache", "original"])
 @pytest.mark.parametrize(("chunk", "ahead"), [(None, ()), (4, ()), (None, AHEAD)])
-@pytest.mark.parametrize("name", ["full", "streaming", "h2o", "buzz", "comb"])
+@pytest.mark.parametrize("name", ["full", "streaming", "h2o", "buzz", "comb", "tova"])
 def test_steps_are_those_of_the_forward(name, chunk, ahead, positions, family, monkeypatch):
     monkeypatch.setattr(feed, "WORTH", 16)
     model, run = model_of(family), Counting()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+import buzz
 from buzz.evaluation.config.methods import MethodConfig
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.run.budgets import TOLERANCE, off_target, policy_for
+from buzz.evaluation.measure.batch import describe
+from buzz.evaluation.run.budgets import TOLERANCE, off_target, otherwise, policy_for
 from buzz.policies.sizes import full_mean, mean_cached
 
 POLICIES = ["buzz", "buzz_no_max", "h2o", "streaming", "local"]
@@ -85,3 +87,17 @@ def test_what_is_off_target():
     assert off_target(matched("h2o"), record, target(5, 111.0)) == 0
     assert off_target(MethodConfig(name="m", policy="h2o", reduction=3.0), record, None) == pytest.approx(0.1)
     assert off_target(MethodConfig(name="m", policy="h2o", budget=10), record, None) == 0
+
+
+@pytest.mark.parametrize("sized", [{"budget": 0.2}, {"budget": 24}, {"reduction": 3.0}, {"match": "other"}], ids=str)
+@pytest.mark.parametrize("policy", [name for name in buzz.POLICIES if buzz.make_policy(name).sizable])
+def test_what_a_method_asks_for_now_is_not_otherwise(policy, sized):
+    """Whatever text a policy was fitted to."""
+    method = MethodConfig(name="m", policy=policy, **sized)
+    for prompt, calls, chunk in [(900, 60, None), (160, 0, None), (300, 90, 64), (700, 7, 64)]:
+        if chunk and not buzz.make_policy(policy).bounded:
+            continue
+        wanted = target(calls, 0.4 * prompt) if method.match else None
+        found = describe(policy_for(method, prompt, calls, wanted, LAYERS, chunk))
+        assert otherwise(method, {"policy": found}) is None
+        assert otherwise(method, {"policy": {**found, "logn_base": 4.0}}) == "logn_base is 4.0 there and not given now"

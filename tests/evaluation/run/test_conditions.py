@@ -171,3 +171,27 @@ def test_a_context_is_compressed_before_the_question(write_config, tmp_path):
 def records_of(config, method):
     lines = (Path(config.output) / "samples" / f"{method}.jsonl").read_text().splitlines()
     return sorted(map(json.loads, lines), key=lambda record: record["id"])
+
+
+@pytest.mark.parametrize("sized", [{"budget": 0.5}, {"reduction": 2.0}, {"match": "hive"}], ids=str)
+def test_samples_by_other_defaults_are_not_gone_on_with(write_config, sized):
+    """The folder's config does not name them: what a budget decides is left out there, and so is all beside it."""
+    hive = {"policy": "streaming", "name": "hive", "sink": 2, "window": 20}
+    config = load_config(write_config(methods=[hive, {"policy": "comb", "name": "comb", "sink": 1, **sized}]))
+    first = run(config)
+    path = Path(config.output) / "samples" / "comb.jsonl"
+    made = [json.loads(line) for line in path.read_text().splitlines()]
+    for change, says in (
+        ({"near": 32}, "near is 32 there and 16 now"),
+        ({"afar": 2.5}, "afar is 2.5 there and not given now"),
+        ({"recent": 4}, "recent is 4 there and not given now"),
+    ):
+        old = [{**record, "policy": {**record["policy"], **change}} for record in made]
+        path.write_text("".join(json.dumps(record) + "\n" for record in old[:4]))
+        with pytest.raises(ConfigError) as refused:
+            run(config)
+        assert f"holds samples of comb by other rules ({says})" in str(refused.value)
+    path.write_text("".join(json.dumps(record) + "\n" for record in old))
+    run(config)  # nothing would be added to them
+    path.write_text("".join(json.dumps(record) + "\n" for record in made[:4]))
+    assert run(config)["methods"]["comb"]["metrics"] == first["methods"]["comb"]["metrics"]
