@@ -15,7 +15,8 @@ class PerRow:
     """One policy per batch row, all of one family, so that rows with budgets of their own share a batch.
 
     Raises:
-        TypeError: not policies, or of several families. ValueError: none, or rows differ in logn_base.
+        TypeError: not policies, or of several families. ValueError: none, or rows differ in what a batch has in common:
+            log-n base, scope, positions, a second reading, what is read, the attention for scores.
     """
 
     policies: tuple[Policy, ...]

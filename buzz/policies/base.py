@@ -246,7 +246,12 @@ class Policy(Lengths):
             raise ValueError(f"{self.name}: a budget must be at least 1 token, got {shown(wanted)}")
         if wanted > LONGEST:
             raise ValueError(f"{self.name}: a budget must be at most {LONGEST} tokens, got {shown(wanted)}")
-        return dataclasses.replace(self, **{**self._widest(), **params})._fit(wanted, frozenset(params))
+        return self.unfitted(**params)._fit(wanted, frozenset(params))
+
+    @_AlsoOfTheClass
+    def unfitted(self, **params: Any) -> Policy:
+        """The policy with these parameters, before a budget has decided those that they would be checked against."""
+        return dataclasses.replace(self, **{**self._widest(), **params})
 
     def _widest(self) -> dict[str, int]:
         """Parameters that a budget decides, so that those held beside them are not checked against their old values."""

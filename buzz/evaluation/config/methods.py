@@ -50,8 +50,12 @@ class MethodConfig:
     match_by: Literal["tokens", "bytes"] | None = None
 
     def make_policy(self) -> Any:
-        """The policy with `params` and `logn_base`; a budget or match is for the runner to apply."""
-        return make_policy(self.policy, **self.params, logn_base=self.logn_base)
+        """The policy with `params` and `logn_base`; a budget or match is for the runner to apply, and decides what is
+        not given."""
+        params = {**self.params, "logn_base": self.logn_base}
+        if self.budget is self.reduction is self.match is None:
+            return make_policy(self.policy, **params)
+        return POLICIES[self.policy].unfitted(**params)
 
 
 def parse_methods(raw: Any, where: str) -> list[MethodConfig]:

@@ -56,6 +56,18 @@ def test_budget_and_match(base: Path) -> None:
     assert d.params == {"sink": 2}  # only what is fixed: the rest is for from_budget to fit
 
 
+def test_what_a_budget_decides_is_not_held_against_what_is_fixed(base: Path) -> None:
+    """A window above the capacity that a policy has by default, and so on."""
+    for fixed in ("comb, window: 600", "snapkv, window: 300", "kvzip, sink: 300", "random, sink: 500"):
+        for sized in ("budget: 3000", "budget: 0.5", "reduction: 2.0", "match: full"):
+            (_, found) = methods(base, f"[full, {{policy: {fixed}, {sized}}}]")
+            assert len(found.params) == 1
+        with pytest.raises(ConfigError, match="a budget of 100 tokens is too small"):
+            methods(base, f"[{{policy: {fixed}, budget: 100}}]")
+        with pytest.raises(ConfigError, match=r"\.capacity: is "):
+            methods(base, f"[{{policy: {fixed}}}]")
+
+
 def test_what_methods_are_compared_with(base: Path) -> None:
     text = (
         "[full, {policy: h2o, name: h2o-reduction2.5, reduction: 2.5}, {policy: h2o, reduction: 4},"
