@@ -52,7 +52,11 @@ def test_rows_without_tokens_are_not_called(setting, data):
         for eviction in step.evictions:
             for row in range(rows) if eviction.rows is None else eviction.rows:
                 slots = eviction.policy.select(
-                    Held(shared_scores(name, scores[row]), values=ALIKE, asked=Asked(projected=ALIKE[..., 0])),
+                    Held(
+                        shared_scores(name, scores[row]),
+                        values=ALIKE,
+                        asked=Asked(projected=torch.ones(1, 1, eviction.length)),
+                    ),
                     eviction.length,
                     eviction.sampled,
                 )
