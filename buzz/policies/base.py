@@ -104,7 +104,8 @@ class Policy(Lengths):
 
     @property
     def reads(self) -> frozenset[str]:
-        """What else `select` and `share` look at: "keys", "values", "queries" (`buzz.policies.held.Held`)."""
+        """What else `select` and `share` look at: "keys", "values"; of the call that evicts, which must not be a decode
+        step, "queries" and "projected" (`buzz.policies.held.Held` and `Asked`)."""
         return frozenset()
 
     @property
