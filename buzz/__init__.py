@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from buzz.cache import BeehiveCache, PerRow
-    from buzz.patching import UnsupportedModelError, patch_model
-    from buzz.policies import POLICIES, Plan, Policy, ScoreSpec, make_policy
+    from buzz.patching import UnsupportedModelError, head_shares, patch_model
+    from buzz.policies import POLICIES, HeadShares, Plan, Policy, ScoreSpec, make_policy
 
 __version__ = "0.1.0"
 
 __all__ = [
     "POLICIES",
     "BeehiveCache",
+    "HeadShares",
     "PerRow",
     "Plan",
     "Policy",
     "ScoreSpec",
     "UnsupportedModelError",
+    "head_shares",
     "make_policy",
     "patch_model",
 ]
@@ -29,9 +31,8 @@ __all__ = [
 _HOME = {
     "BeehiveCache": "buzz.cache",
     "PerRow": "buzz.cache",
-    "UnsupportedModelError": "buzz.patching",
-    "patch_model": "buzz.patching",
-    **dict.fromkeys(("POLICIES", "Plan", "Policy", "ScoreSpec", "make_policy"), "buzz.policies"),
+    **dict.fromkeys(("UnsupportedModelError", "head_shares", "patch_model"), "buzz.patching"),
+    **dict.fromkeys(("POLICIES", "HeadShares", "Plan", "Policy", "ScoreSpec", "make_policy"), "buzz.policies"),
 }
 _MODULES = ("attention", "cache", "patching", "policies")  # `import buzz` alone gives these as well
 

@@ -18,7 +18,7 @@ from buzz.cache.interface import TransformersCache
 from buzz.cache.layer import BeehiveLayer, Memory
 from buzz.cache.per_row import PerRow
 from buzz.cache.storage import OnEvict, Storage
-from buzz.policies import Asked, Policy
+from buzz.policies import Asked, HeadShares, Policy
 from buzz.policies.window import SlidingWindow
 
 
@@ -43,6 +43,8 @@ class BeehiveCache(TransformersCache):
             "cache" for rotary models and "original" for others.
         capacity: slots to allocate per row at least; None: as many as are needed, some more as it grows.
         budget: mean cached tokens per head in the long run that the policy is fitted to (`Policy.from_budget`).
+        shares: of the model's heads, for a policy that needs them (`Policy.measured`); None: the patched model measures
+            them once, when it is first called with such a cache (`buzz.head_shares`).
 
     Attributes:
         on_evict: if set, called as `on_evict(layer, eviction, slots)` in every eviction, before anything moves: slots
@@ -54,7 +56,8 @@ class BeehiveCache(TransformersCache):
 
     Raises:
         ValueError: as many policies as layers are needed; no such policy; positions unknown; layers that are neither
-            of full nor of sliding attention. TypeError: not a policy, no model and no configuration.
+            of full nor of sliding attention; shares of another model. TypeError: not a policy, no model and no
+            configuration.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class BeehiveCache(TransformersCache):
         capacity: int | None = None,
         *,
         budget: int | None = None,
+        shares: HeadShares | None = None,
     ) -> None:
         config = text_config(config)
         n = config.num_hidden_layers
@@ -82,6 +86,7 @@ class BeehiveCache(TransformersCache):
         # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
         super().__init__(layers=[BeehiveLayer(self.integers.columns, memory) for _ in range(n)])
         self.storage = Storage(self.integers, self.layers, memory, least)
+        self.shares = shares
 
     @property
     def on_evict(self) -> OnEvict | None:
@@ -91,6 +96,32 @@ class BeehiveCache(TransformersCache):
     @on_evict.setter
     def on_evict(self, watch: OnEvict | None) -> None:
         self.storage.on_evict = watch
+
+    @property
+    def shares(self) -> HeadShares | None:
+        """Of the heads of the layers that the policy decides over; None: they are not known yet.
+
+        Raises:
+            ValueError: they are of another model.
+        """
+        return self._shares
+
+    @shares.setter
+    def shares(self, shares: HeadShares | None) -> None:
+        if shares is not None:
+            has, needs = (shares.layers, shares.heads), (len(self._shape.decided), self._shape.heads)
+            if has != needs:
+                raise ValueError(
+                    f"the head shares are of {has[0]} layers of {has[1]} KV heads, the policy decides over {needs[0]} "
+                    f"layers of {needs[1]}: they were measured on another model"
+                )
+            self.storage.measure(shares)
+        self._shares = shares
+
+    @property
+    def is_unmeasured(self) -> bool:
+        """Whether the policy needs head shares and there are none."""
+        return self.storage.is_unmeasured
 
     # What it was built for.
 

@@ -10,7 +10,7 @@ import torch
 from buzz.cache.compaction import Block
 from buzz.cache.pool import Pool
 from buzz.kernels.device import runs_triton
-from buzz.policies import Asked, Held, Places, Policy
+from buzz.policies import Asked, HeadShares, Held, Places, Policy
 from buzz.rows import Rows, brought
 
 
@@ -63,14 +63,18 @@ class Source(NamedTuple):
         """The first place of each part."""
         return [index * (self.places.size // len(self.parts)) for index in range(len(self.parts))]
 
-    def held(self, policy: Policy) -> Held:
-        """What a policy is shown of it: [U, P] and [U, P, D], or [U, H, L, D] of one part of equal heads."""
+    def held(self, policy: Policy, shares: HeadShares | None = None) -> Held:
+        """What a policy is shown of it: [U, P] and [U, P, D], or [U, H, L, D] of one part of equal heads.
+
+        Args:
+            shares: of the heads that share.
+        """
         alone = len(self.parts) == 1
         keys, values = (
             None if name not in policy.reads else getattr(self.parts[0], name) if alone else self.whole(name)
             for name in ("keys", "values")
         )
-        held = Held(self.whole("scores"), keys, values, self.asked)
+        held = Held(self.whole("scores"), keys, values, self.asked, shares)
         if self.rows is None:
             return held
         index = self.rows.on(self.places.length.device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from buzz.policies import Policy, Scope
 
-_ALIKE = ("logn_base", "scope", "positions", "echo_chunk", "reads")  # what the policies of a batch agree in
+_ALIKE = ("logn_base", "scope", "measured", "positions", "echo_chunk", "reads")  # what the policies of a batch agree in
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class PerRow:
 
     Raises:
         TypeError: not policies, or of several families. ValueError: none, or rows differ in what a batch has in common:
-            log-n base, scope, positions, a second reading, what is read, the attention for scores.
+            log-n base, scope, measured shares, positions, a second reading, what is read, the attention for scores.
     """
 
     policies: tuple[Policy, ...]
@@ -52,6 +52,11 @@ class PerRow:
     def scope(self) -> Scope:
         """Of all rows."""
         return self.policies[0].scope
+
+    @property
+    def measured(self) -> bool:
+        """Whether any needs the shares of the model's heads."""
+        return self.policies[0].measured
 
     @property
     def positions(self) -> str | None:

@@ -11,7 +11,7 @@ from buzz.cache.dealing import Source, deal, slots_that_stay
 from buzz.cache.layer import BeehiveLayer
 from buzz.cache.pool import Pool
 from buzz.cache.schedule import Eviction, Step
-from buzz.policies import Asked
+from buzz.policies import Asked, HeadShares
 from buzz.rows import Rows
 
 
@@ -25,11 +25,17 @@ class SharedLayers:
         layers: of the schedule.
         together: whether they share with each other.
         least: slots of a head to allocate at least.
+        measured: whether their policy needs the shares of the layers' heads.
+
+    Attributes:
+        shares: of the layers' heads, where they have been measured.
     """
 
-    def __init__(self, layers: Sequence[BeehiveLayer], together: bool, least: int) -> None:
+    def __init__(self, layers: Sequence[BeehiveLayer], together: bool, least: int, measured: bool = False) -> None:
         self._layers, self._together, self._least = layers, together, least
         self._offered: Pool | None = None
+        self.measured = measured
+        self.shares: HeadShares | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -60,6 +66,8 @@ class SharedLayers:
         if watch is not None or any(eviction.policy.shortlist is None for eviction in step.evictions):
             return  # who watches is told of slots as they were in the call
         source, held = self._equal([index], Rows(step.ends)), list(step.ends)
+        places = source.places._replace(first=index * source.places.heads)
+        source = source._replace(places=places)
         for eviction in step.evictions:
             assert eviction.policy.shortlist is not None
             for row in _rows(eviction, step):
@@ -69,7 +77,7 @@ class SharedLayers:
         if self._shortlist is None:
             layers = len(self._layers)
             self._shortlist = Pool(layers, layers, len(held), part.keys.shape[1], max(held), part.keys, scores)
-        deal(self._shortlist, source, _stays(source, step, held), Rows(held), rows, layer=index)
+        deal(self._shortlist, source, self._stays(source, step, held), Rows(held), rows, layer=index)
         self._layers[index].enter(self._shortlist, index)
 
     def end(self, step: Step, watch: Watch | None, served: bool) -> None:
@@ -110,7 +118,7 @@ class SharedLayers:
     def _enter(self, members: Sequence[int], source: Source, step: Step, watch: Watch | None) -> None:
         """Run the evictions of a call on the way from buffers, or shortlists, into a pool."""
         lengths, spec = Rows(length for length, _ in step.after), step.score_spec
-        stay = _stays(source, step, lengths)
+        stay = self._stays(source, step, lengths)
         for eviction in step.evictions:
             rows = _rows(eviction, step)
             if watch is not None:
@@ -121,6 +129,21 @@ class SharedLayers:
         ]
         scored = spec is not None and spec.accumulate
         self._bring(members, source, stay, lengths, max(*lengths, self._least, step.capacity), scored, decays)
+
+    def _stays(self, source: Source, step: Step, held: Sequence[int]) -> torch.Tensor:
+        """Which places stay if row b holds held[b] slots a head in the mean, bool [B, P]."""
+        due = [eviction for eviction in step.evictions if held[_rows(eviction, step)[0]] < eviction.length]
+        stay = None if any(len(_rows(eviction, step)) == len(held) for eviction in due) else source.places.taken
+        stay = None if stay is None else stay.expand(len(held), -1).clone()
+        for eviction in due:
+            rows, policy = _rows(eviction, step), eviction.policy
+            part = source.units(rows)
+            new = policy.share(
+                part.held(policy, self.shares), part.places, eviction.kept, eviction.length, held[rows[0]]
+            )
+            stay = new if stay is None else stay.index_copy_(0, rows.on(new.device), new)
+        assert stay is not None
+        return stay
 
     def _bring(
         self, members: Sequence[int], source: Source, stay: torch.Tensor, lengths: Rows, capacity: int, scored: bool,
@@ -147,7 +170,7 @@ class SharedLayers:
             for eviction in due:
                 units, policy = pool.units_of(_rows(eviction, step)), eviction.policy
                 source = whole if eviction.rows is None else whole.units(units)
-                stay = policy.share(source.held(policy), source.places, eviction.kept, eviction.length)
+                stay = policy.share(source.held(policy, self.shares), source.places, eviction.kept, eviction.length)
                 if watch is not None:
                     self._tell(watch, members, source, stay, eviction)
                 deal(pool, source, stay, Rows([eviction.kept] * len(units)), units, [policy.decay] * len(units))
@@ -230,20 +253,6 @@ class SharedLayers:
 def _rows(eviction: Eviction, step: Step) -> Rows:
     """The rows of an eviction."""
     return Rows(range(len(step.ends))) if eviction.rows is None else eviction.rows
-
-
-def _stays(source: Source, step: Step, held: Sequence[int]) -> torch.Tensor:
-    """Which places stay if row b holds held[b] slots a head in the mean, bool [B, P]."""
-    due = [eviction for eviction in step.evictions if held[_rows(eviction, step)[0]] < eviction.length]
-    stay = None if any(len(_rows(eviction, step)) == len(held) for eviction in due) else source.places.taken
-    stay = None if stay is None else stay.expand(len(held), -1).clone()
-    for eviction in due:
-        rows, policy = _rows(eviction, step), eviction.policy
-        part = source.units(rows)
-        new = policy.share(part.held(policy), part.places, eviction.kept, eviction.length, held[rows[0]])
-        stay = new if stay is None else stay.index_copy_(0, rows.on(new.device), new)
-    assert stay is not None
-    return stay
 
 
 __all__ = ["SharedLayers"]

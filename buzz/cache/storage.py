@@ -16,7 +16,7 @@ from buzz.cache.schedule import Eviction, Step
 from buzz.cache.settle import Waiting, settle, settle_alike, settle_stack
 from buzz.cache.shared import SharedLayers
 from buzz.cache.stack import Stack
-from buzz.policies import ScoreSpec
+from buzz.policies import HeadShares, ScoreSpec
 from buzz.rows import Rows
 
 OnEvict = Callable[[int, Eviction, torch.Tensor], None]  # called with a layer of the model
@@ -40,9 +40,11 @@ class Storage:
         self._waiting = Waiting()
         self._stacks: dict[int, Stack] = {}
         self._shared = {
-            schedule: SharedLayers([layers[i] for i in group], scope == "model", least[group[0]])
+            schedule: SharedLayers(
+                [layers[i] for i in group], policy.scope == "model", least[group[0]], policy.measured
+            )
             for schedule, group in calls.groups.items()
-            if (scope := calls.policy(group[0]).scope) != "head"
+            if (policy := calls.policy(group[0])).scope != "head"
         }
 
     @property
@@ -66,6 +68,17 @@ class Storage:
     def least_slots(self, layer: int) -> int:
         """Slots to allocate in one layer at least."""
         return self._least[layer]
+
+    @property
+    def is_unmeasured(self) -> bool:
+        """Whether a policy needs shares of the model's heads that nobody has given."""
+        return any(shared.shares is None and shared.measured for shared in self._shared.values())
+
+    def measure(self, shares: HeadShares) -> None:
+        """Take in the shares of the heads of all counted layers."""
+        order = {layer: index for index, layer in enumerate(self._calls.counted)}
+        for schedule, shared in self._shared.items():
+            shared.shares = shares.of_layers(tuple(order[layer] for layer in self._calls.groups[schedule]))
 
     # A call.
 

@@ -7,6 +7,7 @@ import torch
 from buzz.cache import BeehiveCache
 from buzz.decoding.arena import Session
 from buzz.decoding.engine import Engine
+from buzz.models.shares import give_shares
 
 WORTH = 512  # steps of the same rows: in fewer a capture costs more than it saves
 
@@ -54,6 +55,7 @@ class Feed:
             return False
         try:
             self._cache.check(engine.shape)
+            give_shares(self._cache, engine.model)
             engine.refresh()
             session = engine.session(self._cache, rows, left)
             if session is not None:

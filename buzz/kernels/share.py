@@ -62,7 +62,8 @@ def _threshold(KEYS, GROUP, begin, end, number, wanted, N: tl.constexpr, GROUPED
 
 @triton.jit
 def _bound_heads(
-    KEYS, BEGIN, LENGTH, GROUP, size, begin_row, length_row, heads, sink, window, least, most, N: tl.constexpr,
+    KEYS, BEGIN, LENGTH, GROUP, BUDGETS, size, begin_row, length_row, heads, sink, window, least, most,
+    BUDGETED: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Groups of a head's places: 0 what it has at least, 1 what it may have, 3 what is above its ceiling."""
     row, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
@@ -71,6 +72,8 @@ def _bound_heads(
     begin = tl.load(BEGIN + row * begin_row + head).to(tl.int32)
     length = tl.load(LENGTH + row * length_row + head).to(tl.int32)
     end = begin + length
+    if BUDGETED:
+        least = tl.load(BUDGETS + head).to(tl.int32)
     stay = tl.minimum(length, sink + window)  # anyway: at both ends
     first = begin + tl.minimum(sink, length)
     last = tl.maximum(end - window, first)
@@ -93,8 +96,8 @@ def _bound_heads(
 
 @triton.jit
 def _bound_layers(
-    KEYS, BEGIN, LENGTH, GROUP, size, begin_row, length_row, heads, layers, least, most, layer_most,
-    H_PADDED: tl.constexpr, N: tl.constexpr,
+    KEYS, BEGIN, LENGTH, GROUP, BUDGETS, size, begin_row, length_row, heads, layers, least, most, layer_most,
+    BUDGETED: tl.constexpr, H_PADDED: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Group 2: those of group 1 that are above their layer's ceiling."""
     row, layer = (tl.program_id(0) // layers).to(tl.int64), tl.program_id(0) % layers
@@ -104,7 +107,10 @@ def _bound_layers(
     length = tl.load(LENGTH + row * length_row + layer * heads + h, mask=h < heads, other=0).to(tl.int32)
     begin = tl.load(BEGIN + row * begin_row + layer * heads).to(tl.int32)
     end = tl.load(BEGIN + row * begin_row + (layer + 1) * heads, mask=layer + 1 < layers, other=size).to(tl.int32)
-    of_0 = tl.sum(tl.minimum(length, least), 0)
+    if BUDGETED:
+        of_0 = tl.sum(tl.minimum(length, tl.load(BUDGETS + layer * heads + h, mask=h < heads, other=0).to(tl.int32)), 0)
+    else:
+        of_0 = tl.sum(tl.minimum(length, least), 0)
     of_1 = tl.sum(tl.minimum(length, most), 0) - of_0
     wanted = layer_most - of_0
     if of_1 > wanted:
@@ -176,7 +182,7 @@ def _mark(
 
 def share_out(
     worth: torch.Tensor, begin: torch.Tensor, length: torch.Tensor, layers: int, total: int, *,
-    sink: int, window: int, least: int, most: int, layer_most: int | None,
+    sink: int, window: int, least: int | torch.Tensor, most: int, layer_most: int | None,
     chunk: int = _CHUNK, tile: int = _TILE,
 ) -> torch.Tensor:  # fmt: skip
     """The places that stay, as of `buzz.policies.sharing.share`, which says by which rule.
@@ -186,7 +192,8 @@ def share_out(
         begin, length: int64 [R or 1, heads], where each head's slots are, as of `buzz.policies.places.Places`. The
             last axis is contiguous.
         total: places of a row that stay, of all heads.
-        least, most: slots that a head has at least and may have, as far as it holds them.
+        least, most: slots that a head has at least and may have, as far as it holds them; least may be int64 [heads],
+            contiguous.
         layer_most: slots that a layer may have; None: there is no such bound.
         chunk, tile: how the work is cut up; powers of two.
 
@@ -201,16 +208,27 @@ def share_out(
     counts = torch.zeros(_PASSES, rows, bins, dtype=torch.int32, device=worth.device)
     of_tiles = torch.empty(rows, tiles, bins, dtype=torch.int32, device=worth.device)
     of_heads = min(chunk, triton.next_power_of_2(triton.cdiv(size, heads)))
-    lies = (begin, length, group, size, begin_row, length_row)
+    budgeted = not isinstance(least, int)
+    budgets, least = (least, 0) if budgeted else (begin, least)
+    lies = (begin, length, group, budgets, size, begin_row, length_row)
     with torch.cuda.device_of(worth):
         _order[(tiles, rows)](worth, keys, group, size, N=tile)
         _bound_heads[(rows * heads,)](
-            keys, *lies, heads, sink, window, least, most, N=of_heads, num_warps=min(16, max(1, of_heads // 512))
+            keys,
+            *lies,
+            heads,
+            sink,
+            window,
+            least,
+            most,
+            BUDGETED=budgeted,
+            N=of_heads,
+            num_warps=min(16, max(1, of_heads // 512)),
         )
         if layer_most is not None:
             _bound_layers[(rows * layers,)](
                 keys, *lies, heads // layers, layers, least, most, layer_most,
-                H_PADDED=triton.next_power_of_2(heads // layers), N=chunk, num_warps=16,
+                BUDGETED=budgeted, H_PADDED=triton.next_power_of_2(heads // layers), N=chunk, num_warps=16,
             )  # fmt: skip
         for done in range(_PASSES):
             _count[(tiles, rows)](

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from buzz.models.families import FAMILIES
+from buzz.models.shares import head_shares
 from buzz.patching.handle import PatchHandle
 from buzz.patching.targets import UnsupportedModelError, find_targets
 
@@ -43,4 +44,4 @@ def patch_model(model: Any) -> PatchHandle:
     return handle
 
 
-__all__ = ["FAMILIES", "PatchHandle", "UnsupportedModelError", "patch_model", "supported_families"]
+__all__ = ["FAMILIES", "PatchHandle", "UnsupportedModelError", "head_shares", "patch_model", "supported_families"]

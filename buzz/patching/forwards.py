@@ -17,6 +17,7 @@ from buzz.models.family import Family
 from buzz.models.layer import Prompt, read
 from buzz.models.outputs import output_weight
 from buzz.models.positions import Learned, Rotary
+from buzz.models.shares import give_shares
 from buzz.models.slots import StaticLayer
 from buzz.models.tensor_parallel import spread_heads
 from buzz.models.untouched import is_watched
@@ -178,6 +179,7 @@ def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: d
     for layer, block in enumerate(backbone.layers):
         if "projected" in cache.integers.policy(layer).reads:
             output_weight(block.self_attn)  # which says what is wrong
+    give_shares(cache, patched.handle.model)
     patched.positions.renew()
     rows, columns = tokens.shape[:2]
     mask = tokens_of(inputs.get("attention_mask"), rows, columns, cache.get_seq_length())

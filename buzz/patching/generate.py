@@ -17,6 +17,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from buzz.cache import BeehiveCache
 from buzz.decoding.engine import Engine
 from buzz.decoding.loop import Loop
+from buzz.models.shares import give_shares
 
 _RECORDED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
@@ -106,6 +107,7 @@ def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...],
         return before(*args, **kwargs)
     try:
         cache.check(engine.shape)
+        give_shares(cache, engine.model)
         engine.refresh()
         return before(*args, **kwargs, custom_generate=Loop(engine, arguments.get("streamer")))
     finally:

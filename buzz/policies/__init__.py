@@ -18,6 +18,7 @@ from buzz.policies.kvzip import KVzipPolicy
 from buzz.policies.lengths import Plan, Steady
 from buzz.policies.places import Places
 from buzz.policies.random import RandomPolicy
+from buzz.policies.shares import HeadShares
 from buzz.policies.snapkv import PyramidKVPolicy, SnapKVPolicy
 from buzz.policies.specs import ScoreSpec
 from buzz.policies.streaming import LocalPolicy, StreamingPolicy
@@ -69,6 +70,9 @@ def make_policy(name: str, **params: Any) -> Policy:
 __all__ = [
     "POLICIES",
     "Asked",
+    "CombPolicy",
+    "FullPolicy",
+    "HeadShares",
     "Held",
     "Places",
     "Plan",

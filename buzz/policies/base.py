@@ -79,7 +79,7 @@ class Policy(Lengths):
                 value = integer_within(where, value, self.least[name], self.most.get(name, LONGEST))
             elif name in self.ranges and not (value is None and field.default is None):
                 value = number_within(where, value, *self.ranges[name])
-            elif name in self.choices:
+            elif name in self.choices and not (value is None and field.default is None):
                 value = choice(where, value, self.choices[name])
             elif isinstance(field.default, bool):
                 value = flag(where, value)
@@ -170,6 +170,11 @@ class Policy(Lengths):
             (on the device of `held`, on the CPU where nothing is shown).
         """
         raise NotImplementedError
+
+    @property
+    def measured(self) -> bool:
+        """Whether `share` needs the shares of the model's heads (`Held.shares`), which are measured beforehand."""
+        return False
 
     @property
     def shortlist(self) -> int | None:

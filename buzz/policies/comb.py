@@ -16,32 +16,43 @@ from buzz.policies.ranking import ends_and_highest
 from buzz.policies.sharing import share
 from buzz.policies.specs import ScoreSpec
 
-_WINDOW = 30  # per cent of the capacity, where no window is given
+Budgets = Literal["measured", "worth"]
+
+_WINDOW = 25  # per cent of the capacity, where no window is given
 _SLACK = 8  # what collects before the next eviction is such a part of the capacity
-_AFAR, _AFAR_OF_ECHO = 5.0, 30.0  # what the mean of a prompt counts beside the largest: of one reading, of the second
-_SHORTLIST = 2  # slots that a layer keeps at most until a prompt is read, as a multiple of the mean
+# What the mean of a prompt counts beside the largest: with measured budgets, where worth decides within a head; with
+# budgets by worth, where it compares heads; beside the second reading.
+_AFAR, _AFAR_OF_HEADS, _AFAR_OF_ECHO = 50.0, 5.0, 30.0
+# Slots that a layer keeps at most until a prompt is read, as a multiple of the mean; where shares are measured, which
+# differ more.
+_SHORTLIST, _SHORTLIST_MEASURED = 2, 4
 
 
 @dataclass(frozen=True, repr=False)
 class CombPolicy(Policy):
-    """Sink, window, and the slots that any query from afar looked at most, shared out over the heads of the model.
+    """Sink, window, and the slots that queries from afar look at, in heads that have what they need.
 
-    Of this project. Probabilities are compared as they are, so that a head whose attention is sharp gets more slots
-    than one that looks everywhere a little. Budgets per head are from AdaKV (Feng et al., arXiv 2407.11550), their
-    sharing over a whole model and the second reading (`echo`) from KVzip (Kim et al., arXiv 2505.23416).
+    Of this project. How many slots a head keeps is known before any text is read: which heads look far back is a
+    property of the model, measured once by reading a text twice (`budgets`, `buzz.head_shares`; that there are such
+    heads is from DuoAttention, Xiao et al., arXiv 2410.10819). Or worth decides: probabilities are compared over all
+    heads as they are, so that a head whose attention is sharp gets more. Budgets per head are from AdaKV (Feng et al.,
+    arXiv 2407.11550), their sharing over a whole model and the second reading (`echo`) from KVzip (Kim et al., arXiv
+    2505.23416).
 
     Once more than `capacity + slack` slots are cached, `capacity` slots a head stay in the mean: the first `sink` and
-    the last `recent` of every head, and those of highest worth. The worth of a slot is the largest probability that a
-    query of a step more than `near` slots behind it gave it. In a prompt, which is any call of several tokens, it is
-    the largest from more than `beyond` slots away, and `afar` times the mean from more than `near`. At every eviction
-    it is multiplied by `decay`. After a call that leaves more than `capacity + slack + 1` slots it counts times the
-    norm of the slot's value. On equal worth the older slot stays (of the lower layer and head, where heads share). What
-    was measured for these choices is in docs/comb.md.
+    the last `recent` of every head, and those of highest worth: in each head as many as it has in its budget; what
+    heads are too short for, and all where budgets are by worth, goes to the highest worth of all heads that share.
+
+    The worth of a slot is the largest probability that a query of a step more than `near` slots behind it gave it. In a
+    prompt, which is any call of several tokens, it is the largest from more than `beyond` slots away, and `afar` times
+    the mean from more than `near`. At every eviction it is multiplied by `decay`. After a call that leaves more than
+    `capacity + slack + 1` slots it counts times the norm of the slot's value. On equal worth the older slot stays (of
+    the lower layer and head, where heads share). What was measured for these choices is in docs/comb.md.
 
     Args:
         capacity: slots that a head keeps at an eviction, in the mean over the heads that share, in tokens.
         sink, window: first and last slots of every head that always stay, in tokens; part of the capacity. No window:
-            three tenths of the capacity.
+            a quarter of the capacity.
         lazy: slots a head that collect beyond the capacity before the next eviction; None: an eighth of it.
         decay: what worth is multiplied by at every eviction, from 0 to 1.
         scope: heads that share their slots out: those of the "model", of a "layer", or none ("head").
@@ -51,9 +62,11 @@ class CombPolicy(Policy):
         near: how many slots a query must be behind a slot to count in a step, and in the mean of a prompt.
         echo: whether prompts are read twice. Then the largest probability is the one that a slot gets when the prompt
             is told again, and the mean is that of the first reading.
-        afar: weight of the mean beside the largest; None: 5, with an echo 30.
+        afar: weight of the mean beside the largest; None: 50, with budgets by worth 5, with an echo 30.
         values: whether the norms of values count.
         chunk: tokens that the second reading reads at once.
+        budgets: what says how many slots each head gets: those "measured" of the model's heads, or "worth", at every
+            eviction anew; None: measured, but by worth with an echo or a scope other than the model.
     """
 
     capacity: int = 512
@@ -70,6 +83,7 @@ class CombPolicy(Policy):
     afar: float | None = None
     values: bool = True
     chunk: int = 1024
+    budgets: Budgets | None = None
 
     name: ClassVar[str] = "comb"
     least: ClassVar[dict[str, int]] = {
@@ -87,7 +101,7 @@ class CombPolicy(Policy):
         "ceiling": (1, LONGEST),
         "afar": (0, LONGEST),
     }
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"scope": get_args(Scope)}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"scope": get_args(Scope), "budgets": get_args(Budgets)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +109,10 @@ class CombPolicy(Policy):
             raise ValueError(
                 f"comb: capacity must be at least sink + window, got capacity {self.capacity}, "
                 f"sink {self.sink}, window {self.recent}"
+            )
+        if self.budgets == "measured" and self.scope != "model":
+            raise ValueError(
+                f"comb: measured budgets are those of a model's heads, so scope must be model, got {self.scope}"
             )
 
     @property
@@ -120,7 +138,9 @@ class CombPolicy(Policy):
     @property
     def weight(self) -> float:
         """What the mean from afar in a prompt counts beside the largest."""
-        return (_AFAR_OF_ECHO if self.echo else _AFAR) if self.afar is None else self.afar
+        if self.afar is not None:
+            return self.afar
+        return _AFAR_OF_ECHO if self.echo else _AFAR if self.measured else _AFAR_OF_HEADS
 
     @property
     def echo_chunk(self) -> int | None:
@@ -144,15 +164,29 @@ class CombPolicy(Policy):
         return ends_and_highest(self._worth(held, length)[..., :length], self.capacity, self.sink, self.recent)
 
     @property
+    def measured(self) -> bool:
+        if self.budgets is None:
+            return self.scope == "model" and not self.echo
+        return self.budgets == "measured"
+
+    @property
     def shortlist(self) -> int | None:
-        return _SHORTLIST if self.scope == "model" and not self.echo else None
+        if self.scope != "model" or self.echo:
+            return None
+        return _SHORTLIST_MEASURED if self.measured else _SHORTLIST
 
     def longest_head(self, mean: int) -> int | None:
         return max(mean, int(self.ceiling * self.capacity) + mean - self.capacity)
 
     def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:
+        budgets = None
+        if self.measured:
+            if held.shares is None:
+                raise ValueError("comb: share needs the shares of the model's heads (buzz.head_shares)")
+            least, most = max(1, self.sink + self.recent), int(self.ceiling * kept)
+            budgets = held.shares.part(kept, least, most, self.shortlist, places.first, places.heads)
         return share(
-            self._worth(held, length), places, kept, chosen,
+            self._worth(held, length), places, kept, chosen, budgets=budgets,
             sink=self.sink, window=self.recent, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.shortlist,
         )  # fmt: skip
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from buzz.policies.shares import HeadShares
+
 
 class Asked(NamedTuple):
     """What a policy asks of the call that evicts (`Policy.reads`), of Hq query heads, float32; else None.
@@ -53,13 +55,15 @@ class Held(NamedTuple):
 
     scores: what `Policy.score_spec` asks for, or what was heard where a call was read twice; None where nothing is
     asked for. keys, values: as they are cached. asked: "queries" (mean and covariance) and "projected", of the call
-    that evicts. These only where `Policy.reads` names them; else None.
+    that evicts. These only where `Policy.reads` names them; else None. shares: of the heads that share, where
+    `Policy.measured`.
     """
 
     scores: torch.Tensor | None = None
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
     asked: Asked | None = None
+    shares: HeadShares | None = None
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +105,7 @@ class Held(NamedTuple):
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Held:
         """With scores, keys and values changed alike, as far as they are shown."""
         scores, keys, values = (None if t is None else change(t) for t in self[:3])
-        return Held(scores, keys, values, self.asked)
+        return self._replace(scores=scores, keys=keys, values=values)
 
     def rows(self, index: torch.Tensor, length: int) -> Held:
         """Of the rows of an index int64 [N], the first `length` slots of each head."""

@@ -13,7 +13,8 @@ class Places(NamedTuple):
     heads: how many of them share, the layers' one after another where layers share too. layers: how many of these.
     size: places of a row, P. begin: int64 [R or 1, heads], where the room of each head begins, which ends where the
     next one's does; the first one's is 0. length: int64 [R or 1, heads], the slots of each head, from its begin on; the
-    rest of its room is free.
+    rest of its room is free. first: where those of one layer are looked at alone, the number of the first of them among
+    all that share.
     """
 
     heads: int
@@ -21,6 +22,7 @@ class Places(NamedTuple):
     size: int
     begin: torch.Tensor
     length: torch.Tensor
+    first: int = 0
 
     @classmethod
     def equal(cls, heads: int, layers: int, length: int, device: torch.device) -> Places:

@@ -7,6 +7,7 @@ import torch
 from buzz.kernels.device import runs_triton
 from buzz.policies.places import Places
 from buzz.policies.ranking import ranked
+from buzz.rows import Rows
 
 
 def share(
@@ -20,15 +21,17 @@ def share(
     floor: float = 0.0,
     ceiling: float | None = None,
     layer_ceiling: float | None = None,
+    budgets: Rows | None = None,
 ) -> torch.Tensor:
     """The places that stay: `kept` slots a head in the mean, most of them where worth is highest.
 
-    Every head keeps its first `sink` and last `window` slots and then those of highest worth until it has
-    `floor * kept`, at least one. What is left goes to the highest worth of all heads, as far as no head gets more than
-    `ceiling * kept` and no layer more than `layer_ceiling * kept` a head in the mean. Shares are rounded down. A head
-    has no more than it holds, so ceilings may leave slots over: these go to the highest worth of what the layers'
-    ceilings held back, and then of what the heads' did. (Heads that were within their ceilings and have grown by
-    equally many slots leave none over.) On equal worth the earlier place wins; what is not a number is worth least.
+    Every head keeps its first `sink` and last `window` slots and then those of highest worth until it has `floor *
+    kept`, at least one, or its budget where there are `budgets`. What is left goes to the highest worth of all heads,
+    as far as no head gets more than `ceiling * kept` and no layer more than `layer_ceiling * kept` a head in the mean.
+    Shares are rounded down. A head has no more than it holds, so ceilings may leave slots over: these go to the highest
+    worth of what the layers' ceilings held back, and then of what the heads' did. (Heads that were within their
+    ceilings and have grown by equally many slots leave none over.) On equal worth the earlier place wins; what is not a
+    number is worth least.
 
     Heads of budgets of their own are from AdaKV (Feng et al., arXiv 2407.11550), and so is the floor.
 
@@ -40,13 +43,16 @@ def share(
         kept: slots that a head keeps in the mean; at least 1, sink + window and what floor asks for.
         chosen: so many are marked in place of `kept`, in the same order.
         ceiling, layer_ceiling: at least 1; None: there is none.
+        budgets: slots of each of the heads; together at most those that stay.
 
     Returns:
         bool [R, P], true in `(chosen or kept) * places.heads` taken places of each row.
     """
     rows, size = worth.shape
     total = (chosen or kept) * places.heads
-    least = max(1, sink + window, int(floor * kept))
+    least: int | torch.Tensor = max(1, sink + window, int(floor * kept))
+    if budgets is not None:
+        least = budgets.on(worth.device)
     most = size if ceiling is None else int(ceiling * kept)
     layer_most = None  # one alone gets all that is shared out
     if layer_ceiling is not None and places.layers > 1:
@@ -68,7 +74,8 @@ def share(
     # A head's slots in the order in which it gives them up last; `turn` counts from the first of them.
     first = length.clamp(max=sink + window)  # those that stay anyway
     turn = _turns(head, places.heads, taken & ~protected, order, here) + first.gather(1, head)
-    group = torch.where(protected | (turn < least), 0, torch.where(turn < most, 1, 3))
+    least_of = least if isinstance(least, int) else least[head]
+    group = torch.where(protected | (turn < least_of), 0, torch.where(turn < most, 1, 3))
     if layer_most is not None:
         layer, heads = places.layer.expand(rows, -1), places.heads // places.layers
         before = length.clamp(max=least).unflatten(1, (places.layers, heads)).sum(dim=2)  # of its first group

@@ -91,7 +91,7 @@ def test_rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed, toge
 
 def rows_evict_as_they_would_alone(setting, rows, chunks, steps, seed):
     name, params = setting
-    plain = {"scope": "head", "echo": False, "values": False}  # heads that share: test_shared.py
+    plain = {"scope": "head", "echo": False, "values": False, "budgets": None}  # heads that share: test_shared.py
     params = {**params, **{key: value for key, value in plain.items() if key in params}}
     cache = buzz.BeehiveCache(make_policy(name, **params), CONFIG)
     heads = [[[NaiveHead(name, params) for _ in range(HEADS)] for _ in range(rows)] for _ in range(LAYERS)]
@@ -161,6 +161,8 @@ def test_layers_that_differ_are_compacted_apart():
 def test_lengths_are_those_of_the_trace(name):
     policy = make_policy(name)
     cache = recorded(policy, CONFIG)
+    if cache.is_unmeasured:
+        cache.shares = buzz.HeadShares([[1.0] * CONFIG.num_key_value_heads] * CONFIG.num_hidden_layers)
     feed(cache, 1000)
     for _ in range(400):
         feed(cache, 1)

@@ -14,11 +14,14 @@ import buzz
 from buzz.cache import PerRow
 from buzz.policies import POLICIES, make_policy
 from tests.cache.held import heads_of
+from tests.policies.contract import shares_of
 from tests.policies.strategies import legal
+from tests.policies.test_comb import budgets_of
 from tests.policies.test_sharing import naive_share, places_of
 
 HEADS, DIM, LAYERS = 2, 4, 3  # of four equal components, a norm is exact
 CONFIG = LlamaConfig(num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=HEADS, hidden_size=8)
+SHARES = shares_of(LAYERS)  # of so many heads as a layer has there, too
 SHARING = [policy for policy in legal(POLICIES["comb"]) if policy.scope != "head" and not policy.echo]
 
 
@@ -54,7 +57,8 @@ class NaiveRow:
         worth = torch.tensor([[score for _, score in slots]])
         if policy.reads and weighed:  # in float32, like the policy: products that round may tie
             worth = worth * torch.tensor([[[label + 0.5] * DIM for label, _ in slots]]).norm(dim=-1)
-        rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist)
+        budgets = budgets_of(policy, SHARES) if policy.measured else None
+        rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist, budgets)
         stay, place = naive_share(worth, places, 0, kept, *rule), 0
         for head in heads:
             some = [[label, score * policy.decay] for i, (label, score) in enumerate(head) if place + i in stay]
@@ -108,7 +112,7 @@ def check(cache, rows):
         assert pool.lengths(0) == pool.layer(0).length.tolist()
 
 
-ALIKE = ("scope", "values", "beyond", "near")
+ALIKE = ("scope", "measured", "weight", "values", "beyond", "near")
 CALLS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2**16)), min_size=1, max_size=3)
 
 
@@ -119,7 +123,7 @@ def test_rows_evict_as_they_would_alone(policies, chunks, steps, seed):
     first = policies[0]
     policies = [p for p in policies if all(getattr(p, name) == getattr(first, name) for name in ALIKE)]
     rows = [NaiveRow(policy) for policy in policies]
-    cache = buzz.BeehiveCache(PerRow(policies), CONFIG)
+    cache = buzz.BeehiveCache(PerRow(policies), CONFIG, shares=SHARES)
     generator, labels = torch.Generator().manual_seed(seed), [0] * len(rows)
     for columns, draw in [*chunks, *[(1, None)] * steps]:
         counts = [1] * len(rows)
@@ -131,7 +135,7 @@ def test_rows_evict_as_they_would_alone(policies, chunks, steps, seed):
 
 
 def after(policy, prompts, steps=0):
-    rows, cache = [NaiveRow(policy) for _ in prompts], buzz.BeehiveCache(policy, CONFIG)
+    rows, cache = [NaiveRow(policy) for _ in prompts], buzz.BeehiveCache(policy, CONFIG, shares=SHARES)
     generator = torch.Generator().manual_seed(0)
     call(cache, prompts, max(prompts), rows, [0] * len(prompts), generator)
     for i in range(steps):
@@ -171,24 +175,25 @@ def test_memory_is_that_of_equal_heads(scope):
     assert not cache.lengths
 
 
-def test_a_prompt_of_one_reading_waits_in_its_shortlist():
-    """So that at most one layer is held whole, and of the others twice what stays."""
-    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=0, beyond=0, near=0, scope="model")
-    cache = buzz.BeehiveCache(policy, CONFIG)
+@pytest.mark.parametrize(("budgets", "times"), [("measured", 4), ("worth", 2)])
+def test_a_prompt_of_one_reading_waits_in_its_shortlist(budgets, times):
+    """So that at most one layer is held whole, and of the others four times what stays, or twice."""
+    policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=0, beyond=0, near=0, budgets=budgets)
+    cache = buzz.BeehiveCache(policy, CONFIG, shares=SHARES)
     keys = torch.rand(1, HEADS, 100, DIM)
     cache.begin(1, 100)
     for layer in range(LAYERS - 1):
         slots = cache.append(keys, keys, layer)
         cache.observe(torch.rand(1, HEADS, 100), layer)
         assert slots.keys.shape[2] == 100
-        assert cache.layers[layer].pool.capacity == 16
+        assert cache.layers[layer].pool.capacity == 8 * times
         assert cache.layers[layer].keys is None
 
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_who_watches_sees_the_slots_of_each_head(scope):
     policy = make_policy("comb", capacity=8, sink=1, window=1, lazy=3, beyond=0, near=0, scope=scope)
-    rows, cache, told = [NaiveRow(policy) for _ in range(2)], buzz.BeehiveCache(policy, CONFIG), []
+    rows, cache, told = [NaiveRow(policy) for _ in range(2)], buzz.BeehiveCache(policy, CONFIG, shares=SHARES), []
     cache.on_evict = lambda layer, eviction, slots: told.append((layer, eviction.rows, slots))
     call(cache, [30, 9], 30, rows, [0, 0], torch.Generator().manual_seed(0))
     assert [(layer, which) for layer, which, _ in told] == [(layer, (0,)) for layer in range(LAYERS)]

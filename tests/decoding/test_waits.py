@@ -88,7 +88,9 @@ def test_nothing_waits_for_the_device(monkeypatch, name):
 @pytest.mark.parametrize("name", [f"decays-{scope}" for scope in ("head", "layer", "model")])
 def test_an_eviction_from_a_prompt_waits_for_nothing(monkeypatch, name):
     """Nor does one that is read in chunks, or in a pool that has to grow."""
-    calls = []
+    model, calls = tiny_llama(), []
+    with buzz.patch_model(model):
+        buzz.head_shares(model)  # by calls of its own
     for owner, method in ((Storage, "pass_layer"), (Storage, "end")):
         own = getattr(owner, method)
 
@@ -100,7 +102,6 @@ def test_an_eviction_from_a_prompt_waits_for_nothing(monkeypatch, name):
 
         monkeypatch.setattr(owner, method, guarded)
     ids, mask = left_pad([tokens(1, n, seed=n)[0] for n in (31, 18, 22)])
-    model = tiny_llama()
     with buzz.patch_model(model), torch.inference_mode():
         for chunks in ([31], [20, 11]):
             cache, end = buzz.BeehiveCache(MORE[name], model.config), 0

@@ -16,11 +16,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def shared_out(worth, places, kept, rule, **cut):
-    sink, window, floor, ceiling, layer_ceiling = rule
+    sink, window, floor, ceiling, layer_ceiling, budgets = rule
+    least = max(1, sink + window, int(floor * kept)) if budgets is None else budgets.on(torch.device(DEVICE))
     bounded = layer_ceiling is not None and places.layers > 1
     return share_out(
         worth.to(DEVICE), places.begin.to(DEVICE), places.length.to(DEVICE), places.layers, kept * places.heads,
-        sink=sink, window=window, least=max(1, sink + window, int(floor * kept)),
+        sink=sink, window=window, least=least,
         most=worth.shape[1] if ceiling is None else int(ceiling * kept),
         layer_most=int(layer_ceiling * kept * (places.heads // places.layers)) if bounded else None, **cut,
     ).cpu()  # fmt: skip

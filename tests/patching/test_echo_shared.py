@@ -47,7 +47,7 @@ def kvzip(**changes):
 POLICIES = pytest.mark.parametrize("make", [comb, kvzip])
 
 
-def expected_slots(policy, worth):
+def expected_slots(policy, worth, shares=None):
     """Of each layer and head, from what slots are worth, [H, n] of each layer."""
     policy = dataclasses.replace(policy, values=False) if isinstance(policy, CombPolicy) else policy
     scores, (heads, n) = worth, worth[0].shape
@@ -57,7 +57,7 @@ def expected_slots(policy, worth):
     slots = []
     for group in groups:
         places = Places.equal(heads * len(group), len(group), n, torch.device("cpu"))
-        stay = policy.share(Held(torch.cat(group).flatten()[None]), places, policy.capacity, n)
+        stay = policy.share(Held(torch.cat(group).flatten()[None], shares=shares), places, policy.capacity, n)
         each = stay.view(len(group), heads, n)
         slots += [[head.nonzero()[:, 0].tolist() for head in layer] for layer in each]
     return slots
@@ -80,7 +80,7 @@ def test_a_prompt_keeps_what_its_copy_looks_at(name, make, scope, positions):
 @pytest.mark.parametrize("name", ["llama", "opt", "gemma3_text-mixed"])
 def test_a_prompt_that_is_read_once_keeps_what_is_looked_at_from_afar(name, scope, positions):
     model, ids, policy = tiny(name), tokens(1, 30, seed=1), comb(scope=scope, echo=False)
-    worth = naive_first_scores(model, ids, policy.beyond, 5.0, policy.near)
+    worth = naive_first_scores(model, ids, policy.beyond, 50.0 if scope == "model" else 5.0, policy.near)
     check_prompt(model, ids, policy, positions, worth)
 
 
@@ -95,7 +95,7 @@ def check_prompt(model, ids, policy, positions, worth):
         model(ids, past_key_values=cache)
     decided = cache.integers.counted
     got = [[[slot for slot in head if slot >= 0] for head in kept[layer]] for layer in decided]
-    assert got == expected_slots(policy, [worth[layer] for layer in decided])
+    assert got == expected_slots(policy, [worth[layer] for layer in decided], cache.shares)
     assert scope == "head" or len({len(head) for layer in got for head in layer}) > 1
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 import buzz
-from buzz.policies import Asked, Held, Places, Policy, RowPolicies
+from buzz.policies import Asked, HeadShares, Held, Places, Policy, RowPolicies
 from buzz.rows import Rows
 from tests.policies.naive import walked_peak, walked_steady
 
@@ -94,6 +94,12 @@ def asked_of(rows: int, heads: int, length: int, generator: torch.Generator) -> 
     return Asked(mean, root @ root.mT, torch.rand(rows, heads, length, generator=generator))
 
 
+def shares_of(layers: int, seed: int = 0) -> HeadShares:
+    """Some shares of the heads of so many layers."""
+    drawn = torch.rand(layers, HEADS, generator=torch.Generator().manual_seed(seed)) * 3 + 0.2
+    return HeadShares(drawn.tolist())
+
+
 def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
     """Heads that share keep as many places as planned, each head one at least, and a row what it keeps alone.
 
@@ -116,7 +122,9 @@ def check_share(policy: Policy, length: int, sampled: int, seed: int) -> None:
     begin = rooms.cumsum(dim=1) - rooms
     places = Places(heads, layers, head.shape[1], begin, lengths)
     keys, values = torch.randn(2, rows, head.shape[1], 2, generator=generator)
-    held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values, asked_of(rows, heads, length + 3, generator))
+    asked = asked_of(rows, heads, length + 3, generator)
+    shares = shares_of(layers, seed) if policy.measured else None
+    held = Held(scores_of(head.shape[1], rows, seed)[:, 0], keys, values, asked, shares)
     mask = policy.share(held, places, kept, length)
     assert (mask.dtype, mask.shape) == (torch.bool, head.shape)
     assert mask.sum(-1).tolist() == [kept * heads] * rows

@@ -76,7 +76,7 @@ class NaiveHead:
             return self.kept_of_prompt(everything)
         sink, window = p["sink"], p["window"]
         if self.name == "comb" and window is None:
-            window = max(1, p["capacity"] * 30 // 100)
+            window = max(1, p["capacity"] // 4)
         if self.name == "kvzip":
             if self.sampled or n <= p["capacity"]:
                 return everything, self.sampled or n

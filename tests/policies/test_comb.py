@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.policies import POLICIES, Held, Places, ScoreSpec, make_policy
+from buzz.policies import POLICIES, HeadShares, Held, Places, ScoreSpec, make_policy
+from tests.policies.contract import shares_of
 from tests.policies.strategies import legal
 from tests.policies.test_sharing import naive_share, places_of
 
@@ -26,20 +27,47 @@ def test_shares_equal_the_reference(policy, seed, data):
     places = places_of([lengths], [lengths], 2)
     scores = torch.randint(0, 4, (1, 4 * length), generator=generator).float()
     values = torch.randint(0, 3, (1, 4 * length, 1), generator=generator).half()
-    mask = policy.share(Held(scores, values=values), places, policy.capacity, length)
+    shares = shares_of(2, seed) if policy.measured else None
+    mask = policy.share(Held(scores, values=values, shares=shares), places, policy.capacity, length)
     worth = scores * values[..., 0] if policy.values and more else scores
-    rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist)
+    rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist, budgets_of(policy, shares))
     assert set(mask[0].nonzero()[:, 0].tolist()) == naive_share(worth, places, 0, policy.capacity, *rule)
+
+
+def budgets_of(policy, shares):
+    """Found by trying: the largest scale at which all shares together fit, and again in layers that have too much."""
+    if shares is None:
+        return None
+    kept, each = policy.capacity, len(shares.shares[0])
+    least, most = max(1, policy.sink + policy.recent), int(policy.ceiling * kept)
+
+    def fitting(some, total):
+        def at(scale):
+            return [min(max(scale * share, least), most) for share in some]
+
+        scale = 1e-6
+        for step in (2.0, 1.1, 1.001, 1.00001, 1.0000001):
+            while sum(at(scale * step)) <= total and scale < 1e6:
+                scale *= step
+        return [int(n + 1e-6) for n in at(scale)]
+
+    budgets = fitting([share for of in shares.shares for share in of], kept * len(shares.shares) * each)
+    for layer, of in enumerate(shares.shares):
+        own = slice(layer * each, (layer + 1) * each)
+        if policy.shortlist and sum(budgets[own]) > policy.shortlist * kept * each:
+            budgets[own] = fitting(of, policy.shortlist * kept * each)
+    return budgets
 
 
 def test_what_is_read():
     policy = make_policy("comb", beyond=40, echo=True, chunk=100)
     once = make_policy("comb", beyond=40)
     assert policy.score_spec == once.score_spec == ScoreSpec(True, None, "largest", 16)
-    assert once.prompt_spec == ScoreSpec(True, None, "largest", 40, 5.0, 16)
+    assert once.prompt_spec == ScoreSpec(True, None, "largest", 40, 50.0, 16)
     assert make_policy("comb", afar=0).prompt_spec == ScoreSpec(True, None, "largest", 48, 0.0, 16)
     assert policy.prompt_spec == ScoreSpec(True, None, "mean", 16)
     assert (once.echo_chunk, policy.echo_chunk) == (None, 100)
+    assert make_policy("comb", budgets="worth").prompt_spec.mean == make_policy("comb", scope="head").weight == 5
     assert make_policy("comb", echo=True, afar=0).prompt_spec is None
     assert (make_policy("comb").reads, make_policy("comb", values=False).reads) == ({"values"}, frozenset())
     assert not policy.is_blind
@@ -80,14 +108,16 @@ def test_it_evicts_once_in_so_many_tokens(lazy, slack):
 
 
 def test_slots_of_equal_worth_fall_to_the_lower_head_and_the_older_slot():
-    policy = make_policy("comb", capacity=3, sink=0, window=1, floor=0, lazy=1)  # evicts at 5: norms do not count
+    policy = make_policy(
+        "comb", capacity=3, sink=0, window=1, floor=0, lazy=1, budgets="worth"
+    )  # evicts at 5: norms do not count
     mask = policy.share(Held(torch.ones(1, 10)), Places.equal(2, 2, 5, torch.device("cpu")), 3, 5)
     assert mask.view(2, 5).tolist() == [[True] * 5, [False] * 4 + [True]]
 
 
 @pytest.mark.parametrize("scope", ["head", "model"])
 def test_what_it_reads_must_be_there(scope):
-    policy = make_policy("comb", capacity=3, sink=0, window=1, values=True, scope=scope)
+    policy = make_policy("comb", capacity=3, sink=0, window=1, values=True, scope=scope, budgets="worth")
     places, scores = Places.equal(2, 2, 9, torch.device("cpu")), torch.ones(1, 2, 9)
     with pytest.raises(ValueError, match="comb: select needs values"):
         policy.select(Held(scores), 9)
@@ -95,3 +125,33 @@ def test_what_it_reads_must_be_there(scope):
         policy.share(Held(scores.view(1, 18)), places, 3, 9)
     with pytest.raises(ValueError, match="comb: select needs scores"):
         policy.share(Held(), places, 3, 9)
+    measured = make_policy("comb", capacity=3, sink=0, window=1)
+    with pytest.raises(ValueError, match=r"comb: share needs the shares of the model's heads \(buzz.head_shares\)"):
+        measured.share(Held(scores.view(1, 18), values=torch.ones(1, 18, 1)), places, 3, 9)
+
+
+def test_budgets_are_measured_with_one_reading_over_the_model_alone():
+    assert make_policy("comb").measured
+    for params in ({"echo": True}, {"scope": "layer"}, {"scope": "head"}, {"budgets": "worth"}):
+        assert not make_policy("comb", **params).measured
+    assert make_policy("comb", echo=True, budgets="measured").measured
+    with pytest.raises(
+        ValueError, match="comb: measured budgets are those of a model's heads, so scope must be model, got"
+    ):
+        make_policy("comb", scope="layer", budgets="measured")
+    with pytest.raises(ValueError, match="comb: budgets must be one of measured, worth, got 'measure'"):
+        make_policy("comb", budgets="measure")
+
+
+def test_heads_have_their_budgets_and_what_is_left_goes_by_worth():
+    """Four heads of 20 slots, three of which want 2, 4 and 12; the last wants more than it has."""
+    policy = make_policy("comb", capacity=12, sink=0, window=1, lazy=0, values=False)
+    shares = HeadShares([[1.0, 2.0], [6.0, 15.0]])
+    places, scores = Places.equal(4, 2, 20, torch.device("cpu")), torch.zeros(1, 80)
+    scores[0, 3] = 1.0  # of the neediest least
+    assert shares.budgets(12, 1, 96) == (2, 4, 12, 30)
+    held = places.counted(policy.share(Held(scores, shares=shares), places, 12, 20))[0].tolist()
+    assert held == [12, 4, 12, 20]  # on equal worth what is left goes to the first
+    uneven = HeadShares([[1.0, 1.0], [98.0, 100.0]])
+    assert uneven.budgets(12, 2, 96, 4) == (2, 2, 21, 22)
+    assert uneven.budgets(12, 2, 96, 1) == (2, 2, 11, 12)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from buzz.policies import Places
 from buzz.policies.sharing import share
+from buzz.rows import Rows
 
 NAN, INF = float("nan"), float("inf")
 
@@ -19,7 +20,7 @@ def places_of(lengths: list[list[int]], rooms: list[list[int]], layers: int) -> 
     return Places(len(lengths[0]), layers, int(ends[0, -1]), ends - torch.tensor(rooms), torch.tensor(lengths))
 
 
-def naive_share(worth, places, row, kept, sink, window, floor, ceiling, layer_ceiling):
+def naive_share(worth, places, row, kept, sink, window, floor, ceiling, layer_ceiling, budgets=None):
     """The kept places of one row, as a set."""
     heads, layers = places.heads, places.layers
     head, slot, length = places.head[row].tolist(), places.slot[row].tolist(), places.length[row].tolist()
@@ -38,7 +39,8 @@ def naive_share(worth, places, row, kept, sink, window, floor, ceiling, layer_ce
     for h in range(heads):
         kept_places += [p for p in left if head[p] == h and (slot[p] < sink or slot[p] >= length[h] - window)]
         for p in best:
-            if head[p] == h and p not in kept_places and of_head(h) < max(1, int(floor * kept)):
+            least = budgets[h] if budgets else max(1, int(floor * kept))
+            if head[p] == h and p not in kept_places and of_head(h) < least:
                 kept_places.append(p)
     for bound_head, bound_layer in ((True, True), (True, False), (False, False)):
         for p in best:
@@ -76,11 +78,17 @@ def shared(draw):
     floor = draw(st.sampled_from([0.0, 0.2, 0.5, 1.0]))
     ceiling = draw(st.sampled_from([None, 1.0, 1.5, 4.0]))
     layer_ceiling = draw(st.sampled_from([None, 1.0, 1.2, 2.0]))
-    return worth, places_of(lengths, rooms, layers), kept, (sink, window, floor, ceiling, layer_ceiling)
+    budgets = None
+    if draw(st.booleans()):
+        budgets = [max(1, sink + window)] * heads
+        for head in draw(st.lists(st.integers(0, heads - 1), max_size=kept * heads - sum(budgets))):
+            budgets[head] += 1
+        budgets = Rows(budgets)
+    return worth, places_of(lengths, rooms, layers), kept, (sink, window, floor, ceiling, layer_ceiling, budgets)
 
 
 def asked(rule) -> dict:
-    return dict(zip(("sink", "window", "floor", "ceiling", "layer_ceiling"), rule, strict=True))
+    return dict(zip(("sink", "window", "floor", "ceiling", "layer_ceiling", "budgets"), rule, strict=True))
 
 
 @settings(max_examples=600, deadline=None)

@@ -21,7 +21,7 @@ _HEADS = ("longest_head", "shortest_head")  # where the cache told of single hea
 _BYTES = ("mean_bytes", "peak_bytes", "full_mean_bytes")
 _ENVIRONMENT = {
     **{"fingerprints": dict, "model": dict, "versions": dict},
-    **{"command": list, "resumed": list, "batch_halvings": list},
+    **{"command": list, "resumed": list, "batch_halvings": list, "head_shares": list},
 }
 _NAMES = {str: "text", dict: "a mapping", list: "a list", int: "an integer", float: "a number"}
 

@@ -627,3 +627,38 @@ def test_other_errors_are_not_swallowed(write_config, monkeypatch):
     monkeypatch.setattr(work, "run_batch", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run(load_config(write_config()))
+
+
+COMB = {"policy": "comb", "name": "comb", "reduction": 2}
+
+
+def test_head_shares_are_measured_once_and_kept(write_config, monkeypatch):
+    config = load_config(write_config(methods=["full", COMB]))
+    run(config)
+    path = Path(config.output) / "environment.json"
+    facts = json.loads(path.read_text())
+    assert sum(share for of in facts["head_shares"] for share in of) == pytest.approx(
+        sum(map(len, facts["head_shares"]))
+    )
+    first = answers(config, "comb")
+    (Path(config.output) / "samples" / "comb.jsonl").unlink()
+    monkeypatch.setattr(runner, "head_shares", None)  # what is known is not measured again
+    run(config)
+    assert answers(config, "comb") == first
+    assert json.loads(path.read_text())["head_shares"] == facts["head_shares"]
+
+
+def test_damaged_head_shares_are_refused(write_config):
+    config = load_config(write_config(methods=["full", COMB]))
+    run(config)
+    path = Path(config.output) / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "head_shares": [[1], [0]]}))
+    (Path(config.output) / "samples" / "comb.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"head_shares in .* are damaged: head shares must be numbers above 0"):
+        run(config)
+
+
+def test_who_needs_no_head_shares_measures_none(write_config):
+    config = load_config(write_config(methods=["full", {**COMB, "echo": True}]))
+    run(config)
+    assert "head_shares" not in json.loads((Path(config.output) / "environment.json").read_text())

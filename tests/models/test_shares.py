@@ -1,0 +1,132 @@
+"""Shares of heads are a model's own: measured once, by a text that it writes, and given to every cache that asks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import buzz
+from buzz.models import shares as measuring
+from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
+from tests.models.tiny import CASES, tiny
+
+SMALL = {"capacity": 12, "sink": 1, "window": 3, "lazy": 3, "beyond": 4, "near": 2}
+pytestmark = pytest.mark.filterwarnings("ignore:every layer of this model has a sliding window")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_is_measured(name):
+    model = tiny(name)
+    with buzz.patch_model(model):
+        cache = buzz.BeehiveCache("comb", model)
+        found = buzz.head_shares(model)
+        decided = len(cache.integers.counted)
+        assert (found.layers, found.heads) == (decided, model.config.num_key_value_heads if "opt" not in name else 4)
+        flat = [share for of in found.shares for share in of]
+        assert sum(flat) / len(flat) == pytest.approx(1)
+        assert buzz.head_shares(model) is found  # once
+
+
+def test_they_are_what_an_echo_leaves_the_heads_of_the_models_own_text():
+    model = tiny_llama()
+    with buzz.patch_model(model):
+        found = buzz.head_shares(model)
+        text = measuring._written(model)
+        assert text.shape == (1, 1 + 8 * 64)
+        cache = buzz.BeehiveCache(buzz.make_policy("comb", capacity=64, echo=True), model)
+        with torch.no_grad():
+            model(text, past_key_values=cache)
+    held = [n for layer in cache.layers for n in layer.pool.lengths(layer.member)[0]]
+    assert found == buzz.HeadShares([held[i : i + 2] for i in range(0, len(held), 2)])
+    assert len(set(held)) > 2
+
+
+def test_a_text_of_ones_own_counts_from_then_on():
+    model = tiny_llama()
+    with buzz.patch_model(model):
+        own = buzz.head_shares(model)
+        other = buzz.head_shares(model, tokens(1, 100, seed=3))
+        assert other != own
+        assert buzz.head_shares(model) is other
+        with pytest.raises(ValueError, match=r"need one text of at least 64 tokens, \[1, tokens\], got \[2, 100\]"):
+            buzz.head_shares(model, tokens(2, 100))
+        with pytest.raises(ValueError, match=r"got \[1, 9\]"):
+            buzz.head_shares(model, tokens(1, 9))
+
+
+def test_the_first_call_of_a_cache_brings_them_and_changes_nothing_else():
+    model, ids = tiny_llama(), tokens(1, 60)
+    known = copy.deepcopy(model)
+    with buzz.patch_model(model), buzz.patch_model(known), torch.no_grad():
+        shares = buzz.head_shares(known)
+        cache = buzz.BeehiveCache(buzz.make_policy("comb", **SMALL), model)
+        given = buzz.BeehiveCache(buzz.make_policy("comb", **SMALL), known, shares=shares)
+        assert cache.is_unmeasured
+        assert not given.is_unmeasured
+        torch.manual_seed(7)
+        first = model(ids, past_key_values=cache).logits
+        drawn = torch.rand(1)
+        assert torch.equal(first, known(ids, past_key_values=given).logits)
+        assert cache.shares == shares
+        assert cache.stats() == given.stats()
+        torch.manual_seed(7)
+        assert torch.equal(drawn, torch.rand(1))  # the random numbers of others are theirs
+
+
+@pytest.mark.parametrize("family", [tiny_llama, tiny_opt])
+def test_generating_with_an_unmeasured_cache_is_the_same(family):
+    ids, mask = left_pad([tokens(1, n, seed=n)[0] for n in (40, 17)])
+    answers = []
+    for measured_before in (True, False):
+        model = family()
+        with buzz.patch_model(model):
+            if measured_before:
+                buzz.head_shares(model)
+            cache = buzz.BeehiveCache(buzz.make_policy("comb", **SMALL), model)
+            answers.append(
+                model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=20, do_sample=False)
+            )
+    assert torch.equal(*answers)
+
+
+def test_heads_hold_their_budgets():
+    model = tiny_llama()
+    policy = buzz.make_policy("comb", **SMALL, values=False)
+    shares = buzz.HeadShares(
+        [[1.0, 3.0] if layer % 2 else [0.5, 1.5] for layer in range(model.config.num_hidden_layers)]
+    )
+    with buzz.patch_model(model), torch.no_grad():
+        cache = buzz.BeehiveCache(policy, model, shares=shares)
+        model(tokens(1, 200), past_key_values=cache)
+        held = cache.storage.head_lengths()[0]
+        wanted = shares.budgets(12, 4, 96)
+        assert sum(held) == 12 * len(held)
+        assert all(wanted[i] <= n <= wanted[i] + len(held) for i, n in enumerate(held))
+
+
+def test_shares_of_another_model_are_refused():
+    with pytest.raises(ValueError, match="head shares are of 1 layers of 2 KV heads, the policy decides over"):
+        buzz.BeehiveCache("comb", tiny_llama(), shares=buzz.HeadShares([[1, 2]]))
+
+
+def test_who_cannot_be_measured_says_so():
+    with pytest.raises(ValueError, match=r"measured on a patched model: call buzz.patch_model\(model\) first"):
+        buzz.head_shares(tiny_llama())
+    backbone = tiny_llama().model
+    with buzz.patch_model(backbone), torch.no_grad():
+        cache = buzz.BeehiveCache("comb", backbone, budget=20)
+        with pytest.raises(ValueError, match="LlamaModel gives no logits, so it writes no text"):
+            backbone(tokens(1, 60), past_key_values=cache)
+        buzz.head_shares(backbone, tokens(1, 100))
+        backbone(tokens(1, 60), past_key_values=cache)
+        assert cache.lengths == [cache.integers.policy(0).capacity]
+
+
+def test_a_model_whose_logits_are_no_numbers_is_measured_all_the_same():
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with buzz.patch_model(model):
+        assert buzz.head_shares(model).heads == 2
