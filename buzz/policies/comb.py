@@ -183,7 +183,8 @@ class CombPolicy(Policy):
         if self.measured:
             if held.shares is None:
                 raise ValueError("comb: share needs the shares of the model's heads (buzz.head_shares)")
-            least, most = max(1, self.sink + self.recent), int(self.ceiling * kept)
+            least = max(1, self.sink + self.recent, int(self.floor * kept))
+            most = int(self.ceiling * kept)
             budgets = held.shares.part(kept, least, most, self.shortlist, places.first, places.heads)
         return share(
             self._worth(held, length), places, kept, chosen, budgets=budgets,

@@ -39,7 +39,8 @@ def budgets_of(policy, shares):
     if shares is None:
         return None
     kept, each = policy.capacity, len(shares.shares[0])
-    least, most = max(1, policy.sink + policy.recent), int(policy.ceiling * kept)
+    least = max(1, policy.sink + policy.recent, int(policy.floor * kept))
+    most = int(policy.ceiling * kept)
 
     def fitting(some, total):
         def at(scale):
@@ -145,7 +146,7 @@ def test_budgets_are_measured_with_one_reading_over_the_model_alone():
 
 def test_heads_have_their_budgets_and_what_is_left_goes_by_worth():
     """Four heads of 20 slots, three of which want 2, 4 and 12; the last wants more than it has."""
-    policy = make_policy("comb", capacity=12, sink=0, window=1, lazy=0, values=False)
+    policy = make_policy("comb", capacity=12, sink=0, window=1, lazy=0, floor=0, values=False)
     shares = HeadShares([[1.0, 2.0], [6.0, 15.0]])
     places, scores = Places.equal(4, 2, 20, torch.device("cpu")), torch.zeros(1, 80)
     scores[0, 3] = 1.0  # of the neediest least
