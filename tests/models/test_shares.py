@@ -9,14 +9,15 @@ import torch
 
 import buzz
 from buzz.models import shares as measuring
+from buzz.models.families import FAMILIES
 from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
-from tests.models.tiny import CASES, tiny
+from tests.models.tiny import tiny
 
 SMALL = {"capacity": 12, "sink": 1, "window": 3, "lazy": 3, "beyond": 4, "near": 2}
 pytestmark = pytest.mark.filterwarnings("ignore:every layer of this model has a sliding window")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*FAMILIES, "gemma3_text-mixed"])
 def test_every_family_is_measured(name):
     model = tiny(name)
     with buzz.patch_model(model):
