@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 
 import buzz
 from buzz.models import shares as measuring
-from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
+from buzz.models.layer import Prompt
+from tests.conftest import VOCAB, left_pad, tiny_llama, tiny_opt, tokens
 from tests.models.tiny import CASES, tiny
 
 SMALL = {"capacity": 12, "sink": 1, "window": 3, "lazy": 3, "beyond": 4, "near": 2}
@@ -130,3 +132,68 @@ def test_a_model_whose_logits_are_no_numbers_is_measured_all_the_same():
         model.lm_head.weight.fill_(float("nan"))
     with buzz.patch_model(model):
         assert buzz.head_shares(model).heads == 2
+
+
+def test_a_copy_of_a_model_has_its_shares():
+    model = tiny_llama()
+    with buzz.patch_model(model):
+        given = buzz.head_shares(model, tokens(1, 100, seed=3))
+        others = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        assert all(buzz.head_shares(other) == given for other in others)
+    for other in others:
+        other._buzz_handle.remove()
+        with buzz.patch_model(other):
+            assert buzz.head_shares(other) == given
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_a_model_in_training_is_measured_without_dropout(name):
+    """Dropout would draw from random numbers that are others', and in attention it is refused with a cache."""
+    model = tiny(name, attention_dropout=0.3, **({"dropout": 0.3} if name == "opt" else {}))
+    with buzz.patch_model(copy.deepcopy(model)) as handle:
+        wanted = buzz.head_shares(handle.model)
+    model.train()
+    model.lm_head.eval()
+    with buzz.patch_model(model):
+        torch.manual_seed(7)
+        assert buzz.head_shares(model) == wanted
+        drawn = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(1))
+    assert [name for name, module in model.named_modules() if not module.training] == ["lm_head"]
+
+
+@pytest.mark.parametrize("first", [-1, VOCAB])
+def test_a_beginning_that_the_model_does_not_have_is_none(first):
+    found = []
+    for token in (first, None):
+        model = tiny("llama")
+        model.config.bos_token_id = token
+        with buzz.patch_model(model):
+            found.append(buzz.head_shares(model))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("text", "got"), [([1] * 100, "list"), (torch.ones(1, 100), "torch.float32")])
+def test_what_is_no_text_is_refused(text, got):
+    model = tiny_llama()
+    with buzz.patch_model(model), pytest.raises(ValueError, match=f"need a text of integers, .*, got {got}"):
+        buzz.head_shares(model, text)
+
+
+def test_another_default_device_changes_nothing():
+    model = tiny_llama()
+    with buzz.patch_model(copy.deepcopy(model)) as handle:
+        wanted = buzz.head_shares(handle.model)
+    with buzz.patch_model(model), torch.device("meta"):
+        assert buzz.head_shares(model) == wanted
+
+
+def test_what_the_call_that_measures_asks_for_still_holds(monkeypatch):
+    """On a GPU the last layer of a prompt computes the last columns alone if no others are asked for."""
+    model, asked = tiny_llama(), []
+    begin = Prompt.begin
+    monkeypatch.setattr(Prompt, "begin", lambda prompt, *args: asked.append(prompt.asked) or begin(prompt, *args))
+    with buzz.patch_model(model), torch.no_grad():
+        model(tokens(1, 60), past_key_values=buzz.BeehiveCache("comb", model, budget=20), logits_to_keep=1)
+    assert asked[-1]
