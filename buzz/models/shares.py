@@ -62,7 +62,7 @@ def remember(model: Any, shares: HeadShares) -> None:
 def give_shares(cache: BeehiveCache, model: Any) -> None:
     """Before its first call: give a cache the shares of a patched model's heads, if its policy needs them."""
     if cache.is_unmeasured:
-        cache.shares = head_shares(model)
+        cache.lend(head_shares(model))
 
 
 @contextlib.contextmanager

@@ -197,3 +197,23 @@ def test_what_the_call_that_measures_asks_for_still_holds(monkeypatch):
     with buzz.patch_model(model), torch.no_grad():
         model(tokens(1, 60), past_key_values=buzz.BeehiveCache("comb", model, budget=20), logits_to_keep=1)
     assert asked[-1]
+
+
+def test_a_cache_that_was_reset_takes_the_shares_of_the_next_model():
+    models = [tiny("llama", seed=seed) for seed in (0, 1)]
+    given = buzz.HeadShares([[1, 2]] * 4)
+    with buzz.patch_model(models[0]), buzz.patch_model(models[1]), torch.no_grad():
+        cache = buzz.BeehiveCache(buzz.make_policy("comb", **SMALL), models[0])
+        for model in models:
+            cache.reset()
+            assert cache.is_unmeasured
+            output = model(tokens(1, 60), past_key_values=cache).logits
+            assert cache.shares == buzz.head_shares(model)
+            fresh = buzz.BeehiveCache(buzz.make_policy("comb", **SMALL), model)
+            assert torch.equal(model(tokens(1, 60), past_key_values=fresh).logits, output)
+            assert cache.storage.head_lengths() == fresh.storage.head_lengths()
+        cache.shares = given  # by hand: they stay
+        cache.reset()
+        assert cache.shares == given
+        cache.shares = None
+        assert cache.is_unmeasured
