@@ -57,7 +57,7 @@ class BeehiveCache(TransformersCache):
     Raises:
         ValueError: as many policies as layers are needed; no such policy; positions unknown; layers that are neither
             of full nor of sliding attention; shares of another model. TypeError: not a policy, no model and no
-            configuration.
+            configuration, no shares.
     """
 
     def __init__(
@@ -102,13 +102,16 @@ class BeehiveCache(TransformersCache):
         """Of the heads of the layers that the policy decides over; None: they are not known yet.
 
         Raises:
-            ValueError: they are of another model.
+            ValueError: they are of another model. TypeError: they are none.
         """
         return self._shares
 
     @shares.setter
     def shares(self, shares: HeadShares | None) -> None:
         if shares is not None:
+            if not isinstance(shares, HeadShares):
+                what = f"got {type(shares).__name__}"
+                raise TypeError(f"shares must be buzz.HeadShares, such as HeadShares.load(path) gives, {what}")
             has, needs = (shares.layers, shares.heads), (len(self._shape.decided), self._shape.heads)
             if has != needs:
                 raise ValueError(

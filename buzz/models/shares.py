@@ -45,7 +45,7 @@ def head_shares(model: Any, ids: torch.Tensor | None = None) -> HeadShares:
         raise ValueError("head shares are measured on a patched model: call buzz.patch_model(model) first")
     shares = None if ids is not None else _KNOWN.get(handle.model, handle.shares)
     if shares is None:
-        with _evaluating(handle.model):
+        with _measuring(handle):
             shares = _measured(handle.model, ids)
     remember(handle.model, shares)
     return shares
@@ -66,14 +66,16 @@ def give_shares(cache: BeehiveCache, model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout, whose random numbers belong to others."""
-    training = [module for module in model.modules() if module.training]
+def _measuring(handle: Any) -> Iterator[None]:
+    """Without dropout, whose random numbers belong to others, and without warnings of what others did not ask for."""
+    training = [module for module in handle.model.modules() if module.training]
     try:
+        handle.measuring = True
         for module in training:
             module.training = False
         yield
     finally:
+        handle.measuring = False
         for module in training:
             module.training = True
 

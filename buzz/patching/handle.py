@@ -30,12 +30,14 @@ class PatchHandle:
 
     Attributes:
         engine: decoding in static memory.
-        shares: of the model's heads, once they are known (`buzz.head_shares`).
+        shares: of the model's heads, once they are known (`buzz.head_shares`). measuring: whether they are being
+            measured.
     """
 
     def __init__(self, targets: Targets) -> None:
         self._depth = 0
         self.shares: HeadShares | None = None
+        self.measuring = False
         self._put(targets)
 
     def _put(self, targets: Targets) -> None:

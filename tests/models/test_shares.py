@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -113,6 +114,12 @@ def test_shares_of_another_model_are_refused():
         buzz.BeehiveCache("comb", tiny_llama(), shares=buzz.HeadShares([[1, 2]]))
 
 
+@pytest.mark.parametrize("wrong", ["heads.json", [[1, 2]] * 4])
+def test_what_are_no_shares_is_refused(wrong):
+    with pytest.raises(TypeError, match=f"shares must be buzz.HeadShares, .*, got {type(wrong).__name__}"):
+        buzz.BeehiveCache("comb", tiny_llama(), shares=wrong)
+
+
 def test_who_cannot_be_measured_says_so():
     with pytest.raises(ValueError, match=r"measured on a patched model: call buzz.patch_model\(model\) first"):
         buzz.head_shares(tiny_llama())
@@ -217,3 +224,20 @@ def test_a_cache_that_was_reset_takes_the_shares_of_the_next_model():
         assert cache.shares == given
         cache.shares = None
         assert cache.is_unmeasured
+
+
+def test_measuring_warns_of_nothing_that_nobody_did():
+    """Its texts are rows of one call; a caller's single row depends on no neighbour."""
+    model = tiny("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    with buzz.patch_model(model), torch.no_grad():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(tokens(1, 60), past_key_values=buzz.BeehiveCache("comb", model, budget=20))
+        with pytest.warns(UserWarning, match="rotary angles depend on the longest row of a call"):
+            model(tokens(2, 60), past_key_values=buzz.BeehiveCache("comb", model, budget=20))
+
+
+def test_rows_of_both_kinds_of_budgets_are_refused():
+    policies = [buzz.make_policy("comb", **SMALL, budgets=kind) for kind in ("measured", "worth")]
+    with pytest.raises(ValueError, match="rows of a batch need the same kind of budgets, measured or by worth"):
+        buzz.PerRow(policies)
