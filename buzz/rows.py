@@ -31,4 +31,4 @@ def brought(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) ->
     """A tensor of some numbers on a device, which is not waited for."""
     # From pageable memory a copy may wait until the device has done all that it was given.
     pinned = device.type == "cuda"
-    return torch.tensor(numbers, dtype=dtype, pin_memory=pinned).to(device, non_blocking=True)
+    return torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=pinned).to(device, non_blocking=True)

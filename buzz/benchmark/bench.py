@@ -37,6 +37,8 @@ class Stage:
         self._forget()
         if contender.patched and self._handle is None:
             self._handle = buzz.patch_model(self._model)
+        if contender.method is not None and contender.policy().measured:
+            buzz.head_shares(self._model)  # once, before anything is timed
         wanted = "eager" if contender.kind == "eager" else self._attention
         if self._model.config._attn_implementation != wanted:
             self._model.set_attn_implementation(wanted)

@@ -43,8 +43,8 @@ class BeehiveCache(TransformersCache):
             "cache" for rotary models and "original" for others.
         capacity: slots to allocate per row at least; None: as many as are needed, some more as it grows.
         budget: mean cached tokens per head in the long run that the policy is fitted to (`Policy.from_budget`).
-        shares: of the model's heads, for a policy that needs them (`Policy.measured`); None: the patched model measures
-            them once, when it is first called with such a cache (`buzz.head_shares`).
+        shares: of the model's heads, for a policy that needs them (`Policy.measured`); None: those of the patched model
+            that fills it, measured once, when it is first called with such a cache (`buzz.head_shares`).
 
     Attributes:
         on_evict: if set, called as `on_evict(layer, eviction, slots)` in every eviction, before anything moves: slots
@@ -57,7 +57,7 @@ class BeehiveCache(TransformersCache):
     Raises:
         ValueError: as many policies as layers are needed; no such policy; positions unknown; layers that are neither
             of full nor of sliding attention; shares of another model. TypeError: not a policy, no model and no
-            configuration.
+            configuration, no shares.
     """
 
     def __init__(
@@ -102,21 +102,28 @@ class BeehiveCache(TransformersCache):
         """Of the heads of the layers that the policy decides over; None: they are not known yet.
 
         Raises:
-            ValueError: they are of another model.
+            ValueError: they are of another model. TypeError: they are none.
         """
         return self._shares
 
     @shares.setter
     def shares(self, shares: HeadShares | None) -> None:
         if shares is not None:
+            if not isinstance(shares, HeadShares):
+                what = f"got {type(shares).__name__}"
+                raise TypeError(f"shares must be buzz.HeadShares, such as HeadShares.load(path) gives, {what}")
             has, needs = (shares.layers, shares.heads), (len(self._shape.decided), self._shape.heads)
             if has != needs:
                 raise ValueError(
                     f"the head shares are of {has[0]} layers of {has[1]} KV heads, the policy decides over {needs[0]} "
                     f"layers of {needs[1]}: they were measured on another model"
                 )
-            self.storage.measure(shares)
-        self._shares = shares
+        self.storage.measure(shares)
+        self._shares, self._lent = shares, False
+
+    def lend(self, shares: HeadShares) -> None:
+        """Let these be its shares until it is reset: those of the model that fills it."""
+        self.shares, self._lent = shares, True
 
     @property
     def is_unmeasured(self) -> bool:
@@ -350,7 +357,9 @@ class BeehiveCache(TransformersCache):
         self.integers.take(taken)
 
     def reset(self) -> None:
-        """Forget everything and give the memory back."""
+        """Forget everything and give the memory back; another model of the same shape may fill it then."""
         self.integers.clear()
         self.hearing = None
         self.storage.reset()
+        if self._lent:
+            self.shares = None

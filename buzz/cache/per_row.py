@@ -32,7 +32,8 @@ class PerRow:
             raise TypeError(f"the rows of a batch need policies of one family, got {names}")
         for name in _ALIKE:
             if len({getattr(policy, name) for policy in self.policies}) > 1:
-                raise ValueError(f"the rows of a batch need the same {name}")
+                what = "kind of budgets, measured or by worth" if name == "measured" else name
+                raise ValueError(f"the rows of a batch need the same {what}")
         for name in ("score_spec", "prompt_spec"):
             specs = [getattr(policy, name) for policy in self.policies]
             if len({spec and spec._replace(queries=None) for spec in specs}) > 1:

@@ -74,11 +74,12 @@ class Storage:
         """Whether a policy needs shares of the model's heads that nobody has given."""
         return any(shared.shares is None and shared.measured for shared in self._shared.values())
 
-    def measure(self, shares: HeadShares) -> None:
-        """Take in the shares of the heads of all counted layers."""
+    def measure(self, shares: HeadShares | None) -> None:
+        """Take in the shares of the heads of all counted layers; None: they are not known any more."""
         order = {layer: index for index, layer in enumerate(self._calls.counted)}
         for schedule, shared in self._shared.items():
-            shared.shares = shares.of_layers(tuple(order[layer] for layer in self._calls.groups[schedule]))
+            members = tuple(order[layer] for layer in self._calls.groups[schedule])
+            shared.shares = None if shares is None else shares.of_layers(members)
 
     # A call.
 

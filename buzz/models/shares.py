@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ _SMALLEST = 8  # capacity, for models of few positions
 _LEAST = 64  # tokens of a text that is given
 _SEED = 0
 
-# Those of each model that is there.
+# Those of each model that is there, patched or not; its patch has them too, so that copies of the model do.
 _KNOWN: weakref.WeakKeyDictionary[Any, HeadShares] = weakref.WeakKeyDictionary()
 
 
@@ -26,7 +28,8 @@ def head_shares(model: Any, ids: torch.Tensor | None = None) -> HeadShares:
     A text is read twice and compressed by comb with `echo`, which shares slots out by what heads need to tell the text
     again; the slots that each head then holds are its share. Without `ids` the text is the model's own: sampled at
     temperature 1, with a seed, from the token that its texts begin with. That takes some seconds, and is done once for
-    a model: asked again, or when a cache needs it, the same shares are returned.
+    a model: asked again, or when a cache needs it, the same shares are returned, also after its weights have changed.
+    Hooks on modules see the calls.
 
     Args:
         model: a model that `buzz.patch_model` has patched.
@@ -35,14 +38,15 @@ def head_shares(model: Any, ids: torch.Tensor | None = None) -> HeadShares:
 
     Raises:
         ValueError: the model is not patched; it has no head that gives logits, and no text was given; the text is too
-            short.
+            short, or no tokens.
     """
     handle = getattr(model, "_buzz_handle", None)
     if handle is None:
         raise ValueError("head shares are measured on a patched model: call buzz.patch_model(model) first")
-    if ids is None and handle.model in _KNOWN:
-        return _KNOWN[handle.model]
-    shares = _measured(handle.model, ids)
+    shares = None if ids is not None else _KNOWN.get(handle.model, handle.shares)
+    if shares is None:
+        with _measuring(handle):
+            shares = _measured(handle.model, ids)
     remember(handle.model, shares)
     return shares
 
@@ -50,18 +54,39 @@ def head_shares(model: Any, ids: torch.Tensor | None = None) -> HeadShares:
 def remember(model: Any, shares: HeadShares) -> None:
     """Let these be the shares of a model from now on, as if it had been measured."""
     _KNOWN[model] = shares
+    handle = getattr(model, "_buzz_handle", None)
+    if handle is not None:
+        handle.shares = shares
 
 
 def give_shares(cache: BeehiveCache, model: Any) -> None:
     """Before its first call: give a cache the shares of a patched model's heads, if its policy needs them."""
     if cache.is_unmeasured:
-        cache.shares = head_shares(model)
+        cache.lend(head_shares(model))
+
+
+@contextlib.contextmanager
+def _measuring(handle: Any) -> Iterator[None]:
+    """Without dropout, whose random numbers belong to others, and without warnings of what others did not ask for."""
+    training = [module for module in handle.model.modules() if module.training]
+    try:
+        handle.measuring = True
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        handle.measuring = False
+        for module in training:
+            module.training = True
 
 
 @torch.no_grad()
 def _measured(model: Any, ids: torch.Tensor | None) -> HeadShares:
     if ids is None:
         text = _written(model)
+    elif not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        got = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise ValueError(f"head shares need a text of integers, a tensor int64 [1, tokens], got {got}")
     elif ids.dim() == 2 and len(ids) == 1 and ids.shape[1] >= _LEAST:
         text = ids.to(_device(model))
     else:
@@ -86,11 +111,13 @@ def _written(model: Any) -> torch.Tensor:
     config, device = model.config.get_text_config(decoder=True), _device(model)
     known = getattr(config, "max_position_embeddings", None) or 2 * (_ROWS * _TOKENS + 1)
     most = max(1, known // 2 - 1)  # the text is told again behind itself
-    generator = torch.Generator().manual_seed(_SEED)  # of its own, and on the CPU: the same whatever the device
+    generator = torch.Generator("cpu").manual_seed(_SEED)  # of its own, and on the CPU: the same whatever the device
     first = config.bos_token_id
     if isinstance(first, list):
         first = first[0] if first else None
-    begin = torch.randint(config.vocab_size, (_ROWS, 1), generator=generator)
+    if first is not None and not 0 <= first < config.vocab_size:  # none that the model has
+        first = None
+    begin = torch.randint(config.vocab_size, (_ROWS, 1), generator=generator, device="cpu")
     last, parts = begin.to(device), []
     if first is not None:
         last = torch.cat([torch.full_like(last, first), last], dim=1)

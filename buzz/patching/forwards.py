@@ -63,8 +63,8 @@ class PatchedBackbone:
         return self.patched is not None and self.patched == list(_patched(backbone))
 
     def warn_once(self, text: str) -> None:
-        """A warning that a patched model gives once."""
-        if text not in self.told:
+        """A warning that a patched model gives once, of calls that somebody made."""
+        if text not in self.told and not self.handle.measuring:
             self.told.add(text)
             warnings.warn(text, stacklevel=2)
 
@@ -179,7 +179,9 @@ def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: d
     for layer, block in enumerate(backbone.layers):
         if "projected" in cache.integers.policy(layer).reads:
             output_weight(block.self_attn)  # which says what is wrong
+    asked = prompt.asked  # of this call, not of those that measure
     give_shares(cache, patched.handle.model)
+    prompt.asked = asked
     patched.positions.renew()
     rows, columns = tokens.shape[:2]
     mask = tokens_of(inputs.get("attention_mask"), rows, columns, cache.get_seq_length())

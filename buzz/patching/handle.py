@@ -22,6 +22,7 @@ from buzz.patching.forwards import (
 from buzz.patching.generate import GeneratePatch, InputsPatch, Method
 from buzz.patching.standin import difference, install, uninstall
 from buzz.patching.targets import Targets, find_targets
+from buzz.policies import HeadShares
 
 
 class PatchHandle:
@@ -29,10 +30,14 @@ class PatchHandle:
 
     Attributes:
         engine: decoding in static memory.
+        shares: of the model's heads, once they are known (`buzz.head_shares`). measuring: whether they are being
+            measured.
     """
 
     def __init__(self, targets: Targets) -> None:
         self._depth = 0
+        self.shares: HeadShares | None = None
+        self.measuring = False
         self._put(targets)
 
     def _put(self, targets: Targets) -> None:

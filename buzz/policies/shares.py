@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from buzz.policies.numbers import number
+from buzz.policies.numbers import finite, number
 from buzz.rows import Rows
 
 _VERSION = 1  # of the file
@@ -40,11 +42,15 @@ class HeadShares:
         counts = sorted(set(map(len, numbers)))
         if len(counts) != 1 or not counts[0]:
             raise ValueError(f"head shares need layers of equally many KV heads, got layers of {counts or 'none'}")
-        flat = [share for of in numbers for share in of if share is not None and 0 < share < float("inf")]
+        flat = [float(share) for of in numbers for share in of if share is not None and share > 0 and finite(share)]
         if len(flat) < len(numbers) * counts[0]:
             raise ValueError("head shares must be numbers above 0")
         mean, each = sum(flat) / len(flat), counts[0]
+        if math.isclose(mean, 1, rel_tol=1e-12):  # they are scaled already, and stay as they are to the last bit
+            mean = 1.0
         shares = tuple(share / mean for share in flat)
+        if not min(shares):
+            raise ValueError(f"head shares are too far apart, or too large, from {min(flat):g} to {max(flat):g}")
         object.__setattr__(self, "shares", tuple(shares[i : i + each] for i in range(0, len(shares), each)))
 
     @property
@@ -95,22 +101,21 @@ class HeadShares:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them to a JSON file."""
-        shares = [[round(share, 4) for share in of] for of in self.shares]
-        Path(path).write_text(json.dumps({"version": _VERSION, "head_shares": shares}) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps({"version": _VERSION, "head_shares": self.shares}) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HeadShares:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: it is no such file.
+            ValueError: it is no such file. OSError: there is none that can be read.
         """
         try:
             content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
             if content["version"] != _VERSION:
                 raise ValueError(f"its version is {content['version']!r}, this code reads {_VERSION}")
             return cls(content["head_shares"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{os.fspath(path)}: no file of head shares: {error}") from None
 
     def __repr__(self) -> str:
@@ -123,9 +128,9 @@ class HeadShares:
 
 def _fitted(shares: Sequence[float], total: int, least: int, most: int) -> list[int]:
     """Integers in proportion to shares, between two bounds, that come to a total at most."""
-    low, high = 0.0, most / min(shares)
-    for _ in range(60):  # bisection, as all of them grow with the scale
-        scale = (low + high) / 2
+    low, high = 0.0, min(most / min(shares), sys.float_info.max)
+    # Bisection, as all of them grow with the scale, until no number is left between the two.
+    while low < (scale := low + (high - low) / 2) < high:
         if sum(min(max(scale * share, least), most) for share in shares) > total:
             high = scale
         else:

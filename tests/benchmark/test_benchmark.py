@@ -366,3 +366,11 @@ def test_prompts_in_chunks_and_a_model_from_a_folder(tmp_path, model_folder):
     for section in ("prefill", "decode", "steps"):
         assert all("failed" not in row for row in data["sections"][section]["rows"])
     assert len(data["sections"]["prefill"]["rows"]) == 2
+
+
+def test_the_stage_measures_head_shares_before_anything_is_timed():
+    model = tiny_llama()
+    stage = Stage(model)
+    for name in ("buzz", "comb"):
+        stage.set(Contender(name, "policy", parse_method(name, f"methods.{name}")))
+        assert (model._buzz_handle.shares is not None) == (name == "comb")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ import torch
 import buzz
 from buzz.models import shares as measuring
 from buzz.models.families import FAMILIES
-from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
+from buzz.models.layer import Prompt
+from tests.conftest import VOCAB, left_pad, tiny_llama, tiny_opt, tokens
 from tests.models.tiny import tiny
 
 SMALL = {"capacity": 12, "sink": 1, "window": 3, "lazy": 3, "beyond": 4, "near": 2}
@@ -112,6 +115,12 @@ def test_shares_of_another_model_are_refused():
         buzz.BeehiveCache("comb", tiny_llama(), shares=buzz.HeadShares([[1, 2]]))
 
 
+@pytest.mark.parametrize("wrong", ["heads.json", [[1, 2]] * 4])
+def test_what_are_no_shares_is_refused(wrong):
+    with pytest.raises(TypeError, match=f"shares must be buzz.HeadShares, .*, got {type(wrong).__name__}"):
+        buzz.BeehiveCache("comb", tiny_llama(), shares=wrong)
+
+
 def test_who_cannot_be_measured_says_so():
     with pytest.raises(ValueError, match=r"measured on a patched model: call buzz.patch_model\(model\) first"):
         buzz.head_shares(tiny_llama())
@@ -131,3 +140,105 @@ def test_a_model_whose_logits_are_no_numbers_is_measured_all_the_same():
         model.lm_head.weight.fill_(float("nan"))
     with buzz.patch_model(model):
         assert buzz.head_shares(model).heads == 2
+
+
+def test_a_copy_of_a_model_has_its_shares():
+    model = tiny_llama()
+    with buzz.patch_model(model):
+        given = buzz.head_shares(model, tokens(1, 100, seed=3))
+        others = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        assert all(buzz.head_shares(other) == given for other in others)
+    for other in others:
+        other._buzz_handle.remove()
+        with buzz.patch_model(other):
+            assert buzz.head_shares(other) == given
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_a_model_in_training_is_measured_without_dropout(name):
+    """Dropout would draw from random numbers that are others', and in attention it is refused with a cache."""
+    model = tiny(name, attention_dropout=0.3, **({"dropout": 0.3} if name == "opt" else {}))
+    with buzz.patch_model(copy.deepcopy(model)) as handle:
+        wanted = buzz.head_shares(handle.model)
+    model.train()
+    model.lm_head.eval()
+    with buzz.patch_model(model):
+        torch.manual_seed(7)
+        assert buzz.head_shares(model) == wanted
+        drawn = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(1))
+    assert [name for name, module in model.named_modules() if not module.training] == ["lm_head"]
+
+
+@pytest.mark.parametrize("first", [-1, VOCAB])
+def test_a_beginning_that_the_model_does_not_have_is_none(first):
+    found = []
+    for token in (first, None):
+        model = tiny("llama")
+        model.config.bos_token_id = token
+        with buzz.patch_model(model):
+            found.append(buzz.head_shares(model))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("text", "got"), [([1] * 100, "list"), (torch.ones(1, 100), "torch.float32")])
+def test_what_is_no_text_is_refused(text, got):
+    model = tiny_llama()
+    with buzz.patch_model(model), pytest.raises(ValueError, match=f"need a text of integers, .*, got {got}"):
+        buzz.head_shares(model, text)
+
+
+def test_another_default_device_changes_nothing():
+    model = tiny_llama()
+    with buzz.patch_model(copy.deepcopy(model)) as handle:
+        wanted = buzz.head_shares(handle.model)
+    with buzz.patch_model(model), torch.device("meta"):
+        assert buzz.head_shares(model) == wanted
+
+
+def test_what_the_call_that_measures_asks_for_still_holds(monkeypatch):
+    """On a GPU the last layer of a prompt computes the last columns alone if no others are asked for."""
+    model, asked = tiny_llama(), []
+    begin = Prompt.begin
+    monkeypatch.setattr(Prompt, "begin", lambda prompt, *args: asked.append(prompt.asked) or begin(prompt, *args))
+    with buzz.patch_model(model), torch.no_grad():
+        model(tokens(1, 60), past_key_values=buzz.BeehiveCache("comb", model, budget=20), logits_to_keep=1)
+    assert asked[-1]
+
+
+def test_a_cache_that_was_reset_takes_the_shares_of_the_next_model():
+    models = [tiny("llama", seed=seed) for seed in (0, 1)]
+    given = buzz.HeadShares([[1, 2]] * 4)
+    with buzz.patch_model(models[0]), buzz.patch_model(models[1]), torch.no_grad():
+        cache = buzz.BeehiveCache(buzz.make_policy("comb", **SMALL), models[0])
+        for model in models:
+            cache.reset()
+            assert cache.is_unmeasured
+            output = model(tokens(1, 60), past_key_values=cache).logits
+            assert cache.shares == buzz.head_shares(model)
+            fresh = buzz.BeehiveCache(buzz.make_policy("comb", **SMALL), model)
+            assert torch.equal(model(tokens(1, 60), past_key_values=fresh).logits, output)
+            assert cache.storage.head_lengths() == fresh.storage.head_lengths()
+        cache.shares = given  # by hand: they stay
+        cache.reset()
+        assert cache.shares == given
+        cache.shares = None
+        assert cache.is_unmeasured
+
+
+def test_measuring_warns_of_nothing_that_nobody_did():
+    """Its texts are rows of one call; a caller's single row depends on no neighbour."""
+    model = tiny("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    with buzz.patch_model(model), torch.no_grad():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(tokens(1, 60), past_key_values=buzz.BeehiveCache("comb", model, budget=20))
+        with pytest.warns(UserWarning, match="rotary angles depend on the longest row of a call"):
+            model(tokens(2, 60), past_key_values=buzz.BeehiveCache("comb", model, budget=20))
+
+
+def test_rows_of_both_kinds_of_budgets_are_refused():
+    policies = [buzz.make_policy("comb", **SMALL, budgets=kind) for kind in ("measured", "worth")]
+    with pytest.raises(ValueError, match="rows of a batch need the same kind of budgets, measured or by worth"):
+        buzz.PerRow(policies)

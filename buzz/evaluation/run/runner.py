@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import buzz
+from buzz.cache import BeehiveCache
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.measure.batch import prompt_hash
 from buzz.evaluation.measure.execute import encode
@@ -41,7 +42,7 @@ from buzz.evaluation.show.tracking import Tracker, track
 from buzz.evaluation.tasks import Sample, Task, make_task
 from buzz.evaluation.tasks.section import remarks
 from buzz.models.shares import head_shares, remember
-from buzz.policies import HeadShares
+from buzz.policies import FullPolicy, HeadShares
 from buzz.words import told
 
 STOP = "stop"  # the flag by which one process ends the run of all
@@ -226,14 +227,16 @@ class _Run:
         """As environment.json holds them, or as they are measured now.
 
         Raises:
-            ConfigError: those that it holds are damaged.
+            ConfigError: those that it holds are damaged, or of another model.
         """
         known = self.folder.environment().get("head_shares")
         if known is None:
             self.folder.extend_environment("head_shares", head_shares(model).shares)
             return head_shares(model)
         try:
-            return HeadShares(known)
+            found = HeadShares(known)
+            BeehiveCache(FullPolicy(), model, shares=found)  # which says whether they fit
+            return found
         except (TypeError, ValueError) as error:
             what = f"head_shares in {self.folder.path / 'environment.json'} are damaged: {told(error)}"
             raise ConfigError("output", what, "choose another output or delete the folder") from error

@@ -648,13 +648,21 @@ def test_head_shares_are_measured_once_and_kept(write_config, monkeypatch):
     assert json.loads(path.read_text())["head_shares"] == facts["head_shares"]
 
 
-def test_damaged_head_shares_are_refused(write_config):
+@pytest.mark.parametrize(
+    ("damaged", "why"),
+    [
+        ([[1], [0]], "head shares must be numbers above 0"),
+        ([[1, 1, 1]], "the head shares are of 1 layers of 3 KV heads"),
+        ([[10**400, 1]], "head shares must be numbers above 0"),
+    ],
+)
+def test_damaged_head_shares_are_refused(write_config, damaged, why):
     config = load_config(write_config(methods=["full", COMB]))
     run(config)
     path = Path(config.output) / "environment.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "head_shares": [[1], [0]]}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "head_shares": damaged}))
     (Path(config.output) / "samples" / "comb.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"head_shares in .* are damaged: head shares must be numbers above 0"):
+    with pytest.raises(ConfigError, match=f"head_shares in .* are damaged: {why}"):
         run(config)
 
 
