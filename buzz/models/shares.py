@@ -22,19 +22,20 @@ _SEED = 0
 _KNOWN: weakref.WeakKeyDictionary[Any, HeadShares] = weakref.WeakKeyDictionary()
 
 
-def head_shares(model: Any, ids: torch.Tensor | None = None) -> HeadShares:
+def head_shares(model: Any, ids: torch.Tensor | None = None, *, again: bool = False) -> HeadShares:
     """What each KV head of a patched model needs of the slots that all have together.
 
     A text is read twice and compressed by comb with `echo`, which shares slots out by what heads need to tell the text
     again; the slots that each head then holds are its share. Without `ids` the text is the model's own: sampled at
     temperature 1, with a seed, from the token that its texts begin with. That takes some seconds, and is done once for
-    a model: asked again, or when a cache needs it, the same shares are returned, also after its weights have changed.
-    Hooks on modules see the calls.
+    a model: asked a second time, or when a cache needs it, the same shares are returned, also after its weights have
+    changed. Hooks on modules see the calls.
 
     Args:
         model: a model that `buzz.patch_model` has patched.
         ids: int64 [1, tokens], a text of some hundred tokens to measure with in place of the model's own. Then they
             are measured anew, and are those of the model from now on.
+        again: measure anew, as after its weights have changed.
 
     Raises:
         ValueError: the model is not patched; it has no head that gives logits, and no text was given; the text is too
@@ -43,7 +44,7 @@ def head_shares(model: Any, ids: torch.Tensor | None = None) -> HeadShares:
     handle = getattr(model, "_buzz_handle", None)
     if handle is None:
         raise ValueError("head shares are measured on a patched model: call buzz.patch_model(model) first")
-    shares = None if ids is not None else _KNOWN.get(handle.model, handle.shares)
+    shares = None if again or ids is not None else _KNOWN.get(handle.model, handle.shares)
     if shares is None:
         with _measuring(handle):
             shares = _measured(handle.model, ids)

@@ -54,6 +54,7 @@ def test_a_text_of_ones_own_counts_from_then_on():
         other = buzz.head_shares(model, tokens(1, 100, seed=3))
         assert other != own
         assert buzz.head_shares(model) is other
+        assert buzz.head_shares(model, again=True) == own
         with pytest.raises(ValueError, match=r"need one text of at least 64 tokens, \[1, tokens\], got \[2, 100\]"):
             buzz.head_shares(model, tokens(2, 100))
         with pytest.raises(ValueError, match=r"got \[1, 9\]"):
