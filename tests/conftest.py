@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 import buzz
 from buzz.cache import Curve
+from buzz.models import shares
 
 # No deadlines: a busy machine is no bug. On CI the same examples every time; elsewhere fresh ones.
 settings.register_profile("buzz", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -25,6 +26,14 @@ VOCAB = 97
 
 # Tiny tensors gain nothing from threads, and on a busy machine the threads wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _tiny_models_are_measured():
+    """They have fewer heads than the models whose heads are measured, and would all have equal shares."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shares, "_FEW", 0)
+        yield
 
 
 def tiny_llama(kv_heads: int = 2, seed: int = 0, **changes) -> LlamaForCausalLM:

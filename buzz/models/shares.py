@@ -16,6 +16,7 @@ _ROWS, _TOKENS = 8, 64  # of the text: so many beginnings, each so long
 _PART = 8  # the text is compressed to such a part of it
 _SMALLEST = 8  # capacity, for models of few positions
 _LEAST = 64  # tokens of a text that is given
+_FEW = 16  # heads of all layers together, below which they are taken to be alike
 _SEED = 0
 
 # Those of each model that is there, patched or not; its patch has them too, so that copies of the model do.
@@ -26,7 +27,9 @@ def head_shares(model: Any, ids: torch.Tensor | None = None, *, again: bool = Fa
     """What each KV head of a patched model needs of the slots that all have together.
 
     A text is read twice and compressed by comb with `echo`, which shares slots out by what heads need to tell the text
-    again; the slots that each head then holds are its share. Without `ids` the text is the model's own: sampled at
+    again; the slots that each head then holds are its share. Fewer than 16 heads have equal shares, if no text is
+    given: each of few does too much for what it needs to tell a text again to say what it needs else (docs/comb.md).
+    Without `ids` the text is the model's own: sampled at
     temperature 1, with a seed, from the token that its texts begin with. That takes some seconds, and is done once for
     a model: asked a second time, or when a cache needs it, the same shares are returned, also after its weights have
     changed. Hooks on modules see the calls.
@@ -83,6 +86,9 @@ def _measuring(handle: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _measured(model: Any, ids: torch.Tensor | None) -> HeadShares:
+    shape = Shape.of(model.config)
+    if ids is None and shape.heads * len(shape.decided) < _FEW:
+        return HeadShares(((1.0,) * shape.heads,) * len(shape.decided))
     if ids is None:
         text = _written(model)
     elif not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
@@ -96,9 +102,8 @@ def _measured(model: Any, ids: torch.Tensor | None) -> HeadShares:
     cache = BeehiveCache(policy, model, positions="original")
     model(input_ids=text, past_key_values=cache, use_cache=True)
     stores = [cache.layers[layer] for layer in cache.integers.counted]
-    heads = Shape.of(model.config).heads
     # Where nothing had to go, as in layers that all have a sliding window, heads are alike.
-    held = (store.pool.lengths(store.member)[0] if store.pool is not None else [1] * heads for store in stores)
+    held = (store.pool.lengths(store.member)[0] if store.pool is not None else [1] * shape.heads for store in stores)
     return HeadShares(tuple(tuple(map(float, of)) for of in held))
 
 

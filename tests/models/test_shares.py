@@ -243,3 +243,16 @@ def test_rows_of_both_kinds_of_budgets_are_refused():
     policies = [buzz.make_policy("comb", **SMALL, budgets=kind) for kind in ("measured", "worth")]
     with pytest.raises(ValueError, match="rows of a batch need the same kind of budgets, measured or by worth"):
         buzz.PerRow(policies)
+
+
+def test_few_heads_are_alike_but_with_a_text_of_ones_own(monkeypatch):
+    """Measured they did harm (docs/comb.md), so those of a model with few are not."""
+    monkeypatch.setattr(measuring, "_FEW", 16)
+    model = tiny_llama()  # six heads
+    with buzz.patch_model(model):
+        assert buzz.head_shares(model).shares == ((1.0, 1.0),) * 3
+        assert len(set(buzz.head_shares(model, tokens(1, 100, seed=3)).budgets(100, 1, 800))) > 1
+    with buzz.patch_model(tiny("llama")) as handle:
+        many = handle.model.config.num_hidden_layers * handle.model.config.num_key_value_heads
+        monkeypatch.setattr(measuring, "_FEW", many)
+        assert len({share for of in buzz.head_shares(handle.model).shares for share in of}) > 1
