@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from buzz.cache.call import Shape
 from buzz.cache.per_row import PerRow
-from buzz.policies import Policy, make_policy
+from buzz.policies import HeadShares, Policy, make_policy
 from buzz.policies.specs import refuse_unheard
 from buzz.policies.window import SlidingWindow
 
@@ -107,6 +107,23 @@ def positions_of_keys(
                 "take positions='original' (docs/limits.md)"
             )
     return positions
+
+
+def refuse_shares(shares: Any, shape: Shape) -> None:
+    """Whether head shares are those of a model.
+
+    Raises:
+        TypeError: they are none. ValueError: they are of other layers or heads than the policy decides over.
+    """
+    if not isinstance(shares, HeadShares):
+        what = f"got {type(shares).__name__}"
+        raise TypeError(f"shares must be buzz.HeadShares, such as HeadShares.load(path) gives, {what}")
+    has, needs = (shares.layers, shares.heads), (len(shape.decided), shape.heads)
+    if has != needs:
+        raise ValueError(
+            f"the head shares are of {has[0]} layers of {has[1]} KV heads, the policy decides over {needs[0]} "
+            f"layers of {needs[1]}: they were measured on another model"
+        )
 
 
 def refuse_spread_heads(policies: Iterable[Policy | PerRow], devices: int, spread: bool) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from buzz.cache.assignment import policies_of_layers, positions_of_keys, refuse_spread_heads, text_config
+from buzz.cache.assignment import (
+    policies_of_layers,
+    positions_of_keys,
+    refuse_shares,
+    refuse_spread_heads,
+    text_config,
+)
 from buzz.cache.call import Call, Shape, Slots
 from buzz.cache.calls import Calls
 from buzz.cache.echo import Copy, Hearing, heard
@@ -109,15 +115,7 @@ class BeehiveCache(TransformersCache):
     @shares.setter
     def shares(self, shares: HeadShares | None) -> None:
         if shares is not None:
-            if not isinstance(shares, HeadShares):
-                what = f"got {type(shares).__name__}"
-                raise TypeError(f"shares must be buzz.HeadShares, such as HeadShares.load(path) gives, {what}")
-            has, needs = (shares.layers, shares.heads), (len(self._shape.decided), self._shape.heads)
-            if has != needs:
-                raise ValueError(
-                    f"the head shares are of {has[0]} layers of {has[1]} KV heads, the policy decides over {needs[0]} "
-                    f"layers of {needs[1]}: they were measured on another model"
-                )
+            refuse_shares(shares, self._shape)
         self.storage.measure(shares)
         self._shares, self._lent = shares, False
 

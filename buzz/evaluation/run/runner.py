@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 import buzz
-from buzz.cache import BeehiveCache
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.measure.batch import prompt_hash
 from buzz.evaluation.measure.execute import encode
@@ -34,6 +33,7 @@ from buzz.evaluation.models.source import ModelSource, check_model
 from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target, otherwise
 from buzz.evaluation.run.config import RunConfig, comparisons, to_dict
 from buzz.evaluation.run.distributed import Group, PeerLostError, join
+from buzz.evaluation.run.shares import know_shares
 from buzz.evaluation.run.signals import Interrupted, held_back
 from buzz.evaluation.run.store import RunFolder
 from buzz.evaluation.run.work import Records, Work, full_method, has_fidelity
@@ -41,9 +41,6 @@ from buzz.evaluation.show.report.write import write_report
 from buzz.evaluation.show.tracking import Tracker, track
 from buzz.evaluation.tasks import Sample, Task, make_task
 from buzz.evaluation.tasks.section import remarks
-from buzz.models.shares import head_shares, remember
-from buzz.policies import FullPolicy, HeadShares
-from buzz.words import told
 
 STOP = "stop"  # the flag by which one process ends the run of all
 
@@ -210,36 +207,12 @@ class _Run:
         )
         try:
             with buzz.patch_model(model):
-                self._know_shares(model)
+                know_shares(model, self.config.methods, self.folder, self.group)
                 work.run()
         finally:
             self.failures = work.failures
             if self.group.main and work.halvings:
                 self.folder.extend_environment("batch_halvings", work.halvings)
-
-    def _know_shares(self, model: Any) -> None:
-        """Shares of the model's heads, where a method needs them: measured before any method is timed, and kept."""
-        if not any(method.make_policy().measured for method in self.config.methods):
-            return
-        remember(model, self.group.by_main(lambda: self._shares(model)))
-
-    def _shares(self, model: Any) -> HeadShares:
-        """As environment.json holds them, or as they are measured now.
-
-        Raises:
-            ConfigError: those that it holds are damaged, or of another model.
-        """
-        known = self.folder.environment().get("head_shares")
-        if known is None:
-            self.folder.extend_environment("head_shares", head_shares(model).shares)
-            return head_shares(model)
-        try:
-            found = HeadShares(known)
-            BeehiveCache(FullPolicy(), model, shares=found)  # which says whether they fit
-            return found
-        except (TypeError, ValueError) as error:
-            what = f"head_shares in {self.folder.path / 'environment.json'} are damaged: {told(error)}"
-            raise ConfigError("output", what, "choose another output or delete the folder") from error
 
     def finish(self) -> dict[str, Any]:
         """summary.json and the report; the others wait."""

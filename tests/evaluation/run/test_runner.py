@@ -17,7 +17,7 @@ from buzz.evaluation.measure.batch import Held, cache_figures, describe
 from buzz.evaluation.measure.records import hive_path
 from buzz.evaluation.models import load as models
 from buzz.evaluation.models.load import ModelLoader, load_model
-from buzz.evaluation.run import runner, work
+from buzz.evaluation.run import runner, shares, work
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.runner import run
 from buzz.evaluation.show.table import text_table
@@ -642,7 +642,7 @@ def test_head_shares_are_measured_once_and_kept(write_config, monkeypatch):
     )
     first = answers(config, "comb")
     (Path(config.output) / "samples" / "comb.jsonl").unlink()
-    monkeypatch.setattr(runner, "head_shares", None)  # what is known is not measured again
+    monkeypatch.setattr(shares, "head_shares", None)  # what is known is not measured again
     run(config)
     assert answers(config, "comb") == first
     assert json.loads(path.read_text())["head_shares"] == facts["head_shares"]
