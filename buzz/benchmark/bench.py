@@ -14,6 +14,7 @@ import buzz
 from buzz.benchmark.book import Book
 from buzz.benchmark.clocks import Clock, attempt
 from buzz.benchmark.contenders import Contender
+from buzz.cache import Shape
 from buzz.evaluation.command_line import tell
 from buzz.evaluation.paths import resolve_path
 
@@ -37,7 +38,7 @@ class Stage:
         self._forget()
         if contender.patched and self._handle is None:
             self._handle = buzz.patch_model(self._model)
-        if contender.method is not None and contender.policy().measured:
+        if contender.method is not None and contender.policy().measured and contender.shares is None:
             buzz.head_shares(self._model)  # once, before anything is timed
         wanted = "eager" if contender.kind == "eager" else self._attention
         if self._model.config._attn_implementation != wanted:
@@ -69,7 +70,8 @@ def new_cache(contender: Contender, config: Any, room: int) -> Any:
         room: tokens that a static cache must hold; the others find their size themselves.
     """
     if contender.method is not None:
-        return buzz.BeehiveCache(contender.policy(), config, positions=contender.method.positions)
+        shares = contender.shares_of(Shape.of(config))
+        return buzz.BeehiveCache(contender.policy(), config, positions=contender.method.positions, shares=shares)
     if contender.kind == "static":
         return StaticCache(config=config, max_cache_len=room)
     return DynamicCache(config=config)

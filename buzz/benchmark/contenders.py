@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from buzz.cache import Shape
 from buzz.evaluation.config.methods import NAME, MethodConfig, own_keys, parse_method, policy_keys
 from buzz.evaluation.config.schema import at_least, build, refuse_unknown, said
 from buzz.evaluation.errors import ConfigError
-from buzz.policies import POLICIES
+from buzz.evaluation.paths import resolve_path
+from buzz.policies import POLICIES, HeadShares
 from buzz.words import hint
 
 BASELINES = {
@@ -35,12 +37,14 @@ class Contender:
         kind: a key of `BASELINES`, or `policy`.
         method: the policy and its parameters; None for a baseline.
         limits: which points it takes part in.
+        shares: of heads, in place of those that are measured on the model; of another model, too.
     """
 
     name: str
     kind: str
     method: MethodConfig | None = None
     limits: Limits = field(default_factory=Limits)
+    shares: HeadShares | None = None
 
     @property
     def patched(self) -> bool:
@@ -60,6 +64,14 @@ class Contender:
             return self.method.make_policy()
         kind = POLICIES[self.method.policy]
         return kind.from_budget(self.method.budget, **self.method.params, logn_base=self.method.logn_base)
+
+    def shares_of(self, shape: Shape) -> HeadShares | None:
+        """`shares` for the heads of a model: each has those of the head that is as far up and as far to the right."""
+        if self.shares is None:
+            return None
+        given, layers = self.shares, len(shape.decided)
+        rows = [given.shares[layer * given.layers // layers] for layer in range(layers)]
+        return HeadShares(tuple(tuple(row[i * given.heads // shape.heads] for i in range(shape.heads)) for row in rows))
 
 
 @dataclass(frozen=True)
@@ -104,9 +116,23 @@ def _contender(raw: Any, where: str) -> Contender:
         what = f"unknown method {kind!r}{hint(str(kind), names)}" if "policy" in entry else "is missing"
         raise ConfigError(f"{where}.policy", what, f"one of {', '.join(names)} is wanted")
     own = [key for key in own_keys() if key not in _UNFITTED]
-    refuse_unknown(entry, [*own, *policy_keys(kind), "max_length", "max_batch"], f"{where} ({kind})")
+    here = f"{where} ({kind})"
+    refuse_unknown(entry, [*own, *policy_keys(kind), "max_length", "max_batch", "head_shares"], here)
     limits = build(Limits, {key: entry[key] for key in ("max_length", "max_batch") if key in entry}, where)
-    method = parse_method({key: value for key, value in entry.items() if key not in vars(limits)}, where)
+    file = entry.get("head_shares")
+    method = parse_method({k: v for k, v in entry.items() if k not in (*vars(limits), "head_shares")}, where)
     if isinstance(method.budget, float):
-        raise ConfigError(f"{where} ({kind}).budget", said(method.budget), "an integer (tokens) is wanted")
-    return Contender(method.name, "policy", method, limits)
+        raise ConfigError(f"{here}.budget", said(method.budget), "an integer (tokens) is wanted")
+    if file is not None and not method.make_policy().measured:
+        raise ConfigError(f"{here}.head_shares", said(file), "a policy that needs head shares is wanted for them")
+    shares = None if file is None else _shares(file, f"{here}.head_shares")
+    return Contender(method.name, "policy", method, limits, shares)
+
+
+def _shares(file: Any, where: str) -> HeadShares:
+    if not isinstance(file, str):
+        raise ConfigError(where, said(file), "a file that HeadShares.save wrote is wanted")
+    try:
+        return HeadShares.load(resolve_path(file, where))
+    except (ValueError, OSError) as error:
+        raise ConfigError(where, str(error), "a file that HeadShares.save wrote is wanted") from error

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import LlamaConfig
 
+from buzz.benchmark.bench import new_cache
 from buzz.benchmark.cli import main
 from buzz.benchmark.config import SECTIONS, SHAPES, load_bench
+from buzz.cache import Shape
 from buzz.evaluation.errors import ConfigError
+from buzz.policies import HeadShares
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "bench").glob("*.yaml"))
 BASE = {"name": "try", "model": {"shape": "tiny"}, "methods": ["dynamic", "buzz"], "prefill": {"lengths": [16]}}
@@ -67,6 +71,16 @@ def test_policies_take_their_parameters_and_limits(tmp_path):
     assert fitted.policy().sink + fitted.policy().window == 40
 
 
+def test_head_shares_of_another_model_are_spread_over_the_heads(tmp_path):
+    HeadShares(((1.0, 3.0), (2.0, 2.0))).save(tmp_path / "heads.json")
+    methods = [{"policy": "comb", "budget": 40, "head_shares": str(tmp_path / "heads.json")}, "h2o"]
+    comb, h2o = load_bench(write(tmp_path, methods=methods)).methods
+    config = LlamaConfig(num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, hidden_size=32)
+    assert comb.shares_of(Shape.of(config)) == HeadShares(((1.0, 1.0, 3.0, 3.0),) * 2 + ((2.0,) * 4,))
+    assert new_cache(comb, config, 0).shares == comb.shares_of(Shape.of(config))
+    assert h2o.shares_of(Shape.of(config)) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -86,6 +100,18 @@ def test_policies_take_their_parameters_and_limits(tmp_path):
         ({"methods": ["buzz", {"policy": "buzz"}]}, "methods[1].name: 'buzz' is the name of methods[0] as well"),
         ({"methods": [{"policy": "buzz", "match": "h2o"}]}, "methods[0] (buzz).match: unknown key"),
         ({"methods": [{"policy": "buzz", "budget": 0.5}]}, "methods[0] (buzz).budget: is 0.5 (a float), an integer"),
+        (
+            {"methods": [{"policy": "buzz", "head_shares": "a.json"}]},
+            "methods[0] (buzz).head_shares: is 'a.json' (text), a policy that needs head shares is wanted",
+        ),
+        (
+            {"methods": [{"policy": "comb", "head_shares": "package:buzz/benchmark/shapes.yaml"}]},
+            "methods[0] (comb).head_shares: ",
+        ),
+        (
+            {"methods": [{"policy": "comb", "head_shares": "none.json"}]},
+            "methods[0] (comb).head_shares: none.json does",
+        ),
         ({"methods": [{"policy": "static", "window": 4}]}, "methods[0].window: unknown key, allowed: policy, name"),
         ({"methods": []}, "methods: is [] (a list), a list of at least one method is wanted"),
         ({"agreement": {"shortest": 9, "longest": 8}}, "agreement.longest: is 8, shortest is 9"),
