@@ -116,7 +116,10 @@ class Pool:
 
     def places(self) -> Places:
         """Which slots of which heads the places hold, of every unit."""
-        begin, length = (self.of_units(t).flatten(2).flatten(0, 1).long() for t in (self.begin, self.length))
+        # Of layers with one head, what is flattened would be a transposed view, on which kernels must not rely.
+        begin, length = (
+            self.of_units(t).long().contiguous().flatten(2).flatten(0, 1) for t in (self.begin, self.length)
+        )
         return Places(begin.shape[1], self.together, self.keys.shape[1], begin, length)
 
     def deal(self, units: torch.Tensor, begin: torch.Tensor, length: torch.Tensor, layer: int | None = None) -> None:

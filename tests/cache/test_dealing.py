@@ -30,13 +30,13 @@ def stays(places, lengths, seed):
     )
 
 
-def equal_parts(layers, rows, slots, seed):
+def equal_parts(layers, rows, slots, seed, heads=HEADS):
     """Keys and values as a projection leaves them, and scores."""
     generator = torch.Generator().manual_seed(seed)
     return [
         Block(
-            *(torch.randn(rows, slots, HEADS, DIM, generator=generator).to(DEVICE).transpose(1, 2) for _ in range(2)),
-            torch.rand(rows, HEADS, slots, generator=generator).to(DEVICE),
+            *(torch.randn(rows, slots, heads, DIM, generator=generator).to(DEVICE).transpose(1, 2) for _ in range(2)),
+            torch.rand(rows, heads, slots, generator=generator).to(DEVICE),
         )
         for _ in range(layers)
     ]
@@ -103,12 +103,13 @@ def test_layers_go_one_after_another_where_they_will_share(monkeypatch):
 
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("rows", [(0, 1, 2), (2, 0)])
-def test_pools_are_dealt_anew_in_place(monkeypatch, together, rows):
+@pytest.mark.parametrize("heads", [HEADS, 1])
+def test_pools_are_dealt_anew_in_place(monkeypatch, together, rows, heads):
     """Several times over, so that heads grow and shrink; other rows stay as they are."""
-    source = Source.equal(equal_parts(together, 3, 9, seed=5), Rows([9, 9, 9]))
+    source = Source.equal(equal_parts(together, 3, 9, seed=5, heads=heads), Rows([9, 9, 9]))
 
     def work():
-        pool = Pool(2, together, 3, HEADS, 9, source.parts[0].keys, "kept")
+        pool = Pool(2, together, 3, heads, 9, source.parts[0].keys, "kept")
         for members in ([0, 1],) if together == 2 else ([0], [1]):
             deal(pool, source, stays(source.places, [7] * 3, 0), Rows([7] * 3), pool.units_of_layers(members))
         for seed in range(3):
