@@ -12,7 +12,7 @@ from urllib.parse import quote
 from buzz.evaluation.show.report import fragments
 from buzz.evaluation.show.report.folders import Run
 from buzz.evaluation.show.report.page_data import page_data
-from buzz.evaluation.show.report.pictures import PALETTE, Figure
+from buzz.evaluation.show.report.pictures import PALETTE, Figure, is_sweep
 
 _SCRIPTS = ("hive.js", "samples.js")
 _HEXAGON = "M12 1.6 21 6.8v10.4l-9 5.2-9-5.2V6.8z"
@@ -21,30 +21,40 @@ _ICON = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24'><path fill
 Sections = list[tuple[str, str, str]]  # anchor, title, HTML
 
 
-def render_page(title: str, runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared: Figure | None) -> str:
+def render_page(
+    title: str,
+    runs: Sequence[Run],
+    figures: Sequence[Sequence[Figure]],
+    shared: Figure | None,
+    verdicts: Sequence[str] = (),
+) -> str:
     """The page.
 
     Args:
         figures: of each run.
         shared: a picture of all runs, if there are several.
+        verdicts: what each run says, in a sentence, which stands above its results; none for those beyond the last.
 
     Raises:
         ConfigError: a recording of evictions is damaged.
     """
     data = page_data(runs)
+    said = [*verdicts, *[""] * (len(runs) - len(verdicts))]
     if len(runs) == 1:
         sections = _of_one(runs[0], figures[0])
     else:
-        sections = _of_several(runs, figures, shared)
+        sections = _of_several(runs, figures, shared, said)
     sections.append(("about", "How it was made", "".join(map(fragments.about, runs))))
-    return _document(title, _subtitle(runs), [section for section in sections if section[2]], data)
+    top = fragments.verdict(said[0]) if len(runs) == 1 else ""
+    return _document(title, _subtitle(runs), top, [section for section in sections if section[2]], data)
 
 
 def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
     drawn = [(f"figure{i}", one.title, fragments.figure(one, f"f{i}-", run)) for i, one in enumerate(figures)]
+    results = ("results", "Results", fragments.results(run))
     return [
-        ("results", "Results", fragments.results(run)),
-        *drawn[:1],
+        # Of methods in several sizes a picture says more than its table.
+        *([*drawn[:1], results] if is_sweep(run) else [results, *drawn[:1]]),
         ("hive", "The hive", _hive([run])),
         ("passkey", "Needles by length and depth", fragments.passkey(run)),
         *drawn[1:],
@@ -53,20 +63,20 @@ def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
     ]
 
 
-def _of_several(runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared: Figure | None) -> Sections:
+def _of_several(
+    runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared: Figure | None, said: Sequence[str]
+) -> Sections:
     sections = [("frontier", shared.title, fragments.figure(shared, "all-", runs[0]))] if shared else []
-    for number, (run, drawn) in enumerate(zip(runs, figures, strict=True)):
+    for number, (run, drawn, sentence) in enumerate(zip(runs, figures, said, strict=True)):
         pictures = "".join(
             f"<h3>{escape(one.title)}</h3>{fragments.figure(one, f'r{number}f{i}-', run)}"
             for i, one in enumerate(drawn)
-            if shared is None or one.title != shared.title  # else it is a panel of the shared one
+            if shared is None or not one.quality  # else it is in the shared one
         )
-        more = (
-            f"<details><summary>All metrics and figures</summary>{fragments.results(run)}{fragments.comparisons(run)}"
-        )
-        sections.append(
-            (f"run{number}", run.name, f"{fragments.headline(run)}{fragments.passkey(run)}{more}{pictures}</details>")
-        )
+        rest = f"{pictures}{fragments.comparisons(run)}"
+        more = f"<details><summary>Figures and paired differences</summary>{rest}</details>" if rest else ""
+        body = f"{fragments.verdict(sentence)}{fragments.results(run)}{fragments.passkey(run)}{more}"
+        sections.append((f"run{number}", run.name, body))
     return [*sections, ("hive", "The hive", _hive(runs)), ("answers", "Answers side by side", _answers(runs))]
 
 
@@ -98,7 +108,7 @@ def _text(name: str) -> str:
 # --- the document ----------------------------------------------------------------------------------------------------
 
 
-def _document(title: str, subtitle: str, sections: Sections, data: str) -> str:
+def _document(title: str, subtitle: str, top: str, sections: Sections, data: str) -> str:
     script = "".join(_text(name) for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     # Nothing may be fetched, and no script may run but this one.
@@ -135,7 +145,7 @@ def _document(title: str, subtitle: str, sections: Sections, data: str) -> str:
 </header>
 <main>
 <noscript><p class="notes">Tables and figures need no script; the hive view and the answers do.</p></noscript>
-{body}</main>
+{top}{body}</main>
 <script type="application/json" id="data">{data}</script>
 <script>{script}</script>
 </body>

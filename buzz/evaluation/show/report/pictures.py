@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from buzz.evaluation.files import writing
-from buzz.evaluation.show.plot import plot_frontier, plot_quality, series
+from buzz.evaluation.show.plot import draw_panels, in_rows, save, series
 from buzz.evaluation.show.report.folders import Run
+from buzz.evaluation.show.table import metric_label
 
 # Ten colors that differ in hue and lightness; the page has a second set for a dark background, in the same order.
 PALETTE = (
@@ -21,7 +23,8 @@ PALETTE = (
     *("#3b6fa8", "#7b8c2c", "#c0608c", "#80603f", "#95908a"),
 )
 HONEY = 3  # the palette's color for BUZZ, whatever its place among the methods
-_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)))
+_DASH = 7.0  # points; of lines that take turns
+_TURNS = "Lines that run over each other take turns, dash by dash."
 _WINDOWS = 48  # windows of a text in a picture, at most
 _PNG_DPI = 150
 
@@ -32,14 +35,21 @@ class Figure:
 
     Args:
         paths: the same picture as PNG and SVG.
+        narrow: another one of the same for a phone, as SVG text.
         alt: what is to be seen, for those who do not see it.
         caption: how to read it.
     """
 
     title: str
     paths: tuple[Path, Path]
+    narrow: str
     alt: str
     caption: str
+
+    @property
+    def quality(self) -> bool:
+        """It shows a run's quality and memory, as the picture of several runs does."""
+        return self.paths[0].name.endswith("quality.png")
 
 
 def drawable() -> bool:
@@ -54,25 +64,49 @@ def run_figures(run: Run, folder: Path, prefix: str = "") -> list[Figure]:
         folder: where `<prefix>quality.png`, `<prefix>quality.svg` and so on go.
     """
     drawers = (_quality, _cache, _perplexity)
-    with _style(run.summary):
-        drawn = (draw(run, folder, prefix) for draw in drawers)
-        return [figure for figure in drawn if figure is not None]
+    drawn = (draw(run, folder, prefix) for draw in drawers)
+    return [figure for figure in drawn if figure is not None]
 
 
 def frontier_figure(runs: Sequence[Run], folder: Path) -> Figure | None:
-    """Draw quality against memory of several runs, a panel a run, as frontier.png and frontier.svg."""
-    summaries, paths = [run.summary for run in runs], _paths(folder, "", "frontier")
-    with _style(summaries[0]):
-        if not all(plot_frontier(summaries, path) for path in paths):
-            return None
-    alt = f"Headline metric against mean cached tokens, {len(runs)} panels: {', '.join(run.name for run in runs)}."
-    return Figure("Quality against memory", paths, alt, _QUALITY)
+    """Draw quality against memory of several runs, a panel a run and metric, as frontier.png and frontier.svg."""
+    alt = f"Headline metric against mean cached tokens of {len(runs)} runs: {', '.join(run.name for run in runs)}."
+    return _quality_of(runs, _paths(folder, "", "frontier"), alt)
 
 
-_QUALITY = (
-    "Every point is at its method's measured cache length; intervals that would cover each other are drawn beside it. "
-    "Left is less memory. The dashed line is the full cache's score."
+def _quality(run: Run, folder: Path, prefix: str) -> Figure | None:
+    names = " and ".join(map(metric_label, _judged(run)))
+    alt = f"{names} of every method against its mean cached tokens, with 95% intervals; the results table has both."
+    return _quality_of([run], _paths(folder, prefix, "quality"), alt)
+
+
+def _quality_of(runs: Sequence[Run], paths: tuple[Path, Path], alt: str) -> Figure | None:
+    panels = [(run.summary, metric) for run in runs for metric in _judged(run)]
+    kinds = {in_rows(summary, metric) for summary, metric in panels}
+    caption = " ".join(text for kind, text in ((False, _MAP), (True, _ROWS)) if kind in kinds)
+    title = "Quality at equal memory" if kinds == {True} else "Quality against memory"
+    return _drawn(lambda narrow: draw_panels(panels, narrow), runs[0].summary, title, paths, alt, caption)
+
+
+def _judged(run: Run) -> list[str]:
+    """The metrics that pictures show: the headline, and the distance from the full cache if it was measured."""
+    facts = run.summary["run"]
+    return list(dict.fromkeys([facts["headline"], *(["fidelity_kl"] if "fidelity_kl" in facts["metrics"] else [])]))
+
+
+_MAP = (
+    "With 95% intervals. Every point is at its method's measured cache length, left is less memory; intervals that "
+    "would cover each other are drawn beside it. The dashed line is the full cache's score."
 )
+_ROWS = (
+    "With 95% intervals. All methods hold about as much, so each has a row. The dashed line in the band of its "
+    "interval is the full cache's score."
+)
+
+
+def is_sweep(run: Run) -> bool:
+    """Whether a run has methods that differ in their budget or reduction alone."""
+    return any(len(members) > 1 for members in _series(run.summary).values())
 
 
 def colors(summary: Mapping[str, Any]) -> list[str]:
@@ -94,17 +128,14 @@ def _series(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _looks(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Color and kind of line by method."""
-    return {
-        name: {"color": f"C{number % len(PALETTE)}", "linestyle": _LINES[place % len(_LINES)]}
-        for number, members in enumerate(_series(summary).values())
-        for place, name in enumerate(members)
-    }
+def _line_colors(summary: Mapping[str, Any]) -> dict[str, str]:
+    """By method the color of its series."""
+    members = enumerate(_series(summary).values())
+    return {name: f"C{number % len(PALETTE)}" for number, names in members for name in names}
 
 
 @contextlib.contextmanager
-def _style(summary: Mapping[str, Any]) -> Iterator[None]:
+def _style(summary: Mapping[str, Any], narrow: bool) -> Iterator[None]:
     import matplotlib
     from cycler import cycler
 
@@ -112,8 +143,9 @@ def _style(summary: Mapping[str, Any]) -> Iterator[None]:
         "axes.prop_cycle": cycler(color=colors(summary)),
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "lines.scale_dashes": False,  # lines that take turns count on the lengths of their dashes
         "svg.fonttype": "none",  # text stays text, for the page's own font and for those who search it
-        "svg.hashsalt": "buzz",  # names inside an SVG are random otherwise
+        **({"font.size": 8.5, "axes.labelsize": 8.5} if narrow else {}),
     }
     with matplotlib.rc_context(settings):
         yield
@@ -123,32 +155,123 @@ def _paths(folder: Path, prefix: str, name: str) -> tuple[Path, Path]:
     return folder / f"{prefix}{name}.png", folder / f"{prefix}{name}.svg"
 
 
-def _new(panels: int) -> tuple[Any, Any]:
+def _drawn(
+    draw: Callable[[bool], Any],
+    summary: Mapping[str, Any],
+    title: str,
+    paths: tuple[Path, Path],
+    alt: str,
+    caption: str,
+) -> Figure | None:
+    """Draw a picture for a page and for a phone, and write it; None if there is nothing to draw.
+
+    Args:
+        draw: makes the matplotlib figure, narrow or not.
+    """
+    with _style(summary, narrow=False):
+        drawing = draw(False)
+        if drawing is None:
+            return None
+        for path in paths:
+            with writing(path):
+                save(drawing, path, path.suffix[1:])
+    text = io.BytesIO()
+    with _style(summary, narrow=True):
+        save(draw(True), text, "svg")
+    return Figure(title, paths, text.getvalue().decode("utf-8"), alt, caption)
+
+
+def _new(panels: int, narrow: bool) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Drawing
 
-    drawing = Drawing(figsize=(7.5 if panels == 1 else 10.5, 4.0), layout="constrained")
+    size = (3.9, 3.4 * panels) if narrow else (7.5 if panels == 1 else 10.5, 4.0)
+    drawing = Drawing(figsize=size, dpi=_PNG_DPI, layout="constrained")
     FigureCanvasAgg(drawing)  # no pyplot, so no backend is chosen for the whole process
-    axes = drawing.subplots(1, panels, squeeze=False)[0]
+    axes = drawing.subplots(*((panels, 1) if narrow else (1, panels)), squeeze=False).ravel()
     for one in axes:
         one.grid(alpha=0.25)
         one.set_axisbelow(True)
     return drawing, axes
 
 
-def _save(drawing: Any, paths: tuple[Path, Path]) -> None:
-    with writing(paths[0]):
-        drawing.savefig(paths[0], dpi=_PNG_DPI, metadata={"Software": None})
-    with writing(paths[1]):
-        drawing.savefig(paths[1], metadata={"Date": None, "Creator": None})
+# --- lines -----------------------------------------------------------------------------------------------------------
 
 
-def _quality(run: Run, folder: Path, prefix: str) -> Figure | None:
-    paths, headline = _paths(folder, prefix, "quality"), run.summary["run"]["headline"]
-    if not all(plot_quality(run.summary, headline, path) for path in paths):
-        return None
-    alt = f"{headline} of every method against its mean cached tokens, with 95% intervals; the results table has both."
-    return Figure("Quality against memory", paths, alt, _QUALITY)
+def _plot_lines(axes: Any, curves: Mapping[str, np.ndarray], colors_of: Mapping[str, str], marker: str = "") -> None:
+    """Draw a line for each method. Lines that run over each other take turns, dash by dash, so that all are seen.
+
+    Args:
+        curves: float64 [points, 2] each, x ascending.
+    """
+    for group in _covering(curves):
+        for place, name in enumerate(group):
+            style: Any = "-" if len(group) == 1 else (place * _DASH, (_DASH, (len(group) - 1) * _DASH))
+            look = {"color": colors_of[name], "linestyle": style, "linewidth": 1.8, "marker": marker, "markersize": 4}
+            axes.plot(*curves[name].T, label=name, **look)
+
+
+def _covering(curves: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """The names of the curves, those together that run over each other along a fifth of their way or more."""
+    height = max(curve[:, 1].max() for curve in curves.values()) - min(0.0, *(c[:, 1].min() for c in curves.values()))
+    groups: list[list[str]] = []
+    for name, curve in curves.items():
+        near = [group for group in groups if any(_cover(curve, curves[other], 0.012 * height) for other in group)]
+        groups = [group for group in groups if group not in near]
+        groups.append([*(other for group in near for other in group), name])
+    return groups
+
+
+def _cover(one: np.ndarray, other: np.ndarray, near: float) -> bool:
+    low, high = max(one[0, 0], other[0, 0]), min(one[-1, 0], other[-1, 0])
+    if low > high:
+        return False
+    at = np.linspace(low, high, 64)
+    return bool((np.abs(np.interp(at, *one.T) - np.interp(at, *other.T)) <= near).mean() >= 0.2)
+
+
+def _name_lines(drawing: Any, axes: Any, curves: Mapping[str, np.ndarray], colors_of: Mapping[str, str]) -> None:
+    """Write each line's name at its right end, in its color; names that would cover each other are moved apart."""
+    low, high = axes.get_ylim()
+    # As shares of the axes' height, from below.
+    ends = sorted((float((curve[-1, 1] - low) / (high - low)), name) for name, curve in curves.items())
+    size = 8.0
+    drawing.draw_without_rendering()  # settles the layout
+    line = 1.25 * size * drawing.dpi / 72 / axes.get_window_extent().height
+    places = _apart([end for end, _ in ends], line)
+    for (_, name), place in zip(ends, places, strict=True):
+        axes.annotate(
+            name,
+            xy=tuple(curves[name][-1]),
+            xytext=(1.04, place),
+            textcoords="axes fraction",
+            fontsize=size,
+            color=colors_of[name],
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colors_of[name], "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1},
+        )
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending places moved as little as it takes for neighbours to be a gap apart, inside 0 to 1 if they fit."""
+    groups: list[list[float]] = []  # sum of the places where a group would begin by each of its members; their number
+    for place in places:
+        groups.append([place, 1])
+        while len(groups) > 1 and _start(groups[-2], gap) + gap * groups[-2][1] > _start(groups[-1], gap):
+            total, count = groups.pop()
+            groups[-1][0] += total - count * gap * groups[-1][1]
+            groups[-1][1] += count
+    found = [_start(group, gap) + gap * i for group in groups for i in range(int(group[1]))]
+    for i in range(len(found)):  # none below the axes, and then none above it
+        found[i] = max(found[i], gap * i)
+    for i in range(len(found)):
+        found[-1 - i] = min(found[-1 - i], max(1.0, gap * (len(found) - 1)) - gap * i)
+    return found
+
+
+def _start(group: Sequence[float], gap: float) -> float:
+    """Where a group of names begins, so that its members are as near to their places as can be."""
+    return group[0] / group[1]
 
 
 # --- cache length ----------------------------------------------------------------------------------------------------
@@ -159,24 +282,25 @@ def _cache(run: Run, folder: Path, prefix: str) -> Figure | None:
     sample = longest_sample(run)
     if sample is None:
         return None
-    drawing, (axes,) = _new(1)
-    looks, highest = _looks(run.summary), 0.0
+    looks, curves = _line_colors(run.summary), {}
     for name, records in run.records.items():
         record = next((record for record in records if record["id"] == sample), None)
-        if record is None or name not in looks or not record["cache"].get("curve"):
-            continue
-        calls, lengths = zip(*record["cache"]["curve"], strict=True)
-        axes.plot(calls, lengths, label=name, linewidth=1.6, **looks[name])
-        highest = max(highest, *lengths)
-    axes.set_xlabel("call (0 is the prompt)")
-    axes.set_ylabel("cached tokens per head")
-    axes.set_ylim(0, 1.06 * highest)
-    axes.legend(fontsize=8, frameon=False, ncols=2)
-    paths = _paths(folder, prefix, "cache")
-    _save(drawing, paths)
+        if record is not None and name in looks and record["cache"].get("curve"):
+            curves[name] = np.array(record["cache"]["curve"], dtype=np.float64)
+
+    def draw(narrow: bool) -> Any:
+        drawing, (axes,) = _new(1, narrow)
+        _plot_lines(axes, curves, looks)
+        axes.set_xlabel("call (0 is the prompt)")
+        axes.set_ylabel("cached tokens per head")
+        axes.set_ylim(0, 1.06 * max(curve[:, 1].max() for curve in curves.values()))
+        _name_lines(drawing, axes, curves, looks)
+        return drawing
+
     alt = f"Cached tokens per head after each call, a line a method, for the sample {sample}."
-    caption = f"As measured, mean over layers. The sample with the most calls: {sample}."
-    return Figure("Cache length over time", paths, alt, caption)
+    caption = f"As measured, mean over layers. The sample with the most calls: {sample}. {_TURNS}"
+    facts = ("Cache length over time", _paths(folder, prefix, "cache"), alt, caption)
+    return _drawn(draw, run.summary, *facts)
 
 
 def longest_sample(run: Run) -> str | None:
@@ -219,28 +343,28 @@ def perplexity_curves(records: Sequence[Mapping[str, Any]], windows: int = _WIND
 
 
 def _perplexity(run: Run, folder: Path, prefix: str) -> Figure | None:
-    looks = _looks(run.summary)
+    looks = _line_colors(run.summary)
     found = {name: perplexity_curves(records) for name, records in run.records.items() if name in looks}
     curves = {name: curve for name, curve in found.items() if curve is not None}
     if not curves:
         return None
-    drawing, axes = _new(2)
     few = all(len(curve) < 3 for curve in curves.values())
-    for column, title in enumerate(("of each part", "of all so far"), 1):
-        panel = axes[column - 1]
-        for name, curve in curves.items():
-            panel.plot(
-                curve[:, 0], curve[:, column], label=name, linewidth=1.6, marker="o" if few else "", **looks[name]
-            )
-        panel.set_title(title, fontsize=10)
-        panel.set_xlabel("tokens read")
-        panel.set_xlim(left=0)
-    axes[0].set_ylabel("perplexity (lower is better)")
-    axes[1].legend(fontsize=8, frameon=False)
-    paths = _paths(folder, prefix, "perplexity")
-    _save(drawing, paths)
+
+    def draw(narrow: bool) -> Any:
+        drawing, axes = _new(2, narrow)
+        for column, title in enumerate(("of each part", "of all so far"), 1):
+            panel, lines = axes[column - 1], {name: curve[:, [0, column]] for name, curve in curves.items()}
+            _plot_lines(panel, lines, looks, marker="o" if few else "")
+            panel.set_title(title, fontsize=9 if narrow else 10)
+            panel.set_xlabel("tokens read")
+            panel.set_ylabel("perplexity (lower is better)")
+            panel.set_xlim(left=0)
+            _name_lines(drawing, panel, lines, looks)
+        return drawing
+
     last = ", ".join(f"{name} {curve[-1, 2]:.2f}" for name, curve in curves.items())
     alt = f"Perplexity against tokens read, a line a method. At the end: {last}."
     texts = max(len(records) for records in run.records.values())
-    caption = f"{texts} texts, position by position." if texts > 1 else "Left: part by part. Right: everything so far."
-    return Figure("Perplexity along the text", paths, alt, caption)
+    caption = f"{texts} texts, position by position." if texts > 1 else "First part by part, then everything so far."
+    facts = ("Perplexity along the text", _paths(folder, prefix, "perplexity"), alt, f"{caption} {_TURNS}")
+    return _drawn(draw, run.summary, *facts)
