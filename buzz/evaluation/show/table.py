@@ -70,11 +70,15 @@ def cache_cells(entry: Mapping[str, Any]) -> list[str]:
     tokens = [f"{cache['mean_tokens']:.1f}", f"{cache['peak_tokens']:.0f}", f"{cache['reduction']:.2f}x"]
     if "mean_mib" not in cache:  # a run of an older version
         return [*tokens, NONE, NONE]
-    return [*tokens, three_digits(cache["mean_mib"]), f"{cache['reduction_bytes']:.2f}x"]
+    return [*tokens, shown_mib(cache["mean_mib"]), f"{cache['reduction_bytes']:.2f}x"]
 
 
-def three_digits(value: float) -> str:
-    """A positive number, such as MiB or tokens a second, to three digits."""
+def shown_mib(mib: float) -> str:
+    """MiB to three digits."""
+    return _three_digits(mib)
+
+
+def _three_digits(value: float) -> str:
     decimals = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:.{decimals}f}"
 
@@ -82,7 +86,7 @@ def three_digits(value: float) -> str:
 def speed_cell(entry: Mapping[str, Any]) -> str:
     """New tokens a second of a method, to three digits."""
     speed = entry["seconds"].get("tokens_per_second") if entry["n"] else None
-    return three_digits(speed) if speed else NONE
+    return _three_digits(speed) if speed else NONE
 
 
 def pair_cell(metric: str, pair: Mapping[str, Any] | None) -> str:

@@ -21,10 +21,10 @@ from buzz.evaluation.show.table import (
     retention_rows,
     shown,
     shown_interval,
+    shown_mib,
     shown_p,
     text_rows,
     text_table,
-    three_digits,
 )
 from tests.evaluation.synthetic import method, record, summary_of
 
@@ -234,8 +234,8 @@ def test_a_run_of_an_older_version_has_no_bytes():
 @pytest.mark.parametrize(
     ("mib", "text"), [(0, "0"), (0.01234, "0.0123"), (0.5, "0.500"), (1.234, "1.23"), (12.34, "12.3"), (2048.4, "2048")]
 )
-def test_mib_have_three_digits(mib, text):
-    assert three_digits(mib) == text
+def test_mib_have_shown_mib(mib, text):
+    assert shown_mib(mib) == text
 
 
 def test_a_report_without_pairs_or_answers():

@@ -10,7 +10,7 @@ from typing import Any
 from buzz.evaluation.measure.summary import MIB
 from buzz.evaluation.metrics import likeness
 from buzz.evaluation.show.report.folders import Record, Run
-from buzz.evaluation.show.table import metric_label, shown, three_digits
+from buzz.evaluation.show.table import metric_label, shown, shown_mib
 
 MOST_SAMPLES = 100  # of a run, whose answers a page holds
 MOST_TEXT = 4_000_000  # characters of answers and references of a run, about
@@ -94,7 +94,7 @@ def _answer(method: str, record: Record, full: Record | None, measured: bool) ->
         "output": str(record["output"]),
         "tokens": record["new_tokens"],
         "cached": f"{record['cache']['mean_tokens']:.1f}",
-        "mib": three_digits(record["cache"]["mean_bytes"] / MIB) if "mean_bytes" in record["cache"] else None,
+        "mib": shown_mib(record["cache"]["mean_bytes"] / MIB) if "mean_bytes" in record["cache"] else None,
         "metrics": [[metric_label(name), value] for name, value in metrics.items()],
         "distance": distance,
     }

@@ -13,8 +13,8 @@ from buzz.evaluation.show.report.folders import Run
 from buzz.evaluation.show.report.needles import Grid, grid_rows, passkey_grids
 from buzz.evaluation.show.report.pictures import PALETTE, Figure, colors
 from buzz.evaluation.show.report.svg import inline_svg
-from buzz.evaluation.show.report.tables import MARKS, all_figures, comparison, first_table
-from buzz.evaluation.show.table import PAIRED, comparison_tables, notes, reading
+from buzz.evaluation.show.report.tables import MARKS, all_figures, first_table, table
+from buzz.evaluation.show.table import CACHE, PAIRED, comparison_tables, notes, reading
 
 
 def figure(drawn: Figure, prefix: str, run: Run) -> str:
@@ -25,11 +25,6 @@ def figure(drawn: Figure, prefix: str, run: Run) -> str:
         for kind, text in (("page", drawn.paths[1].read_text(encoding="utf-8")), ("phone", drawn.narrow))
     )
     return f"<figure>{wide}{narrow}<figcaption>{escape(drawn.caption)}</figcaption></figure>"
-
-
-def verdict(sentence: str) -> str:
-    """What a run says, in a sentence; empty if there is none."""
-    return f"<p class='verdict'>{escape(sentence)}</p>" if sentence else ""
 
 
 def results(run: Run) -> str:
@@ -49,7 +44,7 @@ def results(run: Run) -> str:
 def comparisons(run: Run) -> str:
     """Paired differences to the full cache and to rivals, and shares of the full cache's scores; may be empty."""
     found = [
-        f"<h3>{escape(title, quote=False)}</h3>{comparison(rows, title, left)}"
+        f"<h3>{escape(title, quote=False)}</h3>{table(rows, title, left, without=CACHE)}"
         for title, rows, left in comparison_tables(run.summary)
     ]
     return "".join([*found, f"<p class='quiet'>{escape(' '.join(PAIRED))}</p>"]) if found else ""

@@ -21,32 +21,23 @@ _ICON = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24'><path fill
 Sections = list[tuple[str, str, str]]  # anchor, title, HTML
 
 
-def render_page(
-    title: str,
-    runs: Sequence[Run],
-    figures: Sequence[Sequence[Figure]],
-    shared: Figure | None,
-    verdicts: Sequence[str] = (),
-) -> str:
+def render_page(title: str, runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared: Figure | None) -> str:
     """The page.
 
     Args:
         figures: of each run.
         shared: a picture of all runs, if there are several.
-        verdicts: what each run says, in a sentence, which stands above its results; none for those beyond the last.
 
     Raises:
         ConfigError: a recording of evictions is damaged.
     """
     data = page_data(runs)
-    said = [*verdicts, *[""] * (len(runs) - len(verdicts))]
     if len(runs) == 1:
         sections = _of_one(runs[0], figures[0])
     else:
-        sections = _of_several(runs, figures, shared, said)
+        sections = _of_several(runs, figures, shared)
     sections.append(("about", "How it was made", "".join(map(fragments.about, runs))))
-    top = fragments.verdict(said[0]) if len(runs) == 1 else ""
-    return _document(title, _subtitle(runs), top, [section for section in sections if section[2]], data)
+    return _document(title, _subtitle(runs), [section for section in sections if section[2]], data)
 
 
 def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
@@ -63,11 +54,9 @@ def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
     ]
 
 
-def _of_several(
-    runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared: Figure | None, said: Sequence[str]
-) -> Sections:
+def _of_several(runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared: Figure | None) -> Sections:
     sections = [("frontier", shared.title, fragments.figure(shared, "all-", runs[0]))] if shared else []
-    for number, (run, drawn, sentence) in enumerate(zip(runs, figures, said, strict=True)):
+    for number, (run, drawn) in enumerate(zip(runs, figures, strict=True)):
         pictures = "".join(
             f"<h3>{escape(one.title)}</h3>{fragments.figure(one, f'r{number}f{i}-', run)}"
             for i, one in enumerate(drawn)
@@ -75,7 +64,7 @@ def _of_several(
         )
         rest = f"{pictures}{fragments.comparisons(run)}"
         more = f"<details><summary>Figures and paired differences</summary>{rest}</details>" if rest else ""
-        body = f"{fragments.verdict(sentence)}{fragments.results(run)}{fragments.passkey(run)}{more}"
+        body = f"{fragments.results(run)}{fragments.passkey(run)}{more}"
         sections.append((f"run{number}", run.name, body))
     return [*sections, ("hive", "The hive", _hive(runs)), ("answers", "Answers side by side", _answers(runs))]
 
@@ -108,7 +97,7 @@ def _text(name: str) -> str:
 # --- the document ----------------------------------------------------------------------------------------------------
 
 
-def _document(title: str, subtitle: str, top: str, sections: Sections, data: str) -> str:
+def _document(title: str, subtitle: str, sections: Sections, data: str) -> str:
     script = "".join(_text(name) for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     # Nothing may be fetched, and no script may run but this one.
@@ -145,7 +134,7 @@ def _document(title: str, subtitle: str, top: str, sections: Sections, data: str
 </header>
 <main>
 <noscript><p class="notes">Tables and figures need no script; the hive view and the answers do.</p></noscript>
-{top}{body}</main>
+{body}</main>
 <script type="application/json" id="data">{data}</script>
 <script>{script}</script>
 </body>

@@ -212,11 +212,11 @@ def _plot_lines(axes: Any, curves: Mapping[str, np.ndarray], colors_of: Mapping[
 
 
 def _covering(curves: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """The names of the curves, those together that run over each other along a fifth of their way or more."""
+    """The names of the curves, those together that run over each other along half of their way or more."""
     height = max(curve[:, 1].max() for curve in curves.values()) - min(0.0, *(c[:, 1].min() for c in curves.values()))
     groups: list[list[str]] = []
     for name, curve in curves.items():
-        near = [group for group in groups if any(_cover(curve, curves[other], 0.012 * height) for other in group)]
+        near = [group for group in groups if any(_cover(curve, curves[other], 0.008 * height) for other in group)]
         groups = [group for group in groups if group not in near]
         groups.append([*(other for group in near for other in group), name])
     return groups
@@ -227,7 +227,7 @@ def _cover(one: np.ndarray, other: np.ndarray, near: float) -> bool:
     if low > high:
         return False
     at = np.linspace(low, high, 64)
-    return bool((np.abs(np.interp(at, *one.T) - np.interp(at, *other.T)) <= near).mean() >= 0.2)
+    return bool((np.abs(np.interp(at, *one.T) - np.interp(at, *other.T)) <= near).mean() >= 0.5)
 
 
 def _name_lines(drawing: Any, axes: Any, curves: Mapping[str, np.ndarray], colors_of: Mapping[str, str]) -> None:

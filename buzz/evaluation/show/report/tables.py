@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 from buzz.evaluation.measure.best import Standing
 from buzz.evaluation.show.table import (
-    CACHE,
     NONE,
     Table,
     cache_cells,
@@ -58,7 +57,7 @@ class Body:
     name: str = ""
 
 
-def table(header: Sequence[str], bodies: Sequence[Body], label: str, left: int = 1) -> str:
+def _table(header: Sequence[str], bodies: Sequence[Body], label: str, left: int = 1) -> str:
     """A table in a box of its own, inside which it scrolls sideways.
 
     Args:
@@ -87,12 +86,17 @@ def _cell(cell: Cell, name: bool) -> str:
     return f"<td>{escape(cell.text)}{small}</td>"
 
 
-def comparison(rows: Table, label: str, left: int) -> str:
-    """A table of paired differences or the like, without the columns of the cache, which the first table has."""
+def table(rows: Table, label: str, left: int = 1, without: Collection[str] = ()) -> str:
+    """A table of texts; intervals stand below their figures.
+
+    Args:
+        label: for those who do not see it. left: the first so many columns are names.
+        without: columns to leave out, by their heads.
+    """
     header, texts = rows
-    columns = [column for column, name in enumerate(header) if name not in CACHE]
+    columns = [column for column, name in enumerate(header) if name not in without]
     body = Body([[_split(row[column]) for column in columns] for row in texts])
-    return table([header[column] for column in columns], [body], label, left)
+    return _table([header[column] for column in columns], [body], label, left)
 
 
 def _split(text: str) -> Cell:
@@ -124,7 +128,7 @@ def first_table(summary: Mapping[str, Any], order: Standing, label: str) -> str:
             Cell(speed_cell(entry), "", "tokens_per_second" in marked),
         ]
         rows[name] = cells
-    return table(["method", *header, "cached tokens", "MiB", "tokens/s"], _bodies(summary, order, rows), label)
+    return _table(["method", *header, "cached tokens", "MiB", "tokens/s"], _bodies(summary, order, rows), label)
 
 
 def all_figures(summary: Mapping[str, Any], order: Standing, label: str) -> str:
@@ -139,7 +143,7 @@ def all_figures(summary: Mapping[str, Any], order: Standing, label: str) -> str:
         ]
         for name, *cells in texts
     }
-    return table(header, _bodies(summary, order, rows), label)
+    return _table(header, _bodies(summary, order, rows), label)
 
 
 def _metric(entry: Mapping[str, Any], metric: str, best: bool) -> Cell:
