@@ -11,12 +11,9 @@ from buzz.evaluation.measure.resampling import Resampler, ci95
 from buzz.evaluation.measure.summary import ALIKE, Record, Scores
 
 _LEVEL = 0.05  # a p-value below it tells two methods apart
-# Figures of summary.json without an interval: where they stand, and whether more is better.
-_MEASURED = {
-    "mean_tokens": ("cache", False),
-    "mean_mib": ("cache", False),
-    "tokens_per_second": ("seconds", True),
-}
+# Figures of the cache without an interval, of which less is better. Speeds are not ranked: what a run measures first
+# pays for warming up, which on a GPU is more than methods differ by.
+_MEASURED = ("mean_tokens", "mean_mib")
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Standing:
     Args:
         reference: the full cache, which is no competitor; None: the run has none with samples.
         groups: the other methods that have samples, those that hold about as much together, the most first.
-        best: the best ones of all groups, by metric, and by mean_tokens, mean_mib and tokens_per_second.
+        best: the best ones of all groups, by metric, and by mean_tokens and mean_mib.
     """
 
     reference: str | None
@@ -55,10 +52,10 @@ def standing(summary: Mapping[str, Any], records: Mapping[str, Sequence[Record]]
         metric: frozenset(name for group in groups for name in _leaders(metric, {n: scores[n] for n in group}))
         for metric in summary["run"]["metrics"]
     }
-    for figure, (section, more) in _MEASURED.items():
-        values = {name: entry[section].get(figure) for name, entry in methods.items()}
+    for figure in _MEASURED:
+        values = {name: entry["cache"].get(figure) for name, entry in methods.items()}
         best[figure] = frozenset(
-            name for group in groups for name in _nearest({n: values[n] for n in group if values[n]}, more)
+            name for group in groups for name in _least({n: values[n] for n in group if values[n]})
         )
     return Standing(full if full in methods else None, groups, best)
 
@@ -102,10 +99,7 @@ def _apart(metric: str, own: Scores, other: Scores) -> bool:
     return not low <= 0 <= high and own.p_values(other, metric, ids)[metric] < _LEVEL
 
 
-def _nearest(values: Mapping[str, float], more: bool) -> Iterable[str]:
-    """The best of these values and those within 10% of it; nobody, if these are all."""
-    if not values:
-        return []
-    best = (max if more else min)(values.values())
-    found = [name for name, value in values.items() if max(value, best) <= ALIKE * min(value, best)]
+def _least(values: Mapping[str, float]) -> Iterable[str]:
+    """The least of these values and those within 10% of it; nobody, if these are all."""
+    found = [name for name, value in values.items() if value <= ALIKE * min(values.values())]
     return found if len(found) < len(values) else []

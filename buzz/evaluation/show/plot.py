@@ -22,6 +22,7 @@ _NEAR, _BESIDE = 0.012, 0.014
 _MARKERS = "osD^vPX<>p"  # a series' own, so that none is told by its color alone
 _ALONE, _PAIR, _NARROW = (7.5, 4.8), (6.0, 4.2), (3.9, 3.9)  # inches of a panel: alone, of a row of two, on a phone
 _SIZE = re.compile(r"-(budget|reduction)[0-9.]+(e-?[0-9]+)?")
+Panel = tuple[Sequence[Mapping[str, Any]], str]  # summaries of runs that are drawn together, and the metric
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def plot_frontier(summaries: Sequence[Mapping[str, Any]], path: str | Path, head
     Returns:
         False, and nothing is written, as `plot_quality`.
     """
-    panels = [(summary, headline or summary["run"]["headline"]) for summary in summaries]
-    if not any(_points(summary, metric) for summary, metric in panels):
+    panels = [([summary], headline or summary["run"]["headline"]) for summary in summaries]
+    if not any(_points(*panel) for panel in panels):
         return False
     if importlib.util.find_spec("matplotlib") is None:
         warnings.warn(f"{path} is not drawn: matplotlib is not installed", stacklevel=2)
@@ -85,14 +86,14 @@ def plot_frontier(summaries: Sequence[Mapping[str, Any]], path: str | Path, head
     return True
 
 
-def draw_panels(panels: Sequence[tuple[Mapping[str, Any], str]], narrow: bool = False) -> Any:
+def draw_panels(panels: Sequence[Panel], narrow: bool = False, order: Sequence[str] = ()) -> Any:
     """The matplotlib figure of `plot_frontier`; None if no method has a sample.
 
     Args:
-        panels: a summary, and the metric on the panel's y axis.
         narrow: for a phone: the panels below each other, in a figure that is half as wide.
+        order: names of series, which take colors and markers in this order; others follow.
     """
-    found = [(summary["run"], metric, _points(summary, metric)) for summary, metric in panels]
+    found = [(summaries[0]["run"], metric, _points(summaries, metric, order)) for summaries, metric in panels]
     found = [(run, metric, points) for run, metric, points in found if points]
     if not found:
         return None
@@ -135,24 +136,27 @@ def save(drawing: Any, file: str | Path | IO[bytes], kind: str) -> None:
         drawing.savefig(file, format=kind, metadata=metadata)
 
 
-def in_rows(summary: Mapping[str, Any], metric: str) -> bool:
-    """Whether a metric is drawn with a row a method, since all methods but the full cache hold about as much."""
-    return _alike(_points(summary, metric))
+def in_rows(panel: Panel) -> bool:
+    """Whether a panel has a row a method, since all methods but the full cache hold about as much."""
+    return _alike(_points(*panel))
 
 
-def _points(summary: Mapping[str, Any], metric: str) -> list[_Point]:
-    """The methods that have the metric; a color and marker a series."""
+def _points(summaries: Sequence[Mapping[str, Any]], metric: str, order: Sequence[str] = ()) -> list[_Point]:
+    """The methods that have the metric; a color and marker a series. Of several runs the first one's full cache."""
     scale = 100 if metric_info(metric).percent else 1
     points: list[_Point] = []
-    known: dict[str, int] = {}
-    for name, entry in summary["methods"].items():
-        if entry["n"] and metric in entry["metrics"]:
+    known = {name: number for number, name in enumerate(order)}
+    for summary in summaries:
+        for name, entry in summary["methods"].items():
+            full = name == summary["run"].get("full")
+            if not entry["n"] or metric not in entry["metrics"] or (full and any(point.full for point in points)):
+                continue
             mean, ends = entry["metrics"][metric]["mean"], entry["metrics"][metric]["ci95"]
             group = series(name, entry.get("policy"))
             number = known.setdefault(group, len(known))
             look = f"C{number % 10}", _MARKERS[number % len(_MARKERS)]
             x, (y, low, high) = entry["cache"]["mean_tokens"], (scale * value for value in (mean, *ends))
-            points.append(_Point(name, group, name == summary["run"].get("full"), x, y, low, high, *look))
+            points.append(_Point(name, group, full, x, y, low, high, *look))
     return points
 
 

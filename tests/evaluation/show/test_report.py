@@ -21,7 +21,7 @@ from buzz.evaluation.show.report.answers import MOST_SAMPLES
 from buzz.evaluation.show.report.cli import main
 from buzz.evaluation.show.report.folders import load_run
 from buzz.evaluation.show.report.needles import grid_rows, passkey_grids
-from buzz.evaluation.show.report.pictures import HONEY, PALETTE, colors, longest_sample, perplexity_curves
+from buzz.evaluation.show.report.pictures import HONEY, PALETTE, longest_sample, look_of, perplexity_curves
 from buzz.evaluation.show.report.write import write_report
 from tests.evaluation.report_runs import EVICTED_AT, NASTY, TOKENS, answers, quick_run, texts, write_run
 from tests.evaluation.synthetic import method, record, summary_of
@@ -324,7 +324,7 @@ def test_the_cache_is_shown_of_the_longest_answer_that_all_methods_have(tmp_path
 def test_buzz_has_the_color_of_honey(names):
     policies = {name: "buzz" if name.startswith("buzz") else name for name in names}
     summary = summary_of({name: method(policy, rouge1=[0.1, 0.2]) for name, policy in policies.items()})
-    order = colors(summary)
+    order = look_of([summary]).colors
     place = [policies[name] for name in names].index("buzz")
     assert order[place] == PALETTE[HONEY]
     assert sorted(order) == sorted(PALETTE)

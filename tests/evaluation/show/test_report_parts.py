@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from buzz.evaluation.measure.best import standing
+from buzz.evaluation.show.plot import draw_panels
 from buzz.evaluation.show.report.answers import MOST_SAMPLES, answers_of
 from buzz.evaluation.show.report.folders import load_run
 from buzz.evaluation.show.report.page import render_page
-from buzz.evaluation.show.report.pictures import _apart, _covering, is_sweep, run_figures
+from buzz.evaluation.show.report.pictures import _apart, _covering, _together, is_sweep, look_of, run_figures
 from buzz.evaluation.show.report.tables import all_figures, first_table, table
 from tests.evaluation.report_runs import answers, near, near_run, write_run
 from tests.evaluation.synthetic import method, summary_of
@@ -149,7 +150,7 @@ def test_more_names_than_fit_still_keep_their_distance():
 
 def test_every_picture_has_a_second_layout_for_a_phone(tmp_path):
     run = load_run(near_run(tmp_path / "run"))
-    figures = run_figures(run, tmp_path)
+    figures = run_figures(run, tmp_path, look_of([run.summary]))
     assert [(figure.title, figure.quality) for figure in figures] == [
         ("Quality at equal memory", True),
         ("Cache length over time", False),
@@ -164,6 +165,29 @@ def test_every_picture_has_a_second_layout_for_a_phone(tmp_path):
     assert "KL to full, lower is better" in quality
 
 
+def test_runs_that_differ_in_their_methods_alone_are_drawn_together(tmp_path):
+    runs = []
+    for name, cached in (("a", 200.0), ("b", 100.0), ("c", 50.0)):
+        methods = {"full": answers("full", ["x"] * 3, 400.0), "comb": answers("comb", ["x"] * 3, cached)}
+        if name == "b":
+            methods = {"h2o": answers("h2o", ["x"] * 3, cached), **methods}
+        runs.append(load_run(write_run(tmp_path / name, methods, "xsum" if name != "c" else "cnn_dm", name=name)))
+    assert [[run.name for run in group] for group in _together(runs)] == [["a", "b"], ["c"]]
+    runs[1].records["comb"].append({**runs[1].records["comb"][0], "id": "another"})
+    assert len(_together(runs)) == 3
+    look = look_of([run.summary for run in runs])
+    assert look.names == ["full", "comb", "h2o"]  # the same in every picture, whatever a run's own order
+    summaries = [run.summary for run in runs[:2]]
+    (axes,) = draw_panels([(summaries, "rougeL")], order=look.names).axes
+    lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    assert {name: list(line.get_xdata()) for name, line in lines.items()} == {
+        "full": [400],
+        "comb": [100, 200],
+        "h2o": [100],
+    }
+    assert [line.get_color() for line in lines.values()] == ["C0", "C1", "C2"]
+
+
 def test_a_sweep_begins_with_its_frontier(tmp_path):
     methods = {"full": answers("full", ["a"] * 3, 400.0)}
     plain = load_run(write_run(tmp_path / "plain", {**methods, "h2o": answers("h2o", ["a"] * 3)}))
@@ -171,7 +195,7 @@ def test_a_sweep_begins_with_its_frontier(tmp_path):
         methods[f"h2o-reduction{reduction}"] = answers("h2o", ["a"] * 3, 400.0 / reduction)
     sweep = load_run(write_run(tmp_path / "sweep", methods))
     assert [is_sweep(run) for run in (plain, sweep)] == [False, True]
-    figures = run_figures(sweep, tmp_path)
+    figures = run_figures(sweep, tmp_path, look_of([sweep.summary]))
     for run, first in ((plain, ["results", "figure0"]), (sweep, ["figure0", "results"])):
         page = render_page("x", [run], [figures], None)
         assert re.findall(r'<section id="(\w+)"', page)[:2] == first

@@ -11,17 +11,16 @@ import yaml
 from buzz.evaluation.measure.best import standing
 from buzz.evaluation.show.report.folders import Run
 from buzz.evaluation.show.report.needles import Grid, grid_rows, passkey_grids
-from buzz.evaluation.show.report.pictures import PALETTE, Figure, colors
+from buzz.evaluation.show.report.pictures import PALETTE, Figure
 from buzz.evaluation.show.report.svg import inline_svg
 from buzz.evaluation.show.report.tables import MARKS, all_figures, first_table, table
 from buzz.evaluation.show.table import CACHE, PAIRED, comparison_tables, notes, reading
 
 
-def figure(drawn: Figure, prefix: str, run: Run) -> str:
+def figure(drawn: Figure, prefix: str) -> str:
     """A picture that follows the page's colors: one for a page, and another one for a phone."""
-    order = colors(run.summary)
     wide, narrow = (
-        inline_svg(text, f"{prefix}{kind}-", PALETTE, order, drawn.alt, kind)
+        inline_svg(text, f"{prefix}{kind}-", PALETTE, drawn.colors, drawn.alt, kind)
         for kind, text in (("page", drawn.paths[1].read_text(encoding="utf-8")), ("phone", drawn.narrow))
     )
     return f"<figure>{wide}{narrow}<figcaption>{escape(drawn.caption)}</figcaption></figure>"

@@ -41,7 +41,7 @@ def render_page(title: str, runs: Sequence[Run], figures: Sequence[Sequence[Figu
 
 
 def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
-    drawn = [(f"figure{i}", one.title, fragments.figure(one, f"f{i}-", run)) for i, one in enumerate(figures)]
+    drawn = [(f"figure{i}", one.title, fragments.figure(one, f"f{i}-")) for i, one in enumerate(figures)]
     results = ("results", "Results", fragments.results(run))
     return [
         # Of methods in several sizes a picture says more than its table.
@@ -55,10 +55,10 @@ def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
 
 
 def _of_several(runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared: Figure | None) -> Sections:
-    sections = [("frontier", shared.title, fragments.figure(shared, "all-", runs[0]))] if shared else []
+    sections = [("frontier", shared.title, fragments.figure(shared, "all-"))] if shared else []
     for number, (run, drawn) in enumerate(zip(runs, figures, strict=True)):
         pictures = "".join(
-            f"<h3>{escape(one.title)}</h3>{fragments.figure(one, f'r{number}f{i}-', run)}"
+            f"<h3>{escape(one.title)}</h3>{fragments.figure(one, f'r{number}f{i}-')}"
             for i, one in enumerate(drawn)
             if shared is None or not one.quality  # else it is in the shared one
         )

@@ -24,7 +24,7 @@ PALETTE = (
 )
 HONEY = 3  # the palette's color for BUZZ, whatever its place among the methods
 _DASH = 7.0  # points; of lines that take turns
-_TURNS = "Lines that run over each other take turns, dash by dash."
+_OWN = ("name", "output", "methods", "wandb", "hive")  # keys of a config in which runs that are drawn together differ
 _WINDOWS = 48  # windows of a text in a picture, at most
 _PNG_DPI = 150
 
@@ -38,6 +38,7 @@ class Figure:
         narrow: another one of the same for a phone, as SVG text.
         alt: what is to be seen, for those who do not see it.
         caption: how to read it.
+        colors: those that it may have, in the order in which series of methods take them.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Figure:
     narrow: str
     alt: str
     caption: str
+    colors: Sequence[str]
 
     @property
     def quality(self) -> bool:
@@ -57,35 +59,79 @@ def drawable() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def run_figures(run: Run, folder: Path, prefix: str = "") -> list[Figure]:
+@dataclass(frozen=True)
+class Look:
+    """What series of methods look like in all pictures of a report.
+
+    Args:
+        names: of the series, which take colors and markers in this order.
+        colors: the palette in the order in which they take them; the first BUZZ has that of honey.
+    """
+
+    names: Sequence[str]
+    colors: Sequence[str]
+
+
+def look_of(summaries: Sequence[Mapping[str, Any]]) -> Look:
+    """The look of the series of these runs."""
+    policies: dict[str, str | None] = {}
+    for summary in summaries:
+        for name, members in _series(summary).items():
+            policies.setdefault(name, summary["methods"][members[0]].get("policy"))
+    order = list(PALETTE)
+    for place, policy in enumerate(list(policies.values())[: len(order)]):
+        if policy == "buzz":
+            order[place], order[HONEY] = order[HONEY], order[place]
+            break
+    return Look(list(policies), order)
+
+
+def run_figures(run: Run, folder: Path, look: Look, prefix: str = "") -> list[Figure]:
     """Draw what a run's data allow: quality, cache length and perplexity. Equal runs give equal files.
 
     Args:
         folder: where `<prefix>quality.png`, `<prefix>quality.svg` and so on go.
     """
     drawers = (_quality, _cache, _perplexity)
-    drawn = (draw(run, folder, prefix) for draw in drawers)
+    drawn = (draw(run, folder, look, prefix) for draw in drawers)
     return [figure for figure in drawn if figure is not None]
 
 
-def frontier_figure(runs: Sequence[Run], folder: Path) -> Figure | None:
-    """Draw quality against memory of several runs, a panel a run and metric, as frontier.png and frontier.svg."""
+def frontier_figure(runs: Sequence[Run], folder: Path, look: Look) -> Figure | None:
+    """Draw quality against memory of several runs as frontier.png and frontier.svg.
+
+    Runs that differ in their methods alone are drawn together, so that lines join methods that differ in size alone.
+    """
     alt = f"Headline metric against mean cached tokens of {len(runs)} runs: {', '.join(run.name for run in runs)}."
-    return _quality_of(runs, _paths(folder, "", "frontier"), alt)
+    return _quality_of(_together(runs), _paths(folder, "", "frontier"), look, alt)
 
 
-def _quality(run: Run, folder: Path, prefix: str) -> Figure | None:
+def _together(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs whose model, task, samples and settings are the same, together."""
+    groups: list[tuple[Any, list[Run]]] = []
+    for run in runs:
+        config = {key: value for key, value in run.config.items() if key not in _OWN}
+        samples = {record["id"] for records in run.records.values() for record in records}
+        same = next((members for key, members in groups if key == (config, samples)), None)
+        if same is None:
+            groups.append(((config, samples), [run]))
+        else:
+            same.append(run)
+    return [members for _, members in groups]
+
+
+def _quality(run: Run, folder: Path, look: Look, prefix: str) -> Figure | None:
     names = " and ".join(map(metric_label, _judged(run)))
     alt = f"{names} of every method against its mean cached tokens, with 95% intervals; the results table has both."
-    return _quality_of([run], _paths(folder, prefix, "quality"), alt)
+    return _quality_of([[run]], _paths(folder, prefix, "quality"), look, alt)
 
 
-def _quality_of(runs: Sequence[Run], paths: tuple[Path, Path], alt: str) -> Figure | None:
-    panels = [(run.summary, metric) for run in runs for metric in _judged(run)]
-    kinds = {in_rows(summary, metric) for summary, metric in panels}
+def _quality_of(groups: Sequence[Sequence[Run]], paths: tuple[Path, Path], look: Look, alt: str) -> Figure | None:
+    panels = [([run.summary for run in group], metric) for group in groups for metric in _judged(group[0])]
+    kinds = {in_rows(panel) for panel in panels}
     caption = " ".join(text for kind, text in ((False, _MAP), (True, _ROWS)) if kind in kinds)
     title = "Quality at equal memory" if kinds == {True} else "Quality against memory"
-    return _drawn(lambda narrow: draw_panels(panels, narrow), runs[0].summary, title, paths, alt, caption)
+    return _drawn(lambda narrow: draw_panels(panels, narrow, look.names), look, title, paths, alt, caption)
 
 
 def _judged(run: Run) -> list[str]:
@@ -109,16 +155,6 @@ def is_sweep(run: Run) -> bool:
     return any(len(members) > 1 for members in _series(run.summary).values())
 
 
-def colors(summary: Mapping[str, Any]) -> list[str]:
-    """The palette in the order in which a run's series of methods take colors; the first BUZZ has that of honey."""
-    order = list(PALETTE)
-    for place, members in enumerate(list(_series(summary).values())[: len(order)]):
-        if summary["methods"][members[0]].get("policy") == "buzz":
-            order[place], order[HONEY] = order[HONEY], order[place]
-            break
-    return order
-
-
 def _series(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     """The methods that have samples, by series, in the order in which `buzz.evaluation.show.plot` colors them."""
     found: dict[str, list[str]] = {}
@@ -128,19 +164,22 @@ def _series(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _line_colors(summary: Mapping[str, Any]) -> dict[str, str]:
+def _line_colors(summary: Mapping[str, Any], look: Look) -> dict[str, str]:
     """By method the color of its series."""
-    members = enumerate(_series(summary).values())
-    return {name: f"C{number % len(PALETTE)}" for number, names in members for name in names}
+    return {
+        name: f"C{look.names.index(group) % len(PALETTE)}"
+        for group, members in _series(summary).items()
+        for name in members
+    }
 
 
 @contextlib.contextmanager
-def _style(summary: Mapping[str, Any], narrow: bool) -> Iterator[None]:
+def _style(look: Look, narrow: bool) -> Iterator[None]:
     import matplotlib
     from cycler import cycler
 
     settings: Any = {
-        "axes.prop_cycle": cycler(color=colors(summary)),
+        "axes.prop_cycle": cycler(color=look.colors),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "lines.scale_dashes": False,  # lines that take turns count on the lengths of their dashes
@@ -157,7 +196,7 @@ def _paths(folder: Path, prefix: str, name: str) -> tuple[Path, Path]:
 
 def _drawn(
     draw: Callable[[bool], Any],
-    summary: Mapping[str, Any],
+    look: Look,
     title: str,
     paths: tuple[Path, Path],
     alt: str,
@@ -168,7 +207,7 @@ def _drawn(
     Args:
         draw: makes the matplotlib figure, narrow or not.
     """
-    with _style(summary, narrow=False):
+    with _style(look, narrow=False):
         drawing = draw(False)
         if drawing is None:
             return None
@@ -176,9 +215,9 @@ def _drawn(
             with writing(path):
                 save(drawing, path, path.suffix[1:])
     text = io.BytesIO()
-    with _style(summary, narrow=True):
+    with _style(look, narrow=True):
         save(draw(True), text, "svg")
-    return Figure(title, paths, text.getvalue().decode("utf-8"), alt, caption)
+    return Figure(title, paths, text.getvalue().decode("utf-8"), alt, caption, look.colors)
 
 
 def _new(panels: int, narrow: bool) -> tuple[Any, Any]:
@@ -209,6 +248,12 @@ def _plot_lines(axes: Any, curves: Mapping[str, np.ndarray], colors_of: Mapping[
             style: Any = "-" if len(group) == 1 else (place * _DASH, (_DASH, (len(group) - 1) * _DASH))
             look = {"color": colors_of[name], "linestyle": style, "linewidth": 1.8, "marker": marker, "markersize": 4}
             axes.plot(*curves[name].T, label=name, **look)
+
+
+def _turns(curves: Mapping[str, np.ndarray]) -> str:
+    """A sentence about lines that take turns, if some do."""
+    turns = any(len(group) > 1 for group in _covering({name: curve[:, :2] for name, curve in curves.items()}))
+    return " Lines that run over each other take turns, dash by dash." if turns else ""
 
 
 def _covering(curves: Mapping[str, np.ndarray]) -> list[list[str]]:
@@ -277,12 +322,12 @@ def _start(group: Sequence[float], gap: float) -> float:
 # --- cache length ----------------------------------------------------------------------------------------------------
 
 
-def _cache(run: Run, folder: Path, prefix: str) -> Figure | None:
+def _cache(run: Run, folder: Path, look: Look, prefix: str) -> Figure | None:
     """The measured cache of one sample over its calls."""
     sample = longest_sample(run)
     if sample is None:
         return None
-    looks, curves = _line_colors(run.summary), {}
+    looks, curves = _line_colors(run.summary, look), {}
     for name, records in run.records.items():
         record = next((record for record in records if record["id"] == sample), None)
         if record is not None and name in looks and record["cache"].get("curve"):
@@ -298,9 +343,9 @@ def _cache(run: Run, folder: Path, prefix: str) -> Figure | None:
         return drawing
 
     alt = f"Cached tokens per head after each call, a line a method, for the sample {sample}."
-    caption = f"As measured, mean over layers. The sample with the most calls: {sample}. {_TURNS}"
+    caption = f"As measured, mean over layers. The sample with the most calls: {sample}.{_turns(curves)}"
     facts = ("Cache length over time", _paths(folder, prefix, "cache"), alt, caption)
-    return _drawn(draw, run.summary, *facts)
+    return _drawn(draw, look, *facts)
 
 
 def longest_sample(run: Run) -> str | None:
@@ -342,8 +387,8 @@ def perplexity_curves(records: Sequence[Mapping[str, Any]], windows: int = _WIND
     return np.stack([ends[edges[1:] - 1], np.exp(parts[:, 1] / parts[:, 0]), np.exp(whole[:, 1] / whole[:, 0])], axis=1)
 
 
-def _perplexity(run: Run, folder: Path, prefix: str) -> Figure | None:
-    looks = _line_colors(run.summary)
+def _perplexity(run: Run, folder: Path, look: Look, prefix: str) -> Figure | None:
+    looks = _line_colors(run.summary, look)
     found = {name: perplexity_curves(records) for name, records in run.records.items() if name in looks}
     curves = {name: curve for name, curve in found.items() if curve is not None}
     if not curves:
@@ -366,5 +411,5 @@ def _perplexity(run: Run, folder: Path, prefix: str) -> Figure | None:
     alt = f"Perplexity against tokens read, a line a method. At the end: {last}."
     texts = max(len(records) for records in run.records.values())
     caption = f"{texts} texts, position by position." if texts > 1 else "First part by part, then everything so far."
-    facts = ("Perplexity along the text", _paths(folder, prefix, "perplexity"), alt, f"{caption} {_TURNS}")
-    return _drawn(draw, run.summary, *facts)
+    facts = ("Perplexity along the text", _paths(folder, prefix, "perplexity"), alt, f"{caption}{_turns(curves)}")
+    return _drawn(draw, look, *facts)

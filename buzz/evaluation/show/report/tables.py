@@ -25,12 +25,12 @@ from buzz.evaluation.show.table import (
 _INTERVAL = re.compile(r"(\S+) (\[[^]]*\])(?: (p\S+))?")  # a figure, its interval, and a p-value
 _KL = "fidelity_kl"
 # Columns of the results table without an interval that have a best, and the figure that it is the best of.
-_MEASURED = {"mean cache": "mean_tokens", "MiB": "mean_mib", "tokens/s": "tokens_per_second"}
+_MEASURED = {"mean cache": "mean_tokens", "MiB": "mean_mib"}
 MARKS = (
     "A hexagon and bold figures mark the best of a column, and all that cannot be told from it: by a paired difference "
     "whose 95% interval contains 0 or whose p-value is 0.05 or more; where there is no interval, within 10%. Methods "
     "are compared with those that hold about as much (mean cache within 10%), never with the full cache. If no method "
-    "is left behind, as with a handful of samples, none is marked."
+    "is left behind, as with a handful of samples, none is marked. Nor is a speed: what runs first pays for warming up."
 )
 
 
@@ -125,7 +125,7 @@ def first_table(summary: Mapping[str, Any], order: Standing, label: str) -> str:
         cells += [
             Cell(tokens, "" if reduction == NONE else reduction, "mean_tokens" in marked),
             Cell(mib, "" if in_bytes == NONE else in_bytes, "mean_mib" in marked),
-            Cell(speed_cell(entry), "", "tokens_per_second" in marked),
+            Cell(speed_cell(entry)),
         ]
         rows[name] = cells
     return _table(["method", *header, "cached tokens", "MiB", "tokens/s"], _bodies(summary, order, rows), label)
