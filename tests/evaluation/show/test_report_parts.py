@@ -11,8 +11,9 @@ from buzz.evaluation.measure.best import standing
 from buzz.evaluation.show.plot import draw_panels
 from buzz.evaluation.show.report.answers import MOST_SAMPLES, answers_of
 from buzz.evaluation.show.report.folders import load_run
+from buzz.evaluation.show.report.lines import apart, covering
 from buzz.evaluation.show.report.page import render_page
-from buzz.evaluation.show.report.pictures import _apart, _covering, _together, is_sweep, look_of, run_figures
+from buzz.evaluation.show.report.pictures import _together, is_sweep, look_of, run_figures
 from buzz.evaluation.show.report.tables import all_figures, first_table, table
 from tests.evaluation.report_runs import answers, near, near_run, write_run
 from tests.evaluation.synthetic import method, summary_of
@@ -126,7 +127,10 @@ def test_lines_that_run_over_each_other_take_turns():
         "tova": np.stack([x[:30], 0 * x[:30] + 101], 1),
         "late": np.stack([x + 60, 0 * x + 100], 1),
     }
-    assert sorted(map(sorted, _covering(curves))) == [["buzz"], ["full"], ["h2o", "tova"], ["late"]]
+    assert sorted(map(sorted, covering(curves, zero=True))) == [["buzz"], ["full"], ["h2o", "tova"], ["late"]]
+    lines = {name: np.stack([x, np.full(50, value)], 1) for name, value in (("a", 20.0), ("b", 20.1), ("c", 22.0))}
+    assert covering(lines, zero=True) == [["a", "b"], ["c"]]
+    assert covering(lines, zero=False) == [["a"], ["b"], ["c"]]  # seen from near, they are apart
 
 
 @pytest.mark.parametrize(
@@ -140,11 +144,11 @@ def test_lines_that_run_over_each_other_take_turns():
     ],
 )
 def test_names_are_moved_as_little_as_it_takes(places, gap, expected):
-    assert _apart(places, gap) == pytest.approx(expected, abs=1e-3)
+    assert apart(places, gap) == pytest.approx(expected, abs=1e-3)
 
 
 def test_more_names_than_fit_still_keep_their_distance():
-    found = _apart([0.5] * 20, 0.1)
+    found = apart([0.5] * 20, 0.1)
     assert np.diff(found) == pytest.approx([0.1] * 19)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from buzz.evaluation.files import writing
 from buzz.evaluation.show.plot import draw_panels, in_rows, save, series
 from buzz.evaluation.show.report.folders import Run
+from buzz.evaluation.show.report.lines import name_lines, plot_lines, turns
 from buzz.evaluation.show.table import metric_label
 
 # Ten colors that differ in hue and lightness; the page has a second set for a dark background, in the same order.
@@ -23,7 +24,6 @@ PALETTE = (
     *("#3b6fa8", "#7b8c2c", "#c0608c", "#80603f", "#95908a"),
 )
 HONEY = 3  # the palette's color for BUZZ, whatever its place among the methods
-_DASH = 7.0  # points; of lines that take turns
 _OWN = ("name", "output", "methods", "wandb", "hive")  # keys of a config in which runs that are drawn together differ
 _WINDOWS = 48  # windows of a text in a picture, at most
 _PNG_DPI = 150
@@ -234,91 +234,6 @@ def _new(panels: int, narrow: bool) -> tuple[Any, Any]:
     return drawing, axes
 
 
-# --- lines -----------------------------------------------------------------------------------------------------------
-
-
-def _plot_lines(axes: Any, curves: Mapping[str, np.ndarray], colors_of: Mapping[str, str], marker: str = "") -> None:
-    """Draw a line for each method. Lines that run over each other take turns, dash by dash, so that all are seen.
-
-    Args:
-        curves: float64 [points, 2] each, x ascending.
-    """
-    for group in _covering(curves):
-        for place, name in enumerate(group):
-            style: Any = "-" if len(group) == 1 else (place * _DASH, (_DASH, (len(group) - 1) * _DASH))
-            look = {"color": colors_of[name], "linestyle": style, "linewidth": 1.8, "marker": marker, "markersize": 4}
-            axes.plot(*curves[name].T, label=name, **look)
-
-
-def _turns(curves: Mapping[str, np.ndarray]) -> str:
-    """A sentence about lines that take turns, if some do."""
-    turns = any(len(group) > 1 for group in _covering({name: curve[:, :2] for name, curve in curves.items()}))
-    return " Lines that run over each other take turns, dash by dash." if turns else ""
-
-
-def _covering(curves: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """The names of the curves, those together that run over each other along half of their way or more."""
-    height = max(curve[:, 1].max() for curve in curves.values()) - min(0.0, *(c[:, 1].min() for c in curves.values()))
-    groups: list[list[str]] = []
-    for name, curve in curves.items():
-        near = [group for group in groups if any(_cover(curve, curves[other], 0.008 * height) for other in group)]
-        groups = [group for group in groups if group not in near]
-        groups.append([*(other for group in near for other in group), name])
-    return groups
-
-
-def _cover(one: np.ndarray, other: np.ndarray, near: float) -> bool:
-    low, high = max(one[0, 0], other[0, 0]), min(one[-1, 0], other[-1, 0])
-    if low > high:
-        return False
-    at = np.linspace(low, high, 64)
-    return bool((np.abs(np.interp(at, *one.T) - np.interp(at, *other.T)) <= near).mean() >= 0.5)
-
-
-def _name_lines(drawing: Any, axes: Any, curves: Mapping[str, np.ndarray], colors_of: Mapping[str, str]) -> None:
-    """Write each line's name at its right end, in its color; names that would cover each other are moved apart."""
-    low, high = axes.get_ylim()
-    # As shares of the axes' height, from below.
-    ends = sorted((float((curve[-1, 1] - low) / (high - low)), name) for name, curve in curves.items())
-    size = 8.0
-    drawing.draw_without_rendering()  # settles the layout
-    line = 1.25 * size * drawing.dpi / 72 / axes.get_window_extent().height
-    places = _apart([end for end, _ in ends], line)
-    for (_, name), place in zip(ends, places, strict=True):
-        axes.annotate(
-            name,
-            xy=tuple(curves[name][-1]),
-            xytext=(1.04, place),
-            textcoords="axes fraction",
-            fontsize=size,
-            color=colors_of[name],
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": colors_of[name], "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1},
-        )
-
-
-def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Ascending places moved as little as it takes for neighbours to be a gap apart, inside 0 to 1 if they fit."""
-    groups: list[list[float]] = []  # sum of the places where a group would begin by each of its members; their number
-    for place in places:
-        groups.append([place, 1])
-        while len(groups) > 1 and _start(groups[-2], gap) + gap * groups[-2][1] > _start(groups[-1], gap):
-            total, count = groups.pop()
-            groups[-1][0] += total - count * gap * groups[-1][1]
-            groups[-1][1] += count
-    found = [_start(group, gap) + gap * i for group in groups for i in range(int(group[1]))]
-    for i in range(len(found)):  # none below the axes, and then none above it
-        found[i] = max(found[i], gap * i)
-    for i in range(len(found)):
-        found[-1 - i] = min(found[-1 - i], max(1.0, gap * (len(found) - 1)) - gap * i)
-    return found
-
-
-def _start(group: Sequence[float], gap: float) -> float:
-    """Where a group of names begins, so that its members are as near to their places as can be."""
-    return group[0] / group[1]
-
-
 # --- cache length ----------------------------------------------------------------------------------------------------
 
 
@@ -335,15 +250,15 @@ def _cache(run: Run, folder: Path, look: Look, prefix: str) -> Figure | None:
 
     def draw(narrow: bool) -> Any:
         drawing, (axes,) = _new(1, narrow)
-        _plot_lines(axes, curves, looks)
+        plot_lines(axes, curves, looks, zero=True)
         axes.set_xlabel("call (0 is the prompt)")
         axes.set_ylabel("cached tokens per head")
         axes.set_ylim(0, 1.06 * max(curve[:, 1].max() for curve in curves.values()))
-        _name_lines(drawing, axes, curves, looks)
+        name_lines(drawing, axes, curves, looks)
         return drawing
 
     alt = f"Cached tokens per head after each call, a line a method, for the sample {sample}."
-    caption = f"As measured, mean over layers. The sample with the most calls: {sample}.{_turns(curves)}"
+    caption = f"As measured, mean over layers. The sample with the most calls: {sample}.{turns([curves], zero=True)}"
     facts = ("Cache length over time", _paths(folder, prefix, "cache"), alt, caption)
     return _drawn(draw, look, *facts)
 
@@ -393,23 +308,28 @@ def _perplexity(run: Run, folder: Path, look: Look, prefix: str) -> Figure | Non
     curves = {name: curve for name, curve in found.items() if curve is not None}
     if not curves:
         return None
+    panels = [{name: curve[:, [0, column]] for name, curve in curves.items()} for column in (1, 2)]
     few = all(len(curve) < 3 for curve in curves.values())
 
     def draw(narrow: bool) -> Any:
         drawing, axes = _new(2, narrow)
-        for column, title in enumerate(("of each part", "of all so far"), 1):
-            panel, lines = axes[column - 1], {name: curve[:, [0, column]] for name, curve in curves.items()}
-            _plot_lines(panel, lines, looks, marker="o" if few else "")
+        for panel, lines, title in zip(axes, panels, ("of each part", "of all so far"), strict=True):
+            plot_lines(panel, lines, looks, zero=False, marker="o" if few else "")
             panel.set_title(title, fontsize=9 if narrow else 10)
             panel.set_xlabel("tokens read")
             panel.set_ylabel("perplexity (lower is better)")
             panel.set_xlim(left=0)
-            _name_lines(drawing, panel, lines, looks)
+            name_lines(drawing, panel, lines, looks)
         return drawing
 
     last = ", ".join(f"{name} {curve[-1, 2]:.2f}" for name, curve in curves.items())
     alt = f"Perplexity against tokens read, a line a method. At the end: {last}."
     texts = max(len(records) for records in run.records.values())
     caption = f"{texts} texts, position by position." if texts > 1 else "First part by part, then everything so far."
-    facts = ("Perplexity along the text", _paths(folder, prefix, "perplexity"), alt, f"{caption}{_turns(curves)}")
+    facts = (
+        "Perplexity along the text",
+        _paths(folder, prefix, "perplexity"),
+        alt,
+        f"{caption}{turns(panels, zero=False)}",
+    )
     return _drawn(draw, look, *facts)
