@@ -30,13 +30,15 @@ def results(run: Run) -> str:
     """The results, what did not finish, how to read them, and every figure there is."""
     order = standing(run.summary, run.records, run.config.get("seed", 0))
     remarks = "".join(f"<li>{escape(note)}</li>" for note in notes(run.summary))
-    prose = " ".join([MARKS, *reading(run.summary["run"]["metrics"])])
+    prose = "".join(
+        f"<p class='quiet'>{escape(text)}</p>" for text in (MARKS, " ".join(reading(run.summary["run"]["metrics"])))
+    )
     return (
         first_table(run.summary, order, f"Results of {run.name}")
         + (f"<ul class='notes'>{remarks}</ul>" if remarks else "")
         + "<details><summary>All metrics and figures</summary>"
         + all_figures(run.summary, order, f"All metrics and figures of {run.name}")
-        + f"</details><details><summary>How to read the tables</summary><p class='quiet'>{escape(prose)}</p></details>"
+        + f"</details><details><summary>How to read the tables</summary>{prose}</details>"
     )
 
 
