@@ -35,18 +35,18 @@ class Figure:
 
     Args:
         paths: the same picture as PNG and SVG.
-        narrow: another one of the same for a phone, as SVG text.
         alt: what is to be seen, for those who do not see it.
         caption: how to read it.
+        narrow: another one of the same for a phone, as SVG text.
         colors: those that it may have, in the order in which series of methods take them.
     """
 
     title: str
     paths: tuple[Path, Path]
-    narrow: str
     alt: str
     caption: str
-    colors: Sequence[str]
+    narrow: str = ""
+    colors: Sequence[str] = PALETTE
 
     @property
     def quality(self) -> bool:
@@ -217,7 +217,7 @@ def _drawn(
     text = io.BytesIO()
     with _style(look, narrow=True):
         save(draw(True), text, "svg")
-    return Figure(title, paths, text.getvalue().decode("utf-8"), alt, caption, look.colors)
+    return Figure(title, paths, alt, caption, text.getvalue().decode("utf-8"), look.colors)
 
 
 def _new(panels: int, narrow: bool) -> tuple[Any, Any]:
