@@ -68,8 +68,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.send(f"{domain}.enable")
         await self.size(width, height)
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        await self.send("Emulation.setEmulatedMedia", features=scheme)
+        await self.scheme(dark)
         await self.send("Page.navigate", url=path.resolve().as_uri())
         while not self._loaded:
             await self._receive()
@@ -77,6 +76,10 @@ class Page:
     async def size(self, width: int, height: int) -> None:
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         await self.send("Emulation.setDeviceMetricsOverride", **screen)
+
+    async def scheme(self, dark: bool) -> None:
+        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        await self.send("Emulation.setEmulatedMedia", features=features)
 
     async def value(self, expression: str) -> Any:
         """What a JavaScript expression evaluates to; a promise is waited for."""

@@ -40,6 +40,14 @@ def answers(policy: str, outputs: Sequence[str], cached: float = 100.0) -> list[
     return rows
 
 
+def near(policy: str, distances: Sequence[float], cached: float = 100.0) -> list[dict[str, Any]]:
+    """Answers that are so far, in KL, from those of the full cache."""
+    rows = answers(policy, [f"The hive of {policy} hums {i}." for i in range(len(distances))], cached)
+    for row, distance in zip(rows, distances, strict=True):
+        row["metrics"]["fidelity_kl"] = distance
+    return rows
+
+
 def texts(policy: str, blocks: Sequence[Sequence[tuple[int, float]]], cached: float = 100.0) -> list[dict[str, Any]]:
     """Records of texts that were read, each with its blocks of tokens and nats."""
     rows = []
@@ -89,6 +97,27 @@ def write_run(
     if finished:
         (folder / "summary.json").write_text(json.dumps(summary_of(methods, name=name, task=task)))
     return folder
+
+
+def near_run(folder: Path, **more: Any) -> Path:
+    """Four methods with their distances from the full cache, two hives; the best of them are buzz and h2o."""
+    methods = {
+        "full": near("full", [1e-8] * 8, 400.0),
+        "h2o": near("h2o", [0.2, 0.5, *[0.2 + i / 100 for i in range(6)]]),
+        "buzz": near("buzz", [0.1, 0.6, *[0.1 + i / 100 for i in range(6)]]),
+        "streaming": near("streaming", [0.6 + i / 100 for i in range(8)], 104.0),
+    }
+    return write_run(folder, methods, hives=["full", "buzz"], **more)
+
+
+def needle_run(folder: Path, **more: Any) -> Path:
+    """Passkeys in two lengths at two depths."""
+    ids = [f"length{length}-depth{depth}-{i}" for length in (500, 1000) for depth in ("0", "0.5") for i in (0, 1)]
+    methods = {
+        policy: [record(name, policy, {"recall": float(found(i))}, cached) for i, name in enumerate(ids)]
+        for policy, cached, found in (("full", 400.0, lambda i: 1), ("buzz", 100.0, lambda i: i % 3 == 0))
+    }
+    return write_run(folder, methods, "passkey", **more)
 
 
 def quick_run(folder: Path, **more: Any) -> Path:

@@ -14,13 +14,15 @@ _BLOCK = 32768  # a record is cut where a block ends, as in a LevelDB log
 
 @dataclass
 class WandbFile:
-    """One start of a run. `history` are its rows, `tables` the content of every table by key, columns by name."""
+    """One start of a run. `history` are its rows, `tables` the content of every table by key, columns by name, `pages`
+    that of every HTML file."""
 
     run: Any
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    pages: dict[str, bytes] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
 
@@ -57,6 +59,8 @@ def _read_run(path: Path) -> WandbFile | None:
         for key, value in row.items():
             if isinstance(value, dict) and value.get("_type") == "table-file":
                 found.tables[key] = _columns(path.parent / "files" / value["path"])
+            if isinstance(value, dict) and value.get("_type") == "html-file":
+                found.pages[key] = (path.parent / "files" / value["path"]).read_bytes()
     return found
 
 

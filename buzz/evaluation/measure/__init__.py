@@ -2,5 +2,5 @@
 
 Read `execute`, which runs a batch whatever its task, then `batch`, what all kinds share, and the kinds: `generation`,
 `perplexity`, `likelihood`, `fidelity`; `hive` records evictions. From records (`records`) to a summary: `summary`,
-`resampling` and `metric_info`.
+`resampling` and `metric_info`; `best` says who is ahead.
 """

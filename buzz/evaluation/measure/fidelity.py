@@ -14,7 +14,7 @@ import torch
 
 from buzz.cache import BeehiveCache
 from buzz.evaluation.measure.batch import Job, Reading, contexts_and_rests, left_padded, new_cache, right_padded
-from buzz.evaluation.metrics import rouge_scores
+from buzz.evaluation.metrics import likeness
 from buzz.policies import make_policy
 
 _FULL_TOKENS = 1 << 16  # tokens of one forward through the full cache: rows take turns, since its memory is all theirs
@@ -46,7 +46,7 @@ def fidelity(
     answers = [record["output_ids"] for record in full]
     distances = _distances(model, jobs, positions, answers, chunk)
     return [
-        {"fidelity_kl": kl, "fidelity_top1": top1, "fidelity_rougeL": _rouge(record["output"], other["output"])}
+        {"fidelity_kl": kl, "fidelity_top1": top1, "fidelity_rougeL": likeness(record["output"], other["output"])}
         for (kl, top1), record, other in zip(distances, records, full, strict=True)
     ]
 
@@ -105,10 +105,3 @@ def _forward(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Seq
         logits_to_keep=width,
     )
     return output.logits
-
-
-def _rouge(output: str, full: str) -> float:
-    """ROUGE-L F of two answers; 1.0 if they are equal or both empty, where the metric itself has nothing to count."""
-    if output.strip() == full.strip():
-        return 1.0
-    return rouge_scores(output, full)["rougeL"]

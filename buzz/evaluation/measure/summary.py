@@ -12,7 +12,7 @@ from buzz.evaluation.measure.resampling import Resampler, ci95, p_below
 
 Record = Mapping[str, Any]
 MIB = 2**20
-_ALIKE = 1.1  # up to this factor between their mean cache lengths, two methods hold about as much
+ALIKE = 1.1  # up to this factor between their mean cache lengths, two methods hold about as much
 
 
 class Scores:
@@ -257,7 +257,7 @@ def _rival(name: str, scores: Mapping[str, Scores], headline: str) -> str | None
     ]
     others = [other for other in others if scores[other].variant_of != own.variant_of] or others
     # More memory is no better method.
-    near = [other for other in others if 1 / _ALIKE <= scores[other].mean_tokens / own.mean_tokens <= _ALIKE]
+    near = [other for other in others if 1 / ALIKE <= scores[other].mean_tokens / own.mean_tokens <= ALIKE]
     sign = 1 if metric_info(headline).higher_is_better else -1
     return max(
         near or others,

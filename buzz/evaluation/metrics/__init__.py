@@ -15,13 +15,14 @@ from buzz.evaluation.metrics.answers import (
     qa_f1,
     recall,
 )
-from buzz.evaluation.metrics.summaries import ROUGE_METRICS, rouge_scores, self_bleu
+from buzz.evaluation.metrics.summaries import ROUGE_METRICS, likeness, rouge_scores, self_bleu
 
 __all__ = [
     "ROUGE_METRICS",
     "best_subspan_em",
     "class_named",
     "exact_match",
+    "likeness",
     "normalise",
     "numbers_right",
     "qa_f1",

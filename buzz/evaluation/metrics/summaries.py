@@ -29,6 +29,15 @@ def rouge_scores(hypothesis: str, reference: str) -> dict[str, float]:
     return {"rouge1": float(scores["rouge-1"]["f"]), "rouge2": float(scores["rouge-2"]["f"]), "rougeL": rouge_l}
 
 
+def likeness(answer: str, other: str) -> float:
+    """ROUGE-L F of two answers, from 0 to 1; 1.0 if they are equal or both empty, where ROUGE has nothing to count."""
+    if answer.strip() == other.strip():
+        return 1.0
+    if not _has_words(answer) or not _has_words(other):
+        return 0.0
+    return _rouge_l(_sentences(answer), _sentences(other))
+
+
 def self_bleu(text: str) -> float:
     """How much the sentences of one text repeat each other (Zhu et al., arXiv 1802.01886), as the BUZZ authors do it.
 

@@ -82,6 +82,7 @@ def run(config: RunConfig, loader: ModelLoader | None = None) -> dict[str, Any]:
                     one.work(*loaded, longest, tracker)
                 summary = group.by_main(one.finish)
                 tracker.summary(summary)
+                tracker.report(folder.path / "report.html")
         return summary
 
 

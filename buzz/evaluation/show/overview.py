@@ -24,7 +24,7 @@ def text_overview(summary: Mapping[str, Any]) -> str:
     for folder, run in summary["runs"].items():
         title = f"{folder} (n = {run['run']['samples']})"
         header, rows = headline_rows(run)
-        columns = fitting(header, rows, ("peak cache", "95% interval", "in bytes"))
+        columns = fitting(header, rows, ("peak cache", "95% interval", "in bytes", "tokens/s"))
         blocks.append("\n".join([title, "", *text_rows(header, rows, columns), *notes(run)]))
     return "\n\n".join(blocks)
 

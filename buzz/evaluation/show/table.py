@@ -11,7 +11,7 @@ from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, metric_info
 Table = tuple[list[str], list[list[str]]]  # header and cells
 WIDTH = 120  # columns of a terminal
 NONE = "-"
-_CACHE = ["mean cache", "peak cache", "reduction", "MiB", "in bytes"]
+CACHE = ["mean cache", "peak cache", "reduction", "MiB", "in bytes"]
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def metric_cells(entry: Mapping[str, Any], metrics: Sequence[str], intervals: bo
 def cache_cells(entry: Mapping[str, Any]) -> list[str]:
     """Mean and peak cache length in tokens and the reduction, the mean in MiB and the reduction in bytes."""
     if not entry["n"]:
-        return [NONE] * len(_CACHE)
+        return [NONE] * len(CACHE)
     cache = entry["cache"]
     tokens = [f"{cache['mean_tokens']:.1f}", f"{cache['peak_tokens']:.0f}", f"{cache['reduction']:.2f}x"]
     if "mean_mib" not in cache:  # a run of an older version
@@ -75,8 +75,18 @@ def cache_cells(entry: Mapping[str, Any]) -> list[str]:
 
 def shown_mib(mib: float) -> str:
     """MiB to three digits."""
-    decimals = max(0, 2 - math.floor(math.log10(mib))) if mib > 0 else 0
-    return f"{mib:.{decimals}f}"
+    return _three_digits(mib)
+
+
+def _three_digits(value: float) -> str:
+    decimals = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{decimals}f}"
+
+
+def speed_cell(entry: Mapping[str, Any]) -> str:
+    """New tokens a second of a method, to three digits."""
+    speed = entry["seconds"].get("tokens_per_second") if entry["n"] else None
+    return _three_digits(speed) if speed else NONE
 
 
 def pair_cell(metric: str, pair: Mapping[str, Any] | None) -> str:
@@ -92,18 +102,18 @@ def pair_cell(metric: str, pair: Mapping[str, Any] | None) -> str:
 
 
 def results_rows(summary: Mapping[str, Any], intervals: bool = False) -> Table:
-    """Header and cells of the results table, a row a method: metrics, the cache in tokens and MiB, time in seconds.
+    """Header and cells of the results table, a row a method: metrics, the cache in tokens and MiB, speed and time.
 
     The metrics are the columns from the third on.
     """
     metrics = summary["run"]["metrics"]
     heads = ["heads"] if any(_unequal(entry) for entry in summary["methods"].values()) else []
-    header = ["method", "n", *map(metric_label, metrics), *_CACHE, *heads, "seconds"]
+    header = ["method", "n", *map(metric_label, metrics), *CACHE, *heads, "tokens/s", "seconds"]
     rows = []
     for name, entry in summary["methods"].items():
         seconds = f"{entry['seconds']['total']:.1f}" if entry["n"] else NONE
         cells = [*metric_cells(entry, metrics, intervals), *cache_cells(entry), *(head_cell(entry) for _ in heads)]
-        rows.append([name, str(entry["n"]), *cells, seconds])
+        rows.append([name, str(entry["n"]), *cells, speed_cell(entry), seconds])
     return header, rows
 
 
@@ -123,7 +133,7 @@ def paired_rows(summary: Mapping[str, Any], against: str) -> Table:
         against: `full`: to the full cache; `rival`: each to its best rival; or another key of `compared_with`.
     """
     metrics = summary["run"]["metrics"]
-    header = ["method", "minus", *map(metric_label, metrics), *_CACHE]
+    header = ["method", "minus", *map(metric_label, metrics), *CACHE]
     rows = []
     for name, entry in summary["methods"].items():
         pair = entry.get("paired", {}).get(against)
@@ -151,7 +161,7 @@ def ratio_rows(summary: Mapping[str, Any], against: str) -> Table:
     for name, pair in pairs.items() if metrics else ():
         cells = [ratio_cell(metric, pair["metrics"].get(metric)) for metric in metrics]
         rows.append([name, pair["method"], *cells, *cache_cells(summary["methods"][name])])
-    return ["method", "over", *map(metric_label, metrics), *_CACHE], rows
+    return ["method", "over", *map(metric_label, metrics), *CACHE], rows
 
 
 def retention_rows(summary: Mapping[str, Any]) -> Table:
@@ -167,7 +177,7 @@ def retention_rows(summary: Mapping[str, Any]) -> Table:
             interval = f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else ""
             cells.append(f"{100 * shares[metric]:.1f}%{interval}" if metric in shares else NONE)
         rows.append([name, *cells, *cache_cells(entry)])
-    return ["method", *map(metric_label, metrics), *_CACHE], rows
+    return ["method", *map(metric_label, metrics), *CACHE], rows
 
 
 def comparison_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table, int]]:
@@ -189,12 +199,13 @@ def comparison_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table, int]
 def headline_rows(summary: Mapping[str, Any]) -> Table:
     """Header and cells of a narrow table, a row a method: the headline metric alone, and its paired differences."""
     metric = summary["run"]["headline"]
-    header = ["method", metric_label(metric), "95% interval", *_CACHE, "- full", "p", "- rival", "p"]
+    header = ["method", metric_label(metric), "95% interval", *CACHE, "tokens/s", "- full", "p", "- rival", "p"]
     rows = []
     for name, entry in summary["methods"].items():
         found = entry["metrics"].get(metric) if entry["n"] else None
         cells = metric_cells(entry, [metric], intervals=False)
-        cells += [shown_interval(metric, found["ci95"]) if found else NONE, *cache_cells(entry)]
+        cells += [shown_interval(metric, found["ci95"]) if found else NONE]
+        cells += [*cache_cells(entry), speed_cell(entry)]
         for against in ("full", "rival"):
             pair = entry.get("paired", {}).get(against, {"metrics": {}})["metrics"].get(metric)
             cells += [shown(metric, pair["difference"], sign=True), shown_p(pair["p"])] if pair else [NONE, NONE]
@@ -318,5 +329,7 @@ def reading(metrics: Sequence[str]) -> list[str]:
         "Cache lengths are tokens per head over the decode calls, as measured: the mean over all samples and the",
         "highest of any. MiB are what was allocated for it: keys and values of all layers, and scores where a policy",
         "sums them up. Both reductions are against a cache that never evicts and allocates exactly its tokens. Buffers",
-        "have room to grow, so in bytes the full cache itself is below 1x.",
+        "have room to grow, so in bytes the full cache itself is below 1x. Tokens/s are the new tokens (answered, or",
+        "predicted in a text) over the time of their batches, which includes reading the prompts and warming up, but",
+        "not loading the model and measuring fidelity.",
     ]

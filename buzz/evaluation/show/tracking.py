@@ -56,6 +56,11 @@ class Tracker:
         """The run is finished; `summary` is what summary.json holds."""
         self._do(lambda log: log.summary(summary))
 
+    def report(self, page: Path) -> None:
+        """The run's report, a file report.html; a run without one has none to log."""
+        if page.is_file():
+            self._do(lambda log: log.report(page))
+
     def _do(self, action: Callable[[WandbLog], None], again: bool = False) -> None:
         if self._log is None or not self._live:
             return

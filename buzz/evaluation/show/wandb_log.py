@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,12 @@ class WandbLog:
         for metric in metrics:
             charts |= _quality_charts(metric, measured)
         self.run.log(charts)
+
+    def report(self, page: Path) -> None:
+        """The run's page, as it is: one HTML file that needs nothing else."""
+        import wandb
+
+        self.run.log({"report": wandb.Html(str(page), inject=False)})
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge import Rouge
 
-from buzz.evaluation.metrics import ROUGE_METRICS, rouge_scores, self_bleu
+from buzz.evaluation.metrics import ROUGE_METRICS, likeness, rouge_scores, self_bleu
 
 WORDS = st.lists(st.sampled_from(["bees", "Bees", "honey", "a", "hive.", "."]), min_size=1, max_size=12).map(" ".join)
 
@@ -40,6 +40,14 @@ def test_equals_the_package_wherever_there_are_words(hypothesis: str, reference:
     expected = Rouge().get_scores(hypothesis, reference)[0]
     got = rouge_scores(hypothesis, reference)
     assert list(got.values()) == [expected[key]["f"] for key in ("rouge-1", "rouge-2", "rouge-l")]
+
+
+def test_likeness_is_rouge_l_but_for_what_it_cannot_count() -> None:
+    assert (
+        likeness("the cat sat here", "the cat is here") == rouge_scores("the cat sat here", "the cat is here")["rougeL"]
+    )
+    assert [likeness(*pair) for pair in (("", " "), ("...", "..."), ("a b", "a b\n"))] == [1.0] * 3
+    assert likeness("", "a b") == likeness("a b", "...") == 0.0
 
 
 def test_sentences_longer_than_the_recursion_limit() -> None:

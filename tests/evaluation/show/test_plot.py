@@ -18,6 +18,7 @@ def one(**facts):
             "full": method("full", 400, rouge1=[0.30, 0.50], answer_nll=[2.0, 3.0]),
             "buzz": method("buzz", 100, rouge1=[0.25, 0.41], answer_nll=[2.5, 3.25]),
             "h2o": method("h2o", 101, rouge1=[0.20, 0.42], answer_nll=[2.5, 3.5]),
+            "tova": method("tova", 200, rouge1=[0.25, 0.43], answer_nll=[2.5, 3.5]),
         },
         **facts,
     )
@@ -52,16 +53,44 @@ def test_points_stand_where_the_summary_says(tmp_path, drawn):
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = drawn[0].axes
     points = [(c[0].get_xdata()[0], c[0].get_ydata()[0]) for c in axes.containers]
-    assert [y for _, y in points] == pytest.approx([40, 33, 31])
-    assert [x for x, _ in points] == [400, 100, 101]
+    assert [y for _, y in points] == pytest.approx([40, 33, 31, 34])
+    assert [x for x, _ in points] == [400, 100, 101, 200]
     bars = [c[2][0].get_segments()[0][0][0] for c in axes.containers]
-    assert bars == pytest.approx([400, 100, 101], abs=4)  # the last two are moved apart
+    assert bars == pytest.approx([400, 100, 101, 200], abs=4)  # those in the middle are moved apart
     assert bars[0] == 400
     assert bars[2] - bars[1] > 4
-    assert sorted(text.get_text() for text in axes.texts) == ["buzz", "full", "h2o"]
+    assert sorted(text.get_text() for text in axes.texts) == ["buzz", "full", "h2o", "tova"]
+    assert len({c[0].get_marker() for c in axes.containers}) == 4  # none is told by its color alone
     assert axes.get_ylabel() == "ROUGE-1 (%), higher is better, 95% interval"
-    assert axes.get_title() == "model on task (n = 2)"
+    assert axes.get_title(loc="left") == "model on task (n = 2)"
     assert [line.get_ydata() for line in axes.lines if line.get_linestyle() == "--"] == [[pytest.approx(40)] * 2]
+
+
+def test_methods_that_hold_about_as_much_have_rows(tmp_path, drawn):
+    rows = {
+        "full": method("full", 400, rouge1=[0.30, 0.50], fidelity_kl=[1e-8, 2e-8]),
+        "buzz": method("buzz", 100, rouge1=[0.25, 0.41], fidelity_kl=[0.5, 0.7]),
+        "h2o": method("h2o", 109, rouge1=[0.20, 0.42], fidelity_kl=[0.01, 0.02]),
+    }
+    assert plot_quality(summary_of(rows), "rouge1", tmp_path / "q.png")
+    (axes,) = drawn[0].axes
+    points = [(c[0].get_xdata()[0], c[0].get_ydata()[0]) for c in axes.containers]
+    assert points == [(pytest.approx(33), 0), (pytest.approx(31), 1)]
+    assert [bars.get_segments()[0][:, 0].tolist() for c in axes.containers for bars in c[2]] == [
+        pytest.approx([25, 41]),
+        pytest.approx([20, 42]),
+    ]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["buzz", "h2o"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # from the top
+    assert axes.get_xlabel() == "ROUGE-1 (%), higher is better, 95% interval"
+    (line,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert line.get_xdata()[0] == pytest.approx(40)
+    assert [text.get_text() for text in axes.texts] == ["full"]
+    assert plot_quality(summary_of(rows), "fidelity_kl", tmp_path / "k.png")
+    (axes,) = drawn[1].axes
+    assert axes.get_xscale() == "log"  # the full cache's own is rounding, and no score to reach
+    assert not axes.texts
+    assert len(axes.containers) == 2
 
 
 @pytest.mark.parametrize(
@@ -120,7 +149,7 @@ def test_several_runs_are_panels(tmp_path, drawn):
     axes = drawn[0].axes
     assert [panel.get_ylabel().split(",")[0] for panel in axes[:3]] == ["ROUGE-1 (%)", "answer NLL", "ROUGE-1 (%)"]
     assert [bool(panel.texts) for panel in axes[:3]] == [False, True, True]
-    assert axes[2].get_title() == "other on task (n = 2)"
+    assert axes[2].get_title(loc="left") == "other on task (n = 2)"
     assert not axes[3].axison
 
 

@@ -17,11 +17,11 @@ import pytest
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.summary import summarise
+from buzz.evaluation.show.report.answers import MOST_SAMPLES
 from buzz.evaluation.show.report.cli import main
 from buzz.evaluation.show.report.folders import load_run
 from buzz.evaluation.show.report.needles import grid_rows, passkey_grids
-from buzz.evaluation.show.report.page_data import MOST_SAMPLES
-from buzz.evaluation.show.report.pictures import HONEY, PALETTE, colors, longest_sample, perplexity_curves
+from buzz.evaluation.show.report.pictures import HONEY, PALETTE, longest_sample, look_of, perplexity_curves
 from buzz.evaluation.show.report.write import write_report
 from tests.evaluation.report_runs import EVICTED_AT, NASTY, TOKENS, answers, quick_run, texts, write_run
 from tests.evaluation.synthetic import method, record, summary_of
@@ -118,14 +118,14 @@ def test_ids_are_unique_and_links_lead_somewhere(quick):
 def test_pictures_say_what_they_show(quick):
     _, page = page_of(quick[0])
     charts = [found for tag, found in page.elements if tag == "svg" and (found.get("class") or "").startswith("chart")]
-    assert len(charts) == 2
+    assert [found["class"] for found in charts] == ["chart page", "chart phone"] * 2
     assert all(found["role"] == "img" and found["aria-label"] and found["viewbox"] for found in charts)
 
 
 def test_the_data_are_whole_whatever_the_texts_hold(quick):
     _, page = page_of(quick[0])
     (run,) = json.loads(page.scripts[0])["runs"]
-    assert run["name"] == "made"
+    assert (run["name"], run["measure"], run["total"]) == ("made", "ROUGE-L to full", 3)
     assert [sample["id"] for sample in run["samples"]] == ["s0", "s1", "s2"]
     assert [answer["output"] for answer in run["samples"][1]["answers"]] == [NASTY, NASTY]
     assert run["samples"][1]["reference"] == ["reference 1"]
@@ -135,6 +135,7 @@ def test_the_data_are_whole_whatever_the_texts_hold(quick):
         ("buzz", False, "100.0"),
     ]
     assert first[0]["metrics"] == [["ROUGE-1", "0.00"], ["ROUGE-L", "20.00"]]
+    assert first[1]["metrics"][2] == ["ROUGE-L to full", "44.44"]
     for hive in run["hives"]:
         numbers = np.frombuffer(zlib.decompress(base64.b64decode(hive["evicted_at"])), dtype="<i2")
         assert np.array_equal(numbers.reshape(2, 2, 10), EVICTED_AT[hive["method"]])
@@ -146,7 +147,7 @@ def test_tables_are_in_both(quick):
     folder, _ = quick
     text, _ = page_of(folder)
     markdown = (folder / "report.md").read_text(encoding="utf-8")
-    cells = "400.0 | 420 | 1.00x | 4.88 | 1.00x | 1.5"
+    cells = "400.0 | 420 | 1.00x | 4.88 | 1.00x | 20.0 | 1.5"
     assert f"| full | 3 | 10.00 [0.00, 20.00] | 30.00 [20.00, 40.00] | {cells} |" in markdown
     assert "<td>30.00 <small>[20.00, 40.00]</small></td><td>400.0</td>" in text
     for heading in ("Against the full cache", "Share of the full cache's score"):
@@ -323,7 +324,7 @@ def test_the_cache_is_shown_of_the_longest_answer_that_all_methods_have(tmp_path
 def test_buzz_has_the_color_of_honey(names):
     policies = {name: "buzz" if name.startswith("buzz") else name for name in names}
     summary = summary_of({name: method(policy, rouge1=[0.1, 0.2]) for name, policy in policies.items()})
-    order = colors(summary)
+    order = look_of([summary]).colors
     place = [policies[name] for name in names].index("buzz")
     assert order[place] == PALETTE[HONEY]
     assert sorted(order) == sorted(PALETTE)

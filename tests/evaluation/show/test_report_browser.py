@@ -6,7 +6,17 @@ import pytest
 
 from buzz.evaluation.show.report.write import write_report
 from tests.evaluation.browser import browse, find_browser
-from tests.evaluation.report_runs import EVICTED_AT, NASTY, TOKENS, answers, quick_run, write_run
+from tests.evaluation.report_runs import (
+    EVICTED_AT,
+    NASTY,
+    TOKENS,
+    answers,
+    near_run,
+    needle_run,
+    quick_run,
+    texts,
+    write_run,
+)
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome is installed")
 
@@ -40,6 +50,13 @@ ALL = [(0, 0), (0, 1), (1, 0), (1, 1)]
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     folder = quick_run(tmp_path_factory.mktemp("browser") / "quick")
+    write_report([folder], folder)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def near_page(tmp_path_factory):
+    folder = near_run(tmp_path_factory.mktemp("browser") / "near")
     write_report([folder], folder)
     return folder / "report.html"
 
@@ -160,6 +177,8 @@ def test_answers_side_by_side(page_file):
 
     async def visit(page):
         await page.until("document.querySelectorAll('#samples-answers article').length === 2")
+        assert await page.value(shown) == ["(empty)", "x"]  # the furthest from the full cache's, by ROUGE-L
+        await page.choose("#samples-order", "data", "change")
         assert await page.value(shown) == ["The hive hums at night.", "The hive is full."]
         assert await page.value("document.querySelector('#samples-answers mark').textContent") == "The hive "
         await page.value("document.getElementById('samples-on').click()")
@@ -173,16 +192,125 @@ def test_answers_side_by_side(page_file):
     browse(page_file, visit)
 
 
-@pytest.mark.parametrize(("width", "dark"), [(360, False), (1280, True)])
-def test_narrow_and_dark_pages(page_file, width, dark):
+# How large the smallest letters of each picture that is seen are, in pixels.
+LETTERS = """[...document.querySelectorAll('.chart')].filter((chart) => chart.clientWidth > 0).map((chart) =>
+  chart.clientWidth / chart.viewBox.baseVal.width
+  * Math.min(...[...chart.querySelectorAll('text')].map((text) => parseFloat(getComputedStyle(text).fontSize))))"""
+# Of every table: how far its names and its figures move when it is scrolled sideways as far as it goes.
+MOVED = """[...document.querySelectorAll('.scroll')].map((box) => {
+  const cells = ['tbody th:not([colspan])', 'td'].map((name) => box.querySelector(name));
+  const places = () => cells.map((cell) => cell.getBoundingClientRect().left);
+  const before = places();
+  box.scrollLeft = 9999;
+  const moved = places().map((place, i) => Math.round(before[i] - place));
+  const far = box.scrollWidth - box.clientWidth;
+  box.scrollLeft = 0;
+  return [far, ...moved, getComputedStyle(cells[0]).position];
+})"""
+
+
+def test_pages_fit_and_are_read_whatever_the_screen(tmp_path):
+    near_run(tmp_path / "runs" / "a", name="near")
+    needle_run(tmp_path / "runs" / "b", name="needles")
+    blocks = [[(256, 500.0 + 9 * i) for i in range(5)]] * 2
+    reading = {name: texts(name, blocks, cached) for name, cached in (("full", 400.0), ("buzz-budget128", 100.0))}
+    write_run(tmp_path / "runs" / "c", reading, "wikitext", name="reading")
+    write_report([tmp_path / "runs"], tmp_path / "out")
+    path = tmp_path / "out" / "report.html"
+
     async def visit(page):
         await page.until(READY)
-        assert await page.value("document.documentElement.scrollWidth") <= width
-        red = await page.value("Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")
-        assert (red < 60) == dark
-        await clean(page, page_file)
+        await page.value("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        sections = ["frontier", "run0", "run1", "run2", "hive", "answers", "about"]
+        assert await page.value("[...document.querySelectorAll('section')].map((one) => one.id)") == sections
+        ink = {}
+        for width in (400, 1400):
+            for dark in (False, True):
+                await page.size(width, 900)
+                await page.scheme(dark)
+                assert await page.value("document.scrollingElement.scrollWidth <= innerWidth"), width
+                red = await page.value("Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")
+                assert (red < 60) == dark
+                letters = await page.value(LETTERS)
+                assert len(letters) == 3  # the frontier, a cache length and a perplexity, each for this width
+                assert min(letters) >= 9
+                ink[dark] = await page.value("getComputedStyle(document.querySelector('.chart text')).fill")
+                moved = await page.value(MOVED)
+                assert all(place == "sticky" and names == 0 and cells == far for far, names, cells, place in moved)
+                assert any(far > 0 for far, *_ in moved) or width > 400
+        assert ink[False] != ink[True]
+        await clean(page, path)
 
-    browse(page_file, visit, width=width, dark=dark)
+    browse(path, visit)
+
+
+def test_the_best_are_marked_and_the_full_cache_stands_apart(near_page):
+    marked = "[...document.querySelectorAll('#results .scroll')[0].querySelectorAll('td.best')]"
+    style = "getComputedStyle({}).{}"
+    mark = f"getComputedStyle({marked}[0].querySelector('b'), '::before')"
+
+    async def visit(page):
+        await page.until(READY)
+        rows = await page.value(f"{marked}.map((cell) => cell.parentElement.cells[0].textContent + cell.textContent)")
+        assert [row.split("[")[0] for row in rows] == ["h2o0.256 ", "buzz0.181 "]  # s1 leaves them too near
+        weight = await page.value(style.format(f"{marked}[0].querySelector('b')", "fontWeight"))
+        assert int(weight) >= 700
+        assert await page.value(f"[{mark}.width, {mark}.clipPath.slice(0, 7)]") == ["9px", "polygon"]
+        assert await page.value(f"{marked}[0].textContent.endsWith(' best')")  # for those who hear the page
+        colors = [
+            await page.value(style.format(f"document.querySelector('#results {row} > tr > *')", "backgroundColor"))
+            for row in (".reference", "tbody:not(.reference)")
+        ]
+        assert colors[0] != colors[1]
+        await clean(page, near_page)
+
+    browse(near_page, visit)
+
+
+def test_answers_are_sorted_by_their_distance(near_page):
+    shown = "[...document.querySelectorAll('#samples-answers h3')].map((title) => title.firstChild.data)"
+    listed = "[...document.getElementById('samples-sample').options].map((option) => option.text)"
+
+    async def visit(page):
+        await page.until(READY)
+        names = await page.value(listed)
+        assert names[0] == "s1 \u00b7 KL to full 0.57"
+        assert [name[:2] for name in names] == ["s1", "s7", "s6", "s5", "s4", "s3", "s2", "s0"]
+        assert await page.value(shown) == ["full", "streaming", "buzz", "h2o"]
+        await page.choose("#samples-of", "streaming", "change")
+        assert [name[:2] for name in await page.value(listed)] == [f"s{i}" for i in range(7, -1, -1)]
+        await page.choose("#samples-order", "near", "change")
+        assert [name[:2] for name in await page.value(listed)] == [f"s{i}" for i in range(8)]
+        assert await page.value(shown) == ["full", "buzz", "h2o", "streaming"]
+        await page.choose("#samples-order", "data", "change")
+        assert await page.value(listed) == [f"s{i}" for i in range(8)]
+        assert await page.value(shown) == ["full", "h2o", "buzz", "streaming"]
+        assert await page.value("document.getElementById('samples-of').parentElement.hidden")
+        await clean(page, near_page)
+
+    browse(near_page, visit)
+
+
+def test_from_an_answer_to_its_hive_and_back(near_page):
+    links = "[...document.querySelectorAll('#samples-answers a')]"
+    method = "document.querySelector('[name=hive-method]:checked').value"
+
+    async def visit(page):
+        await page.until(READY)
+        assert await page.value(f"{links}.length") == 0  # of s1 there is no recording
+        assert await page.value(method) == "buzz"
+        await page.value("document.getElementById('hive-answer').click()")
+        assert await page.value("location.hash") == "#answers"
+        assert (await page.value("document.getElementById('samples-sample').selectedOptions[0].text")).startswith("s0 ")
+        assert await page.value("document.querySelector('.wanted h3').firstChild.data") == "buzz"
+        assert await page.value(f"{links}.map((link) => link.parentElement.firstChild.data)") == ["full", "buzz"]
+        await page.value(f"{links}[0].click()")
+        assert await page.value("location.hash") == "#hive"
+        await page.until("document.getElementById('hive-policy').textContent.startsWith('full')")
+        assert await page.value(method) == "full"
+        await clean(page, near_page)
+
+    browse(near_page, visit)
 
 
 def test_several_runs_have_a_picker(tmp_path):

@@ -91,7 +91,7 @@ def test_results_state_quality_and_memory():
     assert row == {
         "method": "buzz", "n": "2", "ROUGE-1": "33.00", "answer NLL": "2.88",
         "mean cache": "100.0", "peak cache": "120", "reduction": "4.00x", "MiB": "1.22",
-        "in bytes": "4.00x", "seconds": "1.0",
+        "in bytes": "4.00x", "tokens/s": "20.0", "seconds": "1.0",
     }  # fmt: skip
     with_intervals = cells(results_rows(summary(), intervals=True), "buzz")
     assert with_intervals["ROUGE-1"] == "33.00 [25.00, 41.00]"
@@ -102,7 +102,7 @@ def test_every_known_metric_has_its_label():
     metrics = list(METRIC_INFO)
     rows = [record("s0", "buzz", dict.fromkeys(metrics, 0.5), weight=10)]
     header, _ = results_rows(summary_of({"buzz": rows}))
-    assert header[2:-6] == [info.label for info in METRIC_INFO.values()]
+    assert header[2:-7] == [info.label for info in METRIC_INFO.values()]
     assert len(set(header)) == len(header)
 
 
@@ -146,6 +146,7 @@ def test_the_headline_alone():
     assert row["answer NLL"] == "3.00"
     assert row["- full"] == "+0.500"
     assert row["- rival"] == "+0.125"
+    assert row["tokens/s"] == "20.0"
     full = cells(headline_rows(summary()), "full")
     assert full["- full"] == full["- rival"] == full["p"] == "-"
 
@@ -155,8 +156,8 @@ def test_out_of_memory_is_told_in_the_cells():
         {"full": [], "buzz": method("buzz", rouge1=[0.5], recall=[0.1]), "h2o": []},
         failures={"full": "out of memory", "h2o": "full, which it is matched with, did not finish"},
     )
-    assert results_rows(made, intervals=True)[1][0] == ["full", "0", *["out of memory"] * 2, *["-"] * 6]
-    assert results_rows(made)[1][2] == ["h2o", "0", *["-"] * 8]
+    assert results_rows(made, intervals=True)[1][0] == ["full", "0", *["out of memory"] * 2, *["-"] * 7]
+    assert results_rows(made)[1][2] == ["h2o", "0", *["-"] * 9]
     table = text_table(made)
     assert "full did not finish: out of memory" in table.splitlines()
     assert "h2o did not finish: full, which it is matched with, did not finish" in table.splitlines()
@@ -188,7 +189,7 @@ def test_a_wide_table_is_cut_in_two():
     made = summary_of({"full": method("full", **columns), "buzz-budget0.4-stride5": method("buzz", **columns)})
     first, second = text_table(made).split("\n\n")
     assert max(map(len, first.splitlines() + second.splitlines())) <= WIDTH
-    assert first.split("\n")[0].endswith("mean cache  peak cache  reduction   MiB  in bytes  seconds")
+    assert first.split("\n")[0].endswith("mean cache  peak cache  reduction   MiB  in bytes  tokens/s  seconds")
     assert second.split("\n")[0].split("  ")[-3:] == [
         "KL to full",
         "top-1 agreement",
@@ -212,7 +213,8 @@ def test_the_report_has_all_tables():
     for part in ("# made", "task with model, greedy decoding.", "- something to know", "](quality.png)"):
         assert part in report
     assert (
-        "| buzz | 2 | 33.00 [25.00, 41.00] | 2.88 [2.50, 3.25] | 100.0 | 120 | 4.00x | 1.22 | 4.00x | 1.0 |" in report
+        "| buzz | 2 | 33.00 [25.00, 41.00] | 2.88 [2.50, 3.25] | 100.0 | 120 | 4.00x | 1.22 | 4.00x | 20.0 | 1.0 |"
+        in report
     )
     titles = [line for line in report.splitlines() if line.startswith("## ")]
     assert titles == ["## Against the full cache", "## Against the best rival", "## Share of the full cache's score"]
@@ -232,7 +234,7 @@ def test_a_run_of_an_older_version_has_no_bytes():
 @pytest.mark.parametrize(
     ("mib", "text"), [(0, "0"), (0.01234, "0.0123"), (0.5, "0.500"), (1.234, "1.23"), (12.34, "12.3"), (2048.4, "2048")]
 )
-def test_mib_have_three_digits(mib, text):
+def test_mib_have_shown_mib(mib, text):
     assert shown_mib(mib) == text
 
 

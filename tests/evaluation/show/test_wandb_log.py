@@ -115,7 +115,23 @@ def test_a_run_of_the_runner_is_read_back(write_config):
             assert table[metric] == values
             for found in (first, second):
                 assert found.summary[f"xsum/{key}/{metric}"] == figure["mean"]
+    page = Path("real/report.html").read_bytes()
+    assert second.pages == {"report": page}  # as it is, for a browser that has no network
+    assert set(first.pages) == {"report"}
     assert {"charts/cache_length", "charts/rougeL"} <= set(second.config["_wandb"]["visualize"])
+
+
+@needs_wandb
+def test_a_report_is_logged_if_there_is_one(folder, capfd):
+    page = folder / "report.html"
+    with track(make_config(), folder) as tracker:
+        tracker.report(page)
+        page.write_text("<!doctype html><title>\u2b22</title>", encoding="utf-8")
+        tracker.report(page)
+    found = only_run(folder)
+    assert found.pages == {"report": page.read_bytes()}
+    assert len([row for row in found.history if "report" in row]) == 1
+    assert "warning" not in capfd.readouterr().err
 
 
 @needs_wandb

@@ -2,81 +2,50 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 import yaml
 
+from buzz.evaluation.measure.best import standing
 from buzz.evaluation.show.report.folders import Run
 from buzz.evaluation.show.report.needles import Grid, grid_rows, passkey_grids
-from buzz.evaluation.show.report.pictures import PALETTE, Figure, colors
+from buzz.evaluation.show.report.pictures import PALETTE, Figure
 from buzz.evaluation.show.report.svg import inline_svg
-from buzz.evaluation.show.table import (
-    PAIRED,
-    Table,
-    comparison_tables,
-    headline_rows,
-    notes,
-    reading,
-    results_rows,
-)
-
-_INTERVAL = re.compile(r"(\S+) (\[.*)")  # a figure, and its interval with whatever follows
+from buzz.evaluation.show.report.tables import MARKS, all_figures, first_table, table
+from buzz.evaluation.show.table import CACHE, PAIRED, comparison_tables, notes, reading
 
 
-def table(rows: Table, label: str, left: int = 1) -> str:
-    """A table; the first `left` columns are names. Intervals stand below their figures."""
-    header, cells = rows
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in header)
-    body = "".join(
-        f"<tr>{''.join(_cell(cell, column < left) for column, cell in enumerate(row))}</tr>" for row in cells
+def figure(drawn: Figure, prefix: str) -> str:
+    """A picture that follows the page's colors: one for a page, and another one for a phone."""
+    wide, narrow = (
+        inline_svg(text, f"{prefix}{kind}-", PALETTE, drawn.colors, drawn.alt, kind)
+        for kind, text in (("page", drawn.paths[1].read_text(encoding="utf-8")), ("phone", drawn.narrow))
     )
-    return (
-        f"<div class='scroll' tabindex='0' role='region' aria-label='{escape(label)}'>"
-        f"<table data-left='{left}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(text: str, name: bool) -> str:
-    if name:
-        return f"<th scope='row'>{escape(text)}</th>"
-    parts = _INTERVAL.fullmatch(text)
-    if not parts:
-        return f"<td>{escape(text)}</td>"
-    return f"<td>{escape(parts.group(1))} <small>{escape(parts.group(2))}</small></td>"
-
-
-def figure(drawn: Figure, prefix: str, run: Run) -> str:
-    """A picture that follows the page's colors."""
-    svg = inline_svg(drawn.paths[1].read_text(encoding="utf-8"), prefix, PALETTE, colors(run.summary), drawn.alt)
-    return f"<figure>{svg}<figcaption>{escape(drawn.caption)}</figcaption></figure>"
+    return f"<figure>{wide}{narrow}<figcaption>{escape(drawn.caption)}</figcaption></figure>"
 
 
 def results(run: Run) -> str:
-    """The results table, what did not finish, and how to read it."""
+    """The results, what did not finish, how to read them, and every figure there is."""
+    order = standing(run.summary, run.records, run.config.get("seed", 0))
     remarks = "".join(f"<li>{escape(note)}</li>" for note in notes(run.summary))
-    prose = " ".join(reading(run.summary["run"]["metrics"]))
-    return (
-        table(results_rows(run.summary, intervals=True), "Results of all methods")
-        + (f"<ul class='notes'>{remarks}</ul>" if remarks else "")
-        + f"<p class='quiet'>{escape(prose)}</p>"
+    prose = "".join(
+        f"<p class='quiet'>{escape(text)}</p>" for text in (MARKS, " ".join(reading(run.summary["run"]["metrics"])))
     )
-
-
-def headline(run: Run) -> str:
-    """The headline metric alone."""
-    remarks = "".join(f"<li>{escape(note)}</li>" for note in notes(run.summary))
-    return table(headline_rows(run.summary), f"Results of {run.name}") + (
-        f"<ul class='notes'>{remarks}</ul>" if remarks else ""
+    return (
+        first_table(run.summary, order, f"Results of {run.name}")
+        + (f"<ul class='notes'>{remarks}</ul>" if remarks else "")
+        + "<details><summary>All metrics and figures</summary>"
+        + all_figures(run.summary, order, f"All metrics and figures of {run.name}")
+        + f"</details><details><summary>How to read the tables</summary>{prose}</details>"
     )
 
 
 def comparisons(run: Run) -> str:
     """Paired differences to the full cache and to rivals, and shares of the full cache's scores; may be empty."""
     found = [
-        f"<h3>{escape(title, quote=False)}</h3>{table(rows, title, left)}"
+        f"<h3>{escape(title, quote=False)}</h3>{table(rows, title, left, without=CACHE)}"
         for title, rows, left in comparison_tables(run.summary)
     ]
     return "".join([*found, f"<p class='quiet'>{escape(' '.join(PAIRED))}</p>"]) if found else ""

@@ -28,7 +28,7 @@ def render_markdown(
     """
     page = PAGE.format(hive=HIVE if any(run.hives for run in runs) else "")
     if len(runs) == 1:
-        quality = [figure for figure in figures[0] if figure.paths[0].name == "quality.png"]
+        quality = [figure for figure in figures[0] if figure.quality]
         others = [figure for figure in figures[0] if figure not in quality]
         text = markdown_report(runs[0].summary, quality[0].paths[0].name if quality else None)
         lines = [*_pictures(others), *_passkey(runs[0], "##")]
@@ -37,7 +37,7 @@ def render_markdown(
         text = markdown_overview({"name": title, "runs": summaries}, shared.paths[0].name if shared else None)
         lines = []
         for run, drawn in zip(runs, figures, strict=True):
-            others = [figure for figure in drawn if shared is None or figure.title != shared.title]
+            others = [figure for figure in drawn if shared is None or not figure.quality]
             more = [*_pictures(others, "###"), *_passkey(run, "###")]
             lines += ["", f"## Figures of {run.name}", *more] if more else []
     return "\n".join([text.rstrip("\n"), *lines, "", page]) + "\n"

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from buzz.evaluation.show.report import fragments
 from buzz.evaluation.show.report.folders import Run
 from buzz.evaluation.show.report.page_data import page_data
-from buzz.evaluation.show.report.pictures import PALETTE, Figure
+from buzz.evaluation.show.report.pictures import PALETTE, Figure, is_sweep
 
 _SCRIPTS = ("hive.js", "samples.js")
 _HEXAGON = "M12 1.6 21 6.8v10.4l-9 5.2-9-5.2V6.8z"
@@ -41,10 +41,11 @@ def render_page(title: str, runs: Sequence[Run], figures: Sequence[Sequence[Figu
 
 
 def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
-    drawn = [(f"figure{i}", one.title, fragments.figure(one, f"f{i}-", run)) for i, one in enumerate(figures)]
+    drawn = [(f"figure{i}", one.title, fragments.figure(one, f"f{i}-")) for i, one in enumerate(figures)]
+    results = ("results", "Results", fragments.results(run))
     return [
-        ("results", "Results", fragments.results(run)),
-        *drawn[:1],
+        # Of methods in several sizes a picture says more than its table.
+        *([*drawn[:1], results] if is_sweep(run) else [results, *drawn[:1]]),
         ("hive", "The hive", _hive([run])),
         ("passkey", "Needles by length and depth", fragments.passkey(run)),
         *drawn[1:],
@@ -54,19 +55,17 @@ def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
 
 
 def _of_several(runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared: Figure | None) -> Sections:
-    sections = [("frontier", shared.title, fragments.figure(shared, "all-", runs[0]))] if shared else []
+    sections = [("frontier", shared.title, fragments.figure(shared, "all-"))] if shared else []
     for number, (run, drawn) in enumerate(zip(runs, figures, strict=True)):
         pictures = "".join(
-            f"<h3>{escape(one.title)}</h3>{fragments.figure(one, f'r{number}f{i}-', run)}"
+            f"<h3>{escape(one.title)}</h3>{fragments.figure(one, f'r{number}f{i}-')}"
             for i, one in enumerate(drawn)
-            if shared is None or one.title != shared.title  # else it is a panel of the shared one
+            if shared is None or not one.quality  # else it is in the shared one
         )
-        more = (
-            f"<details><summary>All metrics and figures</summary>{fragments.results(run)}{fragments.comparisons(run)}"
-        )
-        sections.append(
-            (f"run{number}", run.name, f"{fragments.headline(run)}{fragments.passkey(run)}{more}{pictures}</details>")
-        )
+        rest = f"{pictures}{fragments.comparisons(run)}"
+        more = f"<details><summary>Figures and paired differences</summary>{rest}</details>" if rest else ""
+        body = f"{fragments.results(run)}{fragments.passkey(run)}{more}"
+        sections.append((f"run{number}", run.name, body))
     return [*sections, ("hive", "The hive", _hive(runs)), ("answers", "Answers side by side", _answers(runs))]
 
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.measure.summary import MIB
+from buzz.evaluation.show.report.answers import answers_of
 from buzz.evaluation.show.report.folders import Hive, Run
-from buzz.evaluation.show.table import metric_label, shown, shown_mib
-
-MOST_SAMPLES = 100  # of a run, whose answers a page holds
-MOST_TEXT = 4_000_000  # characters of answers and references of a run, about
 
 
 def page_data(runs: Sequence[Run]) -> str:
@@ -25,51 +20,10 @@ def page_data(runs: Sequence[Run]) -> str:
     Raises:
         ConfigError: a recording of evictions is damaged.
     """
-    data = {"runs": [{"name": run.name, "samples": _samples(run), "hives": _hives(run)} for run in runs]}
+    data = {"runs": [{"name": run.name, **answers_of(run), "hives": _hives(run)} for run in runs]}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Only strings can hold these; \u003c in a JSON string is <.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _samples(run: Run) -> list[dict[str, Any]]:
-    """The first samples, each with the answers of all methods that have it."""
-    by_id: dict[str, dict[str, Any]] = {}
-    full = run.summary["run"].get("full")
-    for method, records in run.records.items():
-        for record in records:
-            if "output" in record and not record.get("blocks"):
-                by_id.setdefault(record["id"], {})[method] = record
-    samples: list[dict[str, Any]] = []
-    length = 0
-    # Records stand in the order in which they were finished.
-    for name, of_method in sorted(by_id.items(), key=lambda item: _by_number(item[0]))[:MOST_SAMPLES]:
-        reference = next(iter(of_method.values())).get("reference")
-        given = reference if isinstance(reference, list) else [reference]
-        texts = [str(text) for text in given if text is not None]
-        answers = [_answer(method, record, method == full) for method, record in of_method.items()]
-        length += sum(map(len, texts)) + sum(len(answer["output"]) for answer in answers)
-        if samples and length > MOST_TEXT:
-            break
-        samples.append({"id": name, "reference": texts, "answers": answers})
-    return samples
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """A key that sorts s9 before s10."""
-    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _answer(method: str, record: dict[str, Any], full: bool) -> dict[str, Any]:
-    metrics = {name: value for name, value in record["metrics"].items() if value is not None}
-    return {
-        "method": method,
-        "full": full,
-        "output": str(record["output"]),
-        "tokens": record["new_tokens"],
-        "cached": f"{record['cache']['mean_tokens']:.1f}",
-        "mib": shown_mib(record["cache"]["mean_bytes"] / MIB) if "mean_bytes" in record["cache"] else None,
-        "metrics": [[metric_label(name), shown(name, value)] for name, value in metrics.items()],
-    }
 
 
 def _hives(run: Run) -> list[dict[str, Any]]:

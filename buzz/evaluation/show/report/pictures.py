@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from buzz.evaluation.files import writing
-from buzz.evaluation.show.plot import plot_frontier, plot_quality, series
+from buzz.evaluation.show.plot import draw_panels, in_rows, save, series
 from buzz.evaluation.show.report.folders import Run
+from buzz.evaluation.show.report.lines import name_lines, plot_lines, turns
+from buzz.evaluation.show.table import metric_label
 
 # Ten colors that differ in hue and lightness; the page has a second set for a dark background, in the same order.
 PALETTE = (
@@ -21,7 +24,7 @@ PALETTE = (
     *("#3b6fa8", "#7b8c2c", "#c0608c", "#80603f", "#95908a"),
 )
 HONEY = 3  # the palette's color for BUZZ, whatever its place among the methods
-_LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)))
+_OWN = ("name", "output", "methods", "wandb", "hive")  # keys of a config in which runs that are drawn together differ
 _WINDOWS = 48  # windows of a text in a picture, at most
 _PNG_DPI = 150
 
@@ -34,12 +37,21 @@ class Figure:
         paths: the same picture as PNG and SVG.
         alt: what is to be seen, for those who do not see it.
         caption: how to read it.
+        narrow: another one of the same for a phone, as SVG text.
+        colors: those that it may have, in the order in which series of methods take them.
     """
 
     title: str
     paths: tuple[Path, Path]
     alt: str
     caption: str
+    narrow: str = ""
+    colors: Sequence[str] = PALETTE
+
+    @property
+    def quality(self) -> bool:
+        """It shows a run's quality and memory, as the picture of several runs does."""
+        return self.paths[0].name.endswith("quality.png")
 
 
 def drawable() -> bool:
@@ -47,42 +59,100 @@ def drawable() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def run_figures(run: Run, folder: Path, prefix: str = "") -> list[Figure]:
+@dataclass(frozen=True)
+class Look:
+    """What series of methods look like in all pictures of a report.
+
+    Args:
+        names: of the series, which take colors and markers in this order.
+        colors: the palette in the order in which they take them; the first BUZZ has that of honey.
+    """
+
+    names: Sequence[str]
+    colors: Sequence[str]
+
+
+def look_of(summaries: Sequence[Mapping[str, Any]]) -> Look:
+    """The look of the series of these runs."""
+    policies: dict[str, str | None] = {}
+    for summary in summaries:
+        for name, members in _series(summary).items():
+            policies.setdefault(name, summary["methods"][members[0]].get("policy"))
+    order = list(PALETTE)
+    for place, policy in enumerate(list(policies.values())[: len(order)]):
+        if policy == "buzz":
+            order[place], order[HONEY] = order[HONEY], order[place]
+            break
+    return Look(list(policies), order)
+
+
+def run_figures(run: Run, folder: Path, look: Look, prefix: str = "") -> list[Figure]:
     """Draw what a run's data allow: quality, cache length and perplexity. Equal runs give equal files.
 
     Args:
         folder: where `<prefix>quality.png`, `<prefix>quality.svg` and so on go.
     """
     drawers = (_quality, _cache, _perplexity)
-    with _style(run.summary):
-        drawn = (draw(run, folder, prefix) for draw in drawers)
-        return [figure for figure in drawn if figure is not None]
+    drawn = (draw(run, folder, look, prefix) for draw in drawers)
+    return [figure for figure in drawn if figure is not None]
 
 
-def frontier_figure(runs: Sequence[Run], folder: Path) -> Figure | None:
-    """Draw quality against memory of several runs, a panel a run, as frontier.png and frontier.svg."""
-    summaries, paths = [run.summary for run in runs], _paths(folder, "", "frontier")
-    with _style(summaries[0]):
-        if not all(plot_frontier(summaries, path) for path in paths):
-            return None
-    alt = f"Headline metric against mean cached tokens, {len(runs)} panels: {', '.join(run.name for run in runs)}."
-    return Figure("Quality against memory", paths, alt, _QUALITY)
+def frontier_figure(runs: Sequence[Run], folder: Path, look: Look) -> Figure | None:
+    """Draw quality against memory of several runs as frontier.png and frontier.svg.
+
+    Runs that differ in their methods alone are drawn together, so that lines join methods that differ in size alone.
+    """
+    alt = f"Headline metric against mean cached tokens of {len(runs)} runs: {', '.join(run.name for run in runs)}."
+    return _quality_of(_together(runs), _paths(folder, "", "frontier"), look, alt)
 
 
-_QUALITY = (
-    "Every point is at its method's measured cache length; intervals that would cover each other are drawn beside it. "
-    "Left is less memory. The dashed line is the full cache's score."
+def _together(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs whose model, task, samples and settings are the same, together."""
+    groups: list[tuple[Any, list[Run]]] = []
+    for run in runs:
+        config = {key: value for key, value in run.config.items() if key not in _OWN}
+        samples = {record["id"] for records in run.records.values() for record in records}
+        same = next((members for key, members in groups if key == (config, samples)), None)
+        if same is None:
+            groups.append(((config, samples), [run]))
+        else:
+            same.append(run)
+    return [members for _, members in groups]
+
+
+def _quality(run: Run, folder: Path, look: Look, prefix: str) -> Figure | None:
+    names = " and ".join(map(metric_label, _judged(run)))
+    alt = f"{names} of every method against its mean cached tokens, with 95% intervals; the results table has both."
+    return _quality_of([[run]], _paths(folder, prefix, "quality"), look, alt)
+
+
+def _quality_of(groups: Sequence[Sequence[Run]], paths: tuple[Path, Path], look: Look, alt: str) -> Figure | None:
+    panels = [([run.summary for run in group], metric) for group in groups for metric in _judged(group[0])]
+    kinds = {in_rows(panel) for panel in panels}
+    caption = " ".join(text for kind, text in ((False, _MAP), (True, _ROWS)) if kind in kinds)
+    title = "Quality at equal memory" if kinds == {True} else "Quality against memory"
+    return _drawn(lambda narrow: draw_panels(panels, narrow, look.names), look, title, paths, alt, caption)
+
+
+def _judged(run: Run) -> list[str]:
+    """The metrics that pictures show: the headline, and the distance from the full cache if it was measured."""
+    facts = run.summary["run"]
+    return list(dict.fromkeys([facts["headline"], *(["fidelity_kl"] if "fidelity_kl" in facts["metrics"] else [])]))
+
+
+_MAP = (
+    "With 95% intervals. Every point is at its method's measured cache length, left is less memory; intervals that "
+    "would cover each other are drawn beside it. The dashed line is the full cache's score."
+)
+_ROWS = (
+    "With 95% intervals. All methods hold about as much, so each has a row. The dashed line in the band of its "
+    "interval is the full cache's score."
 )
 
 
-def colors(summary: Mapping[str, Any]) -> list[str]:
-    """The palette in the order in which a run's series of methods take colors; the first BUZZ has that of honey."""
-    order = list(PALETTE)
-    for place, members in enumerate(list(_series(summary).values())[: len(order)]):
-        if summary["methods"][members[0]].get("policy") == "buzz":
-            order[place], order[HONEY] = order[HONEY], order[place]
-            break
-    return order
+def is_sweep(run: Run) -> bool:
+    """Whether a run has methods that differ in their budget or reduction alone."""
+    return any(len(members) > 1 for members in _series(run.summary).values())
 
 
 def _series(summary: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -94,26 +164,27 @@ def _series(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _looks(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Color and kind of line by method."""
+def _line_colors(summary: Mapping[str, Any], look: Look) -> dict[str, str]:
+    """By method the color of its series."""
     return {
-        name: {"color": f"C{number % len(PALETTE)}", "linestyle": _LINES[place % len(_LINES)]}
-        for number, members in enumerate(_series(summary).values())
-        for place, name in enumerate(members)
+        name: f"C{look.names.index(group) % len(PALETTE)}"
+        for group, members in _series(summary).items()
+        for name in members
     }
 
 
 @contextlib.contextmanager
-def _style(summary: Mapping[str, Any]) -> Iterator[None]:
+def _style(look: Look, narrow: bool) -> Iterator[None]:
     import matplotlib
     from cycler import cycler
 
     settings: Any = {
-        "axes.prop_cycle": cycler(color=colors(summary)),
+        "axes.prop_cycle": cycler(color=look.colors),
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "lines.scale_dashes": False,  # lines that take turns count on the lengths of their dashes
         "svg.fonttype": "none",  # text stays text, for the page's own font and for those who search it
-        "svg.hashsalt": "buzz",  # names inside an SVG are random otherwise
+        **({"font.size": 8.5, "axes.labelsize": 8.5} if narrow else {}),
     }
     with matplotlib.rc_context(settings):
         yield
@@ -123,60 +194,73 @@ def _paths(folder: Path, prefix: str, name: str) -> tuple[Path, Path]:
     return folder / f"{prefix}{name}.png", folder / f"{prefix}{name}.svg"
 
 
-def _new(panels: int) -> tuple[Any, Any]:
+def _drawn(
+    draw: Callable[[bool], Any],
+    look: Look,
+    title: str,
+    paths: tuple[Path, Path],
+    alt: str,
+    caption: str,
+) -> Figure | None:
+    """Draw a picture for a page and for a phone, and write it; None if there is nothing to draw.
+
+    Args:
+        draw: makes the matplotlib figure, narrow or not.
+    """
+    with _style(look, narrow=False):
+        drawing = draw(False)
+        if drawing is None:
+            return None
+        for path in paths:
+            with writing(path):
+                save(drawing, path, path.suffix[1:])
+    text = io.BytesIO()
+    with _style(look, narrow=True):
+        save(draw(True), text, "svg")
+    return Figure(title, paths, alt, caption, text.getvalue().decode("utf-8"), look.colors)
+
+
+def _new(panels: int, narrow: bool) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Drawing
 
-    drawing = Drawing(figsize=(7.5 if panels == 1 else 10.5, 4.0), layout="constrained")
+    size = (3.9, 3.4 * panels) if narrow else (7.5 if panels == 1 else 10.5, 4.0)
+    drawing = Drawing(figsize=size, dpi=_PNG_DPI, layout="constrained")
     FigureCanvasAgg(drawing)  # no pyplot, so no backend is chosen for the whole process
-    axes = drawing.subplots(1, panels, squeeze=False)[0]
+    axes = drawing.subplots(*((panels, 1) if narrow else (1, panels)), squeeze=False).ravel()
     for one in axes:
         one.grid(alpha=0.25)
         one.set_axisbelow(True)
     return drawing, axes
 
 
-def _save(drawing: Any, paths: tuple[Path, Path]) -> None:
-    with writing(paths[0]):
-        drawing.savefig(paths[0], dpi=_PNG_DPI, metadata={"Software": None})
-    with writing(paths[1]):
-        drawing.savefig(paths[1], metadata={"Date": None, "Creator": None})
-
-
-def _quality(run: Run, folder: Path, prefix: str) -> Figure | None:
-    paths, headline = _paths(folder, prefix, "quality"), run.summary["run"]["headline"]
-    if not all(plot_quality(run.summary, headline, path) for path in paths):
-        return None
-    alt = f"{headline} of every method against its mean cached tokens, with 95% intervals; the results table has both."
-    return Figure("Quality against memory", paths, alt, _QUALITY)
-
-
 # --- cache length ----------------------------------------------------------------------------------------------------
 
 
-def _cache(run: Run, folder: Path, prefix: str) -> Figure | None:
+def _cache(run: Run, folder: Path, look: Look, prefix: str) -> Figure | None:
     """The measured cache of one sample over its calls."""
     sample = longest_sample(run)
     if sample is None:
         return None
-    drawing, (axes,) = _new(1)
-    looks, highest = _looks(run.summary), 0.0
+    looks, curves = _line_colors(run.summary, look), {}
     for name, records in run.records.items():
         record = next((record for record in records if record["id"] == sample), None)
-        if record is None or name not in looks or not record["cache"].get("curve"):
-            continue
-        calls, lengths = zip(*record["cache"]["curve"], strict=True)
-        axes.plot(calls, lengths, label=name, linewidth=1.6, **looks[name])
-        highest = max(highest, *lengths)
-    axes.set_xlabel("call (0 is the prompt)")
-    axes.set_ylabel("cached tokens per head")
-    axes.set_ylim(0, 1.06 * highest)
-    axes.legend(fontsize=8, frameon=False, ncols=2)
-    paths = _paths(folder, prefix, "cache")
-    _save(drawing, paths)
+        if record is not None and name in looks and record["cache"].get("curve"):
+            curves[name] = np.array(record["cache"]["curve"], dtype=np.float64)
+
+    def draw(narrow: bool) -> Any:
+        drawing, (axes,) = _new(1, narrow)
+        plot_lines(axes, curves, looks, zero=True)
+        axes.set_xlabel("call (0 is the prompt)")
+        axes.set_ylabel("cached tokens per head")
+        axes.set_ylim(0, 1.06 * max(curve[:, 1].max() for curve in curves.values()))
+        name_lines(drawing, axes, curves, looks)
+        return drawing
+
     alt = f"Cached tokens per head after each call, a line a method, for the sample {sample}."
-    caption = f"As measured, mean over layers. The sample with the most calls: {sample}."
-    return Figure("Cache length over time", paths, alt, caption)
+    caption = f"As measured, mean over layers. The sample with the most calls: {sample}.{turns([curves], zero=True)}"
+    facts = ("Cache length over time", _paths(folder, prefix, "cache"), alt, caption)
+    return _drawn(draw, look, *facts)
 
 
 def longest_sample(run: Run) -> str | None:
@@ -218,29 +302,34 @@ def perplexity_curves(records: Sequence[Mapping[str, Any]], windows: int = _WIND
     return np.stack([ends[edges[1:] - 1], np.exp(parts[:, 1] / parts[:, 0]), np.exp(whole[:, 1] / whole[:, 0])], axis=1)
 
 
-def _perplexity(run: Run, folder: Path, prefix: str) -> Figure | None:
-    looks = _looks(run.summary)
+def _perplexity(run: Run, folder: Path, look: Look, prefix: str) -> Figure | None:
+    looks = _line_colors(run.summary, look)
     found = {name: perplexity_curves(records) for name, records in run.records.items() if name in looks}
     curves = {name: curve for name, curve in found.items() if curve is not None}
     if not curves:
         return None
-    drawing, axes = _new(2)
+    panels = [{name: curve[:, [0, column]] for name, curve in curves.items()} for column in (1, 2)]
     few = all(len(curve) < 3 for curve in curves.values())
-    for column, title in enumerate(("of each part", "of all so far"), 1):
-        panel = axes[column - 1]
-        for name, curve in curves.items():
-            panel.plot(
-                curve[:, 0], curve[:, column], label=name, linewidth=1.6, marker="o" if few else "", **looks[name]
-            )
-        panel.set_title(title, fontsize=10)
-        panel.set_xlabel("tokens read")
-        panel.set_xlim(left=0)
-    axes[0].set_ylabel("perplexity (lower is better)")
-    axes[1].legend(fontsize=8, frameon=False)
-    paths = _paths(folder, prefix, "perplexity")
-    _save(drawing, paths)
+
+    def draw(narrow: bool) -> Any:
+        drawing, axes = _new(2, narrow)
+        for panel, lines, title in zip(axes, panels, ("of each part", "of all so far"), strict=True):
+            plot_lines(panel, lines, looks, zero=False, marker="o" if few else "")
+            panel.set_title(title, fontsize=9 if narrow else 10)
+            panel.set_xlabel("tokens read")
+            panel.set_ylabel("perplexity (lower is better)")
+            panel.set_xlim(left=0)
+            name_lines(drawing, panel, lines, looks)
+        return drawing
+
     last = ", ".join(f"{name} {curve[-1, 2]:.2f}" for name, curve in curves.items())
     alt = f"Perplexity against tokens read, a line a method. At the end: {last}."
     texts = max(len(records) for records in run.records.values())
-    caption = f"{texts} texts, position by position." if texts > 1 else "Left: part by part. Right: everything so far."
-    return Figure("Perplexity along the text", paths, alt, caption)
+    caption = f"{texts} texts, position by position." if texts > 1 else "First part by part, then everything so far."
+    facts = (
+        "Perplexity along the text",
+        _paths(folder, prefix, "perplexity"),
+        alt,
+        f"{caption}{turns(panels, zero=False)}",
+    )
+    return _drawn(draw, look, *facts)

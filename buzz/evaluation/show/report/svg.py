@@ -18,7 +18,7 @@ _WIDE = 600  # points; a picture of several panels
 _INKS = {"#000000": "var(--ink)", "#ffffff": "var(--paper)", "#b0b0b0": "var(--rule)", "#cccccc": "var(--rule)"}
 
 
-def inline_svg(svg: str, prefix: str, palette: Sequence[str], order: Sequence[str], alt: str) -> str:
+def inline_svg(svg: str, prefix: str, palette: Sequence[str], order: Sequence[str], alt: str, kind: str) -> str:
     """An SVG element for the inside of an HTML page: without a size or links of its own, readable in light and dark.
 
     Args:
@@ -27,13 +27,16 @@ def inline_svg(svg: str, prefix: str, palette: Sequence[str], order: Sequence[st
         palette: the page's colors: the first is `var(--s0)`, and so on.
         order: the colors that the SVG uses, all from the palette.
         alt: what is to be seen.
+        kind: a class of the element.
     """
     svg = _COMMENT.sub("", _METADATA.sub("", _BEFORE.sub("", svg))).strip()
     view = _VIEW.search(svg)
     assert view is not None
     wide = " wide" if float(view.group(1).split()[2]) > _WIDE else ""
     svg = _SVG.sub(
-        f'<svg class="chart{wide}" viewBox="{view.group(1)}" role="img" aria-label="{escape(alt)}">', svg, count=1
+        f'<svg class="chart {kind}{wide}" viewBox="{view.group(1)}" role="img" aria-label="{escape(alt)}">',
+        svg,
+        count=1,
     )
     svg = _IDS.sub(lambda match: match.group(1) + prefix, svg).replace("xlink:href", "href")
     svg = _FONT.sub(r"\1var(--sans)", svg)

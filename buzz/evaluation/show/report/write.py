@@ -16,7 +16,7 @@ from buzz.evaluation.paths import short, user_path
 from buzz.evaluation.show.report.folders import Run, find_runs, load_run
 from buzz.evaluation.show.report.markdown import render_markdown
 from buzz.evaluation.show.report.page import render_page
-from buzz.evaluation.show.report.pictures import Figure, drawable, frontier_figure, run_figures
+from buzz.evaluation.show.report.pictures import Figure, drawable, frontier_figure, look_of, run_figures
 
 NO_PICTURES = "matplotlib is not installed, so the report has no pictures"
 
@@ -47,15 +47,15 @@ def write_report(folders: Sequence[str | Path], output: str | Path, against: Seq
         what = f"{short(target)} cannot be written ({error.strerror or error})"
         raise ConfigError("output", what, "choose another folder") from error
     figures: list[list[Figure]] = [[] for _ in runs]
-    shared = None
+    shared, look = None, look_of([run.summary for run in runs])
     if not drawable():
         warnings.warn(NO_PICTURES, stacklevel=2)
     elif len(runs) == 1:
-        figures = [run_figures(runs[0], target)]
+        figures = [run_figures(runs[0], target, look)]
     else:
         names = _prefixes(runs)
-        figures = [run_figures(run, target, prefix) for run, prefix in zip(runs, names, strict=True)]
-        shared = frontier_figure(runs, target)
+        figures = [run_figures(run, target, look, prefix) for run, prefix in zip(runs, names, strict=True)]
+        shared = frontier_figure(runs, target, look)
     title = runs[0].name if len(runs) == 1 else _common_name(runs)
     page = render_page(title, runs, figures, shared)
     text = render_markdown(title, runs, figures, shared, target)
