@@ -18,8 +18,14 @@ To be read in this order, each file knowing only those before it:
     settle      what happens to layers that are done with a call: alone, with those like them, in a stack
     shared      the layers of a schedule whose heads share: when they go into pools, and what happens there
     storage     all layers, wherever they live, and what a call does to them
+    budget      a budget as a user may give it: tokens, or a share of prompts to come
     assignment  which policy each layer gets and which positions keys get, from what a user may give
+    copying     a second cache with what a first one holds
+    identity    which model has filled a cache
+    packing     what layers hold as flat tensors, and back
+    files       a saved cache: its two files, and what is refused of them
     interface   what transformers asks of a cache besides calls
+    view        what a cache tells of itself
     beehive     BeehiveCache: a transformers Cache made of all this
 """
 

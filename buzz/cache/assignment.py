@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from buzz.cache.call import Shape
 from buzz.cache.per_row import PerRow
-from buzz.policies import HeadShares, Policy, make_policy
+from buzz.policies import HeadShares, Policy
 from buzz.policies.specs import refuse_unheard
 from buzz.policies.window import SlidingWindow
 
@@ -33,33 +33,29 @@ def text_config(config: Any) -> Any:
     return found.get_text_config(decoder=True)
 
 
-def policies_of_layers(policy: Any, budget: int | None, shape: Shape, stacklevel: int) -> list[Policy | PerRow]:
+def in_order(policy: Any, config: Any) -> tuple[Any, Any]:
+    """The policy and the model of a cache, whichever was named first."""
+    kinds = (str, Policy, PerRow, Sequence)
+    return (config, policy) if isinstance(config, kinds) and not isinstance(policy, kinds) else (policy, config)
+
+
+def policies_of_layers(policy: Any, shape: Shape, stacklevel: int) -> list[Policy | PerRow]:
     """What each layer keeps: those with a sliding window that window, the others what their policy says.
 
     A policy that differs by layer is spread over the layers that it decides over. Where it decides over none, a warning
     says so.
 
     Args:
-        policy: one for all, its name, or one for each layer of the model.
+        policy: one for all, or one for each layer of the model.
         stacklevel: of the warning, as seen from the caller.
 
     Raises:
-        ValueError, TypeError: it is no policy, or not one for each layer; the budget does not fit; a policy asks for
-            attention that it cannot be given.
+        ValueError, TypeError: it is no policy, or not one for each layer; a policy asks for attention that it cannot
+            be given.
     """
-    if isinstance(policy, str):
-        policy = make_policy(policy)
-    if budget is not None:
-        if not isinstance(policy, Policy):
-            raise TypeError("budget= goes with one policy or its name; fit others with Policy.from_budget")
-        if isinstance(budget, float) and 0 < budget <= 1:
-            raise ValueError(f"budget= is a number of tokens, got the share {budget}: multiply it by the prompt's")
-        policy = policy.from_budget(budget)
     given: list[Policy | PerRow]
     if isinstance(policy, Policy | PerRow):
-        decided = set(shape.decided)
-        spread: Iterator[Policy | PerRow] = iter(policy.per_layer(len(shape.decided)))
-        given = [next(spread) if layer in decided else policy for layer in range(shape.layers)]
+        given = _spread(policy, shape)
     elif not isinstance(policy, Sequence) or not all(isinstance(p, Policy | PerRow) for p in policy):
         raise TypeError(
             f"policy must be a buzz policy, its name, or one per layer (buzz.make_policy), got {type(policy).__name__}"
@@ -71,17 +67,30 @@ def policies_of_layers(policy: Any, budget: int | None, shape: Shape, stacklevel
     for one in dict.fromkeys(given):
         for own in one.policies if isinstance(one, PerRow) else [one]:
             refuse_unheard(own.name, own.score_spec, own.prompt_spec, own.echo_chunk is not None)
-    if None not in shape.windows and any(p.name != "full" for p in given):
+    if None not in shape.windows and any(p.name not in ("full", SlidingWindow.name) for p in given):
         sizes = " or ".join(str(window) for window in dict.fromkeys(shape.windows))
         warnings.warn(
             f"every layer of this model has a sliding window of {sizes} tokens, which it keeps: the policy decides "
             "nothing",
             stacklevel=stacklevel + 1,
         )
-    for layer, window in enumerate(shape.windows):
-        if window is not None:
-            given[layer] = SlidingWindow(window)
-    return given
+    return _with_windows(given, shape)
+
+
+def spread_over_layers(policy: Policy | PerRow, shape: Shape) -> list[Policy | PerRow]:
+    """What each layer keeps: a sliding window where it has one, else what a policy says, which may differ by layer."""
+    return _with_windows(_spread(policy, shape), shape)
+
+
+def _spread(policy: Policy | PerRow, shape: Shape) -> list[Policy | PerRow]:
+    decided = set(shape.decided)
+    spread: Iterator[Policy | PerRow] = iter(policy.per_layer(len(shape.decided)))
+    return [next(spread) if layer in decided else policy for layer in range(shape.layers)]
+
+
+def _with_windows(given: Sequence[Policy | PerRow], shape: Shape) -> list[Policy | PerRow]:
+    """Layers with a sliding window keep that, whatever they are given."""
+    return [SlidingWindow(w) if w is not None else own for own, w in zip(given, shape.windows, strict=True)]
 
 
 def positions_of_keys(

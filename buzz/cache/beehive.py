@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import os
+import weakref
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
 from buzz.cache.assignment import (
+    in_order,
     policies_of_layers,
     positions_of_keys,
     refuse_shares,
     refuse_spread_heads,
+    spread_over_layers,
     text_config,
 )
+from buzz.cache.budget import with_budget
 from buzz.cache.call import Call, Shape, Slots
 from buzz.cache.calls import Calls
+from buzz.cache.copying import copy_layers, refuse_unsettled
 from buzz.cache.echo import Copy, Hearing, heard
-from buzz.cache.figures import Curve
+from buzz.cache.files import Setting, read, write
 from buzz.cache.heads import Heads
-from buzz.cache.interface import TransformersCache
 from buzz.cache.layer import BeehiveLayer, Memory
+from buzz.cache.packing import unpack
 from buzz.cache.per_row import PerRow
 from buzz.cache.storage import OnEvict, Storage
+from buzz.cache.view import CacheView
 from buzz.policies import Asked, HeadShares, Policy
 from buzz.policies.window import SlidingWindow
 
+_BY_A_CALL, _FOR_GOOD = 1, 2  # what fixed a budget that is a share of the prompt
 
-class BeehiveCache(TransformersCache):
+
+class BeehiveCache(CacheView):
     """A KV cache that keeps what its policy keeps. For inference; the model must be patched (`buzz.patch_model`).
 
     Rows are left-aligned and ragged: row b holds slots 0 .. lengths[b] - 1, pads never enter, and every row evicts as
@@ -40,6 +50,8 @@ class BeehiveCache(TransformersCache):
     over the layers of full attention, and lengths and figures in tokens speak of those: `lengths`, `stats()`, `curve`,
     `budget`. Where all layers have a window, they speak of all. Bytes are always those of all layers.
 
+    `BeehiveCache(model, "comb", budget=0.4)` and `BeehiveCache("comb", model, budget=0.4)` are the same.
+
     Args:
         policy: an eviction policy or its name, one policy per layer (those for layers with a sliding window are not
             used), or one per batch row (`PerRow`).
@@ -48,7 +60,9 @@ class BeehiveCache(TransformersCache):
             keys keep the position they had in the text. None: what the policy prefers (`Policy.positions`), or else
             "cache" for rotary models and "original" for others.
         capacity: slots to allocate per row at least; None: as many as are needed, some more as it grows.
-        budget: mean cached tokens per head in the long run that the policy is fitted to (`Policy.from_budget`).
+        budget: mean cached tokens per head in the long run that the policy is fitted to (`Policy.from_budget`); or a
+            share of the prompt, a float between 0 and 1: of each row's own, fixed by the first call (`fit`) until the
+            cache is reset.
         shares: of the model's heads, for a policy that needs them (`Policy.measured`); None: those of the patched model
             that fills it, measured once, when it is first called with such a cache (`buzz.head_shares`).
 
@@ -61,38 +75,49 @@ class BeehiveCache(TransformersCache):
         integers: what is known of its calls without looking at a tensor. storage: what all layers hold.
 
     Raises:
-        ValueError: as many policies as layers are needed; no such policy; positions unknown; layers that are neither
-            of full nor of sliding attention; shares of another model. TypeError: not a policy, no model and no
-            configuration, no shares.
+        ValueError: as many policies as layers are needed; no such policy; a budget that is neither tokens nor a share,
+            or too small; positions unknown; layers that are neither of full nor of sliding attention; shares of another
+            model. TypeError: not a policy, no model and no configuration, no number, no shares.
     """
 
     def __init__(
         self,
-        policy: str | Policy | PerRow | Sequence[Policy],
-        config: PreTrainedConfig | torch.nn.Module,
+        policy: str | Policy | PerRow | Sequence[Policy | PerRow] | PreTrainedConfig | torch.nn.Module,
+        config: PreTrainedConfig | torch.nn.Module | str | Policy | PerRow | Sequence[Policy | PerRow],
         positions: str | None = None,
         capacity: int | None = None,
         *,
-        budget: int | None = None,
+        budget: float | None = None,
         shares: HeadShares | None = None,
     ) -> None:
+        policy, config = in_order(policy, config)
         config = text_config(config)
-        n = config.num_hidden_layers
         if capacity is not None and (type(capacity) is not int or capacity < 1):
             raise ValueError(f"capacity must be an integer of at least 1, got {capacity!r}")
         self._shape = Shape.of(config)
-        policies = policies_of_layers(policy, budget, self._shape, stacklevel=2)
+        policy, self._budget = with_budget(policy, budget)
+        policies = policies_of_layers(policy, self._shape, stacklevel=2)
         self.heads: Heads | None = None
         self.positions = positions_of_keys(positions, policies, self._shape, config)
-        self.integers = Calls(policies, self._shape.decided)
-        self.hearing: Hearing | None = None
-        most = capacity or 0
-        least = [min(most, p.peak(0) or 0) if isinstance(p, SlidingWindow) else most for p in policies]
-        memory = Memory()
-        # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
-        super().__init__(layers=[BeehiveLayer(self.integers.columns, memory) for _ in range(n)])
-        self.storage = Storage(self.integers, self.layers, memory, least)
+        self._capacity, self._lent = capacity or 0, False
+        self._shares: HeadShares | None = None
+        self._filler: weakref.ref[torch.nn.Module] | None = None
+        super().__init__(layers=[])
+        self._build(Calls(policies, self._shape.decided))
         self.shares = shares
+
+    def _build(self, integers: Calls) -> None:
+        """Have empty layers for some calls; nobody watches them."""
+        policies = [integers.policy(layer) for layer in range(self._shape.layers)]
+        most = self._capacity
+        self._least = [min(most, p.peak(0) or 0) if isinstance(p, SlidingWindow) else most for p in policies]
+        self.integers, memory = integers, Memory()
+        self.hearing: Hearing | None = None
+        # A layer knows nothing of its cache, so that a cache is freed at once when its last user lets it go.
+        self.layers = [BeehiveLayer(integers.columns, memory) for _ in policies]
+        self.storage = Storage(integers, self.layers, memory, self._least)
+        self.storage.measure(self._shares)
+        self._fits = 0  # the budget waits for its prompt
 
     @property
     def on_evict(self) -> OnEvict | None:
@@ -128,6 +153,35 @@ class BeehiveCache(TransformersCache):
         """Whether the policy needs head shares and there are none."""
         return self.storage.is_unmeasured
 
+    # A budget that is a share of the prompt.
+
+    @property
+    def waits_for_prompt(self) -> bool:
+        """Whether the budget is a share of a prompt that has not come yet."""
+        return self._budget is not None and not self._fits and self.integers.is_empty
+
+    def fit(self, tokens: Sequence[int], *, lasting: bool = True) -> None:
+        """Fix a budget that is a share of the prompt, where a prompt is read in several calls: otherwise the first call
+        is the prompt. `generate()` does this. After the first call, and with other budgets, nothing changes.
+
+        Args:
+            tokens: of each row's whole prompt, pads not counted.
+            lasting: until the cache is reset; else as well until a first call is refused.
+
+        Raises:
+            ValueError: a row has no prompt, or one that is too short for such a share.
+        """
+        if self._budget is not None and self.integers.is_empty:
+            self._refit(self._budget.fitted(tokens))
+            self._fits = _FOR_GOOD if lasting else _BY_A_CALL
+
+    def _refit(self, policy: Policy | PerRow | None) -> None:
+        """Have this policy; None: the one that waits for a prompt. Nothing must have been seen."""
+        assert self._budget is not None
+        curve, watch = self.curve, self.on_evict
+        self._build(Calls(spread_over_layers(policy or self._budget.policy, self._shape), self._shape.decided))
+        self.curve, self.on_evict = curve, watch
+
     # What it was built for.
 
     def check(self, shape: Shape) -> None:
@@ -138,6 +192,15 @@ class BeehiveCache(TransformersCache):
         """
         if shape != self._shape:
             raise ValueError(f"the cache was built for {self._shape}, this model has {shape} (docs/limits.md)")
+
+    def filled_by(self, backbone: torch.nn.Module) -> None:
+        """A call of this model comes: what is saved is the model's."""
+        if self._filler is None or self._filler() is not backbone:
+            self._filler = weakref.ref(backbone)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: not the model."""
+        return {**vars(self), "_filler": None}
 
     def check_place(self, devices: int, spread: bool) -> None:
         """Whether heads that share their slots are where they can.
@@ -164,8 +227,11 @@ class BeehiveCache(TransformersCache):
         """Open a call of `columns` tokens per row; see `Calls.begin`.
 
         The patched model does this; otherwise the first `append` does. A call that is read twice (`hearing`) ends with
-        `end_copies`.
+        `end_copies`. A budget that waits for its prompt takes this call for it.
         """
+        if self.waits_for_prompt:
+            tokens = None if mask is None else self.integers.columns.read(mask, rows, columns)
+            self.fit([columns] * rows if tokens is None else tokens.sum(dim=1).tolist(), lasting=False)
         call = self.integers.begin(rows, columns, mask, self.heads)
         if columns > 1:
             hearing = Hearing(call, self.integers.schedule_of)
@@ -186,6 +252,8 @@ class BeehiveCache(TransformersCache):
             for layer in self.layers if not any(self.tokens) else ():
                 layer.reset()
         self.integers.cancel()
+        if self._fits == _BY_A_CALL and self.integers.is_empty:
+            self._refit(None)
 
     def append(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> Slots:
         """Take in the keys and values [B, H, L, D] of a call in one layer, valid columns at the left."""
@@ -266,59 +334,13 @@ class BeehiveCache(TransformersCache):
         self.storage.end(call, served)
         self.integers.close(self.nbytes)
 
-    # What is cached.
-
-    @property
-    def lengths(self) -> list[int]:
-        """Cached tokens of each row (of the first layer that the policy decides over, where layers differ)."""
-        return self.integers.lengths(self.integers.counted[0])
-
-    def layer_lengths(self, layer: int) -> list[int]:
-        """Cached tokens of each row in one layer."""
-        return self.integers.lengths(layer)
-
-    @property
-    def tokens(self) -> list[int]:
-        """Tokens that each row has seen, pads not counted."""
-        return list(self.integers.tokens)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated for keys, values and scores in all layers."""
-        return self.storage.nbytes
-
-    @property
-    def calls(self) -> int:
-        """Calls so far."""
-        return self.integers.figures.calls
-
-    @property
-    def curve(self) -> Curve | None:
-        """If set to a `Curve`, every later call is recorded there."""
-        return self.integers.curve
-
-    @curve.setter
-    def curve(self, curve: Curve | None) -> None:
-        self.integers.curve = curve
-
-    def stats(self) -> dict[str, Any]:
-        """Cache figures so far.
-
-        Returns:
-            mean_tokens, peak_tokens: per row, cached tokens after each one-token call (after the prompt, if there was
-            none), and evictions: per row, all three the mean over the layers that the policy decides over; calls:
-            number of calls; nbytes: bytes allocated now for keys, values and scores in all layers; mean_nbytes,
-            peak_nbytes: after each one-token call (now, if there was none); longest_head, shortest_head: per row,
-            cached tokens now of the head with the most and the fewest, in the layers that the policy decides over.
-        """
-        heads = self.storage.head_lengths()
-        ends = {"longest_head": list(map(max, heads)), "shortest_head": list(map(min, heads))}
-        return {**self.integers.stats(self.nbytes), **ends}
-
     def __repr__(self) -> str:
+        lengths = f"lengths={self.lengths}, seen={self.get_seq_length()}, {self.nbytes / 2**20:.2f} MiB"
+        if self._budget is not None and self.waits_for_prompt:
+            what = f"{self._budget.policy.name!r}, budget={self._budget.share:g} of the prompt"
+            return f"BeehiveCache({what}, positions={self.positions!r}, {lengths})"
         policies = list(dict.fromkeys(self.integers.policy(layer) for layer in self.integers.counted))
         policy = repr(policies[0]) if len(policies) == 1 else f"[{', '.join(map(repr, policies))}]"
-        lengths = f"lengths={self.lengths}, seen={self.get_seq_length()}, {self.nbytes / 2**20:.2f} MiB"
         return f"BeehiveCache({policy}, positions={self.positions!r}, {lengths})"
 
     # Calls of one token that are served elsewhere, in buffers that layers share (`Storage.offer`): `begin`, whatever
@@ -336,10 +358,6 @@ class BeehiveCache(TransformersCache):
 
     # What changes it besides calls; the rest of transformers' interface follows from these (`TransformersCache`).
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns *seen*, pads included, so that a second turn of generate() continues in the right place."""
-        return self.integers.columns.seen
-
     def take(self, rows: torch.Tensor) -> None:
         """Make row i what row rows[i] was; before the first call there is nothing to do.
 
@@ -354,6 +372,73 @@ class BeehiveCache(TransformersCache):
         self.storage.take(rows)
         self.integers.take(taken)
 
+    def copy(self) -> BeehiveCache:
+        """Another cache with what this one holds, in memory of its own: what it holds, and the usual room.
+
+        What is done with one of the two does not change the other, so a text that was read and compressed once can be
+        asked about many times. The copy has the history up to here; nobody watches it (`on_evict`). `copy.deepcopy`
+        and `copy.copy` do the same.
+
+        Raises:
+            RuntimeError: a call is open, or generate() is at work and a step ahead of what it has told.
+        """
+        refuse_unsettled(self.integers, "copied")
+        twin, fits = type(self).__new__(type(self)), self._fits
+        twin.__dict__.update(self.__dict__)
+        twin._build(copy.deepcopy(self.integers))
+        twin._fits = fits
+        copy_layers(twin.integers, self.layers, twin.layers, twin._least)
+        return twin
+
+    def __copy__(self) -> BeehiveCache:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BeehiveCache:
+        return self.copy()
+
+    def save(self, folder: str | os.PathLike[str], model: torch.nn.Module | None = None) -> None:
+        """Write the cache to a folder, for `load`: safetensors for tensors, JSON for the rest (`buzz.cache.files`).
+
+        What is held is written, slot by slot, and the history up to here; of what was evicted nothing. The texts that
+        were read are not in there: `generate()` wants their ids again.
+
+        Args:
+            model: the one that has filled the cache, where it does not know: after it was pickled.
+
+        Raises:
+            RuntimeError: a call is open, or generate() is a step ahead of what it has told. ValueError: nothing is
+                held; the model is not there any more, or is spread over processes. OSError: it cannot be written.
+        """
+        refuse_unsettled(self.integers, "saved")
+        model = model if model is not None or self._filler is None else self._filler()
+        if not any(self.tokens):
+            raise ValueError("the cache holds nothing that could be saved: read a text first")
+        if model is None:
+            raise ValueError("the model that filled the cache is not there any more: name it, save(folder, model)")
+        setting = Setting(self.positions, self._capacity, self._budget, self.shares, self._lent)
+        write(folder, model, setting, self.integers, self.layers)
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], model: torch.nn.Module, policies: Iterable[type[Policy]] = ()
+    ) -> BeehiveCache:
+        """Read a cache that was saved, on the devices of the model that filled it, or of the same one loaded anew.
+
+        Args:
+            policies: classes of policies that are none of buzz's, if it has such.
+
+        Raises:
+            ValueError: a file is damaged, or of a newer format; another model, or with weights of another dtype; a
+                policy that is not known. FileNotFoundError: a file is not there. TypeError: no model.
+        """
+        stored = read(folder, model, policies)
+        setting = stored.setting
+        cache = cls(stored.policies, model, setting.positions, setting.capacity or None, shares=setting.shares)
+        cache._budget, cache._fits, cache._lent = setting.budget, _FOR_GOOD, setting.lent
+        cache.integers.restore(stored.state, stored.rows)
+        unpack(cache.integers, cache.layers, stored.packed, stored.pooled, cache._least)
+        return cache
+
     def reset(self) -> None:
         """Forget everything and give the memory back; another model of the same shape may fill it then."""
         self.integers.clear()
@@ -361,3 +446,5 @@ class BeehiveCache(TransformersCache):
         self.storage.reset()
         if self._lent:
             self.shares = None
+        if self._budget is not None:
+            self._refit(None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from buzz.cache.columns import Columns
 from buzz.cache.figures import Curve, Figures
 from buzz.cache.heads import Heads
 from buzz.cache.per_row import PerRow, policies_of_rows
-from buzz.cache.schedule import Schedule
+from buzz.cache.schedule import Schedule, Step
 from buzz.policies import Policy
 
 
@@ -31,6 +32,7 @@ class Calls:
         tokens: that each row has seen, pads not counted; replaced and never changed.
         open: the call that has begun and not ended, if any.
         touched: whether a layer has taken in anything of it.
+        ahead: whether calls that are over may still be taken back (`rewind`), as whoever makes them says.
         figures: of the calls so far. curve: all of them, where it is asked for.
     """
 
@@ -53,7 +55,7 @@ class Calls:
         self.columns.clear()
         self.tokens: list[int] = []
         self.open: Call | None = None
-        self.touched = False
+        self.touched = self.ahead = False
         self._passed = 0  # layers that the open call has passed
         self.figures = Figures()
         if self.curve is not None:
@@ -140,6 +142,10 @@ class Calls:
         """`(length, sampled)` of each row in one schedule."""
         return list(self._schedules[schedule].states)
 
+    def resting(self, schedule: int) -> Step:
+        """A call that would append nothing in the layers of a schedule: what they hold, and the room that it needs."""
+        return self._schedules[schedule].open([0] * len(self.tokens))
+
     def lengths(self, layer: int) -> list[int]:
         """Cached tokens of each row in one layer; none before the first call."""
         return [length for length, _ in self._schedules[self.schedule_of[layer]].states] if self._schedules else []
@@ -168,6 +174,35 @@ class Calls:
             "mean_nbytes": figures.byte_sum / figures.steps if figures.steps else nbytes,
             "peak_nbytes": figures.byte_peak if figures.steps else nbytes,
         }
+
+    # As they are saved.
+
+    def state(self) -> dict[str, Any]:
+        """What has been seen and is held, as JSON takes it; the rows' policies apart (`row_policies`)."""
+        return {
+            "columns": self.columns.state(),
+            "tokens": self.tokens,
+            "states": [schedule.states for schedule in self._schedules],
+            "evictions": [schedule.evictions for schedule in self._schedules],
+            "figures": self.figures._asdict(),
+            "curve": None if self.curve is None else asdict(self.curve),
+        }
+
+    def restore(self, state: Mapping[str, Any], policies: Sequence[Sequence[Policy]]) -> None:
+        """Take in a state as `state` gave it; nothing must have been seen.
+
+        Args:
+            policies: of each schedule, those of its rows.
+        """
+        self.columns.restore(state["columns"])
+        self.tokens = list(state["tokens"])
+        self._schedules = [Schedule(PerRow(rows), len(rows)) for rows in policies]
+        for schedule, states, evictions in zip(self._schedules, state["states"], state["evictions"], strict=True):
+            schedule.states = [(length, sampled) for length, sampled in states]
+            schedule.evictions = list(evictions)
+        figures: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in state["figures"].items()}
+        self.figures = Figures(**figures)
+        self.curve = None if state["curve"] is None else Curve(**state["curve"])
 
     # What changes them besides calls.
 

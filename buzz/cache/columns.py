@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -90,6 +91,14 @@ class Columns:
                         start = runs.pop()[0] - self.seen
                     runs.append((self.seen + start, self.seen + end))
         self.seen += columns
+
+    def state(self) -> dict[str, Any]:
+        """What has been seen, as JSON takes it."""
+        return {"seen": self.seen, "pads": self._pads}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take in what `state` gave."""
+        self.seen, self._pads = state["seen"], [[(start, end) for start, end in runs] for runs in state["pads"]]
 
     def take(self, rows: Sequence[int]) -> None:
         """Make row i what row rows[i] was."""

@@ -130,6 +130,14 @@ def deal(
     target.deal(rows, begin, length, layer)
 
 
+def moved(pool: Pool, capacity: int, lengths: Rows) -> Pool:
+    """Another pool of its kind with what a pool holds, lengths[b] slots a head of row b in the mean."""
+    other, source = pool.another(capacity), Source.pooled(pool)
+    units = other.units_of(Rows(range(len(lengths))))
+    deal(other, source, source.places.taken, Rows(lengths * (len(units) // len(lengths))), units)
+    return other
+
+
 def _dealt(
     places: Places, stay: torch.Tensor, free: torch.Tensor, base: int, lengths: Rows
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -197,4 +205,4 @@ def slots_that_stay(places: Places, stay: torch.Tensor) -> torch.Tensor:
     return slots
 
 
-__all__ = ["Source", "deal", "slots_that_stay"]
+__all__ = ["Source", "deal", "moved", "slots_that_stay"]

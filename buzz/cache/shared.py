@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from buzz.cache.compaction import Block, Watch
-from buzz.cache.dealing import Source, deal, slots_that_stay
+from buzz.cache.dealing import Source, deal, moved, slots_that_stay
 from buzz.cache.layer import BeehiveLayer
 from buzz.cache.pool import Pool
 from buzz.cache.schedule import Eviction, Step
@@ -203,10 +203,7 @@ class SharedLayers:
 
     def _move(self, pool: Pool, capacity: int, lengths: Rows) -> None:
         """Bring a pool's slots to another one of its kind."""
-        other, source = pool.another(capacity), Source.pooled(pool)
-        units = other.units_of(Rows(range(len(lengths))))
-        deal(other, source, source.places.taken, Rows(lengths * (len(units) // len(lengths))), units)
-        self._replace(pool, other)
+        self._replace(pool, moved(pool, capacity, lengths))
 
     def _replace(self, pool: Pool, other: Pool) -> None:
         for layer in self._layers:

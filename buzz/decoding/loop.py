@@ -7,6 +7,7 @@ known on the device first, so the host may start a step too many; such a step ch
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,24 @@ from buzz.decoding.arena import Session
 from buzz.decoding.engine import Engine
 
 _STEPS = 512  # to expect where no criterion limits the length
+
+
+def fit_to_prompt(cache: Any, input_ids: torch.Tensor, model_kwargs: Mapping[str, Any]) -> None:
+    """Before a prompt is read: let a cache know all of it whose budget is a share of the prompt, as it may be read in
+    chunks.
+
+    Args:
+        cache: of any kind.
+        input_ids: int64 [B, columns] of all rows, beams and samples included. model_kwargs: as generate() has them.
+    """
+    if not isinstance(cache, BeehiveCache) or not cache.waits_for_prompt:
+        return
+    mask, embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
+    rows, columns = (input_ids if embeds is None else embeds).shape[:2]
+    if mask is None:
+        cache.fit([columns] * rows, lasting=False)
+    elif isinstance(mask, torch.Tensor) and mask.dim() == 2 and len(mask) == rows:
+        cache.fit((mask[:, :columns] != 0).sum(dim=1).tolist(), lasting=False)  # others are refused by the call
 
 
 class _News(NamedTuple):
@@ -91,6 +110,7 @@ class Loop:
             type(c) is MaxLengthCriteria for c in stopping_criteria
         )  # the host knows the end by itself
         steps = _STEPS if limit is None else limit - n
+        fit_to_prompt(cache, input_ids, model_kwargs)
         if not cache.lengths:
             embeds = model_kwargs.get("inputs_embeds")
             self._engine.reserve(cache, rows, n if embeds is None else embeds.shape[1], steps)
@@ -103,6 +123,7 @@ class Loop:
         choose = _Choice(generation_config, logits_processor, stopping_criteria)
         mail = None if certain and self._streamer is None else _Mail(rows, input_ids.device, self._streamer)
         forward = _Forward(self._engine, model, cache, model_kwargs, steps)
+        cache.integers.ahead = mail is not None
         try:
             while True:
                 tokens, unfinished = choose(text, logits)
@@ -126,6 +147,7 @@ class Loop:
             if mail is not None and mail.read():
                 cache.rewind(mail.end.mark)  # type: ignore[union-attr]
                 text.length = mail.end.length  # type: ignore[union-attr]
+            cache.integers.ahead = False
         if self._streamer is not None:
             self._streamer.end()
         if generation_config.return_dict_in_generate:

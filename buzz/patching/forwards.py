@@ -173,6 +173,7 @@ def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: d
     tokens, prompt = inputs[key], patched.prompt
     _refuse(backbone, tokens, key, inputs)
     cache.check(patched.shape)
+    cache.filled_by(backbone)
     given = _positions(inputs.get("position_ids"), tokens)
     cache.heads = spread_heads(backbone.layers[0].self_attn, patched.shape.heads)
     cache.check_place(len({next(layer.parameters()).device for layer in backbone.layers}), cache.heads is not None)

@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from buzz.cache import BeehiveCache
 from buzz.decoding.engine import Engine
-from buzz.decoding.loop import Loop
+from buzz.decoding.loop import Loop, fit_to_prompt
 from buzz.models.shares import give_shares
 
 _RECORDED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -81,6 +81,16 @@ class InputsPatch(Method):
         if isinstance(cache, BeehiveCache) and inputs.get("past_key_values") is not cache:
             return GenerationMixin.prepare_inputs_for_generation(self._model, input_ids, *args, **kwargs)
         return inputs
+
+
+class PrefillPatch(Method):
+    """`model._prefill`, which reads a prompt, in chunks perhaps: a BeehiveCache is told of all of it."""
+
+    name = "_prefill"
+
+    def __call__(self, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
+        fit_to_prompt(model_kwargs.get("past_key_values"), input_ids, model_kwargs)
+        return self._before(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
 
 def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from buzz.patching.forwards import (
     backbone_forward,
     layer_forward,
 )
-from buzz.patching.generate import GeneratePatch, InputsPatch, Method
+from buzz.patching.generate import GeneratePatch, InputsPatch, Method, PrefillPatch
 from buzz.patching.standin import difference, install, uninstall
 from buzz.patching.targets import Targets, find_targets
 from buzz.policies import HeadShares
@@ -64,7 +64,7 @@ class PatchHandle:
                     if backbone in owner.children() and difference(owner, family.kind("ForCausalLM")) is None:
                         self._hooks.append(owner.register_forward_pre_hook(_Ask(prompt), with_kwargs=True))
             self.engine = Engine(model, family, targets.backbones, all_positions[0], Captured())
-            self._methods = [GeneratePatch(model), InputsPatch(model)]
+            self._methods = [GeneratePatch(model), InputsPatch(model), PrefillPatch(model)]
             model._buzz_handle = self
         except BaseException:
             self.remove()

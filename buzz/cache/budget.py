@@ -1,0 +1,75 @@
+"""Budgets as they may be given to a cache: tokens, which fit a policy at once, or a share of prompts still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from buzz.cache.per_row import PerRow
+from buzz.policies import Policy, make_policy
+from buzz.policies.numbers import integer
+from buzz.words import shown
+
+
+class ShareOfPrompt(NamedTuple):
+    """A policy, and the share of each row's prompt that its mean cache length shall be, between 0 and 1."""
+
+    policy: Policy
+    share: float
+
+    def fitted(self, tokens: Sequence[int]) -> Policy | PerRow:
+        """The policy for rows whose prompts have so many tokens; of each row its own, where these differ.
+
+        Raises:
+            ValueError: a row has no prompt, or one that is too short for such a share (names it).
+        """
+        rows = [self._of(row, n) for row, n in enumerate(tokens)]
+        return rows[0] if len(set(rows)) == 1 else PerRow(rows)
+
+    def _of(self, row: int, tokens: int) -> Policy:
+        if not tokens:
+            raise ValueError(
+                f"budget={self.share:g} is a share of the prompt, and row {row} of the first call has no token: "
+                "give a number of tokens (docs/limits.md)"
+            )
+        budget = max(1, round(self.share * tokens))
+        try:
+            return self.policy.from_budget(budget)
+        except ValueError as error:
+            raise ValueError(
+                f"budget={self.share:g} of the {tokens} tokens in row {row} is {budget}, and {error}: "
+                "give a number of tokens, or a larger share (docs/limits.md)"
+            ) from None
+
+
+def with_budget(policy: Any, budget: Any) -> tuple[Any, ShareOfPrompt | None]:
+    """A policy fitted to a budget in tokens; or as it is, with the share of prompts that it is to be fitted to.
+
+    Args:
+        policy: one, or its name; without a budget anything, which is given back.
+        budget: tokens, or a share of the prompt; None: there is none.
+
+    Raises:
+        TypeError: it is no number, or goes with no single policy. ValueError: it is neither; no such policy; the policy
+            cannot be fitted to it.
+    """
+    if isinstance(policy, str):
+        policy = make_policy(policy)
+    if budget is None:
+        return policy, None
+    if not isinstance(policy, Policy):
+        raise TypeError("budget= goes with one policy or its name; fit others with Policy.from_budget")
+    tokens = integer(budget)
+    if tokens is None and not isinstance(budget, float):
+        raise TypeError(f"budget must be {_ALLOWED}, got {shown(budget)}")
+    if tokens is None and 0 < budget < 1:
+        return policy, ShareOfPrompt(policy, float(budget))
+    wanted = budget if tokens is None else tokens
+    if not (wanted > 1 or tokens == 1):
+        raise ValueError(f"budget must be {_ALLOWED}, got {shown(budget)}")
+    return policy.from_budget(wanted), None
+
+
+_ALLOWED = "a number of tokens, 1 or more, or a share of the prompt between 0 and 1"
+
+__all__ = ["ShareOfPrompt", "with_budget"]
