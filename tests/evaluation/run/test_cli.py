@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -17,6 +18,9 @@ from buzz.evaluation.models import source as model_source
 from buzz.evaluation.run.cli import main
 from buzz.patching import supported_families
 
+NEITHER = (
+    "is neither a file nor the name of a packaged config, a YAML file or a name that `buzz configs` lists is wanted"
+)
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "run_eval.py"
 
 
@@ -112,6 +116,21 @@ def test_the_config_may_stand_first_or_anywhere(write_config, capfd, arguments):
     assert capfd.readouterr().err.startswith("error: batch_size: is 0")
 
 
+@pytest.mark.parametrize("arguments", ["quickstart", "--config quickstart", "configs/quickstart.yaml", "comb/headline"])
+def test_a_packaged_config_goes_by_its_name(arguments, monkeypatch, tmp_path, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments.split(), "batch_size=0"]) == 2
+    assert capfd.readouterr().err.startswith("error: batch_size: is 0")
+
+
+def test_without_the_extra_the_line_says_which(write_config, monkeypatch, capfd):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rouge" else find(name))
+    assert main([str(write_config(batch_size=0))]) == 2
+    wanted = "error: packages: not installed: rouge, `pip install 'buzz-kv[eval]'` brings what is needed\n"
+    assert capfd.readouterr().err == wanted
+
+
 def test_a_config_needs_no_ending_to_be_one(write_config, tmp_path, capfd):
     (tmp_path / "config").write_text(write_config(batch_size=0).read_text())
     assert main([str(tmp_path / "config")]) == 2
@@ -125,13 +144,15 @@ def test_a_config_needs_no_ending_to_be_one(write_config, tmp_path, capfd):
         ("a.yaml seed=1 b.yml", "usage: two configs are given, a.yaml and b.yml, one is wanted"),
         ("--config a.yaml --config b.yaml", "usage: two configs are given, a.yaml and b.yaml, one is wanted"),
         ("--config a.yaml --config a.yaml", "usage: two configs are given, a.yaml and a.yaml, one is wanted"),
-        ("/nope seed=1", "usage: /nope does not exist, a YAML file is wanted; see --help"),
+        ("/nope seed=1", f"/nope: {NEITHER}"),
         ("/", "usage: / is a folder, a YAML file is wanted; see --help"),
         ("/dev/null", "usage: /dev/null is no regular file, a YAML file is wanted; see --help"),
         ("--config /dev/null", "/dev/null: cannot be read (is no regular file), a YAML file is wanted"),
         ("seed=1", "usage: no config is given, a YAML file is wanted; see --help"),
         ("task.data=a.yaml", "usage: no config is given, a YAML file is wanted; see --help"),
-        ("gone.yaml seed=1", "gone.yaml: cannot be read (No such file or directory), a YAML file is wanted"),
+        ("gone.yaml seed=1", f"gone.yaml: {NEITHER}"),
+        ("gone seed=1", f"gone: {NEITHER}"),
+        ("quickstart xsum", "usage: two configs are given, quickstart and xsum, one is wanted"),
     ],
 )
 def test_which_config(arguments, line, capfd):

@@ -339,7 +339,7 @@ def test_round_trip(
         ("task=xsum", "task: is 'xsum' (text)", "a mapping"),
         ("task.name=3", "task.name: is 3", "text is wanted"),
         # a sweep is no run
-        ("sweep.stride=[3]", "sweep: makes this the config of several runs", "scripts/run_eval.py"),
+        ("sweep.stride=[3]", "sweep: makes this the config of several runs", "buzz eval"),
         # overrides themselves
         ("seed", "seed: is no override", "key=value"),
         ("=3", "=3: is no override", "key=value"),

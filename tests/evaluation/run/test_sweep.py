@@ -55,7 +55,7 @@ def error(path: Path, *overrides: str) -> str:
 
 def test_a_sweep_is_known_by_its_section(base):
     assert is_sweep(base)
-    with pytest.raises(ConfigError, match=r"^sweep: makes this the config of several runs, .*run_eval"):
+    with pytest.raises(ConfigError, match=r"^sweep: makes this the config of several runs, .*buzz eval"):
         load_config(base)
     base.write_text(BASE.replace(", sweep: {methods: [buzz, h2o]}", ""))
     assert not is_sweep(base)

@@ -8,32 +8,33 @@ from pathlib import Path
 from buzz.evaluation.command_line import Parser, say, status_of
 
 _DESCRIPTION = """\
-Report runs of scripts/run_eval.py: report.md, and report.html, a single file that needs no network, with tables,
+Report runs of buzz eval: report.md, and report.html, a single file that needs no network, with tables,
 figures, the answers side by side, and the hive view: which heads hold which tokens of a sample, call by call.
 A run need not be finished.
 """
 _EPILOG = """\
 examples:
-  python scripts/report.py runs/quickstart
-  python scripts/report.py runs/sweep              all runs below, together, into runs/sweep
-  python scripts/report.py runs/xsum runs/cnn_dm   together, into report/
-  python scripts/report.py runs/xsum --against streaming --against h2o
+  buzz report runs/quickstart
+  buzz report runs/sweep              all runs below, together, into runs/sweep
+  buzz report runs/xsum runs/cnn_dm   together, into report/
+  buzz report runs/xsum --against streaming --against h2o
 
 exit status: 0 done, 1 a file cannot be written, 2 a folder is no run, or a file in it is damaged
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the command line; returns the exit status.
 
     Args:
         arguments: those after the program's name; None: the process's own.
+        prog: the program's name in its usage; None: that of the process.
     """
-    return status_of(lambda: _main(arguments))
+    return status_of(lambda: _main(arguments, prog))
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    parser = Parser(_DESCRIPTION, _EPILOG)
+def _main(arguments: Sequence[str] | None, prog: str | None) -> int:
+    parser = Parser(_DESCRIPTION, _EPILOG, prog)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or one that holds several")
     parser.add_argument(
         "--output", metavar="DIR", help="where to write; default: the folder itself, or ./report if several are named"

@@ -19,7 +19,7 @@ from buzz.evaluation.tasks import TASKS
 from buzz.evaluation.tasks.section import remarks
 
 Record = dict[str, Any]
-_DAMAGED = "a file as scripts/run_eval.py writes it is wanted"
+_DAMAGED = "a file as buzz eval writes it is wanted"
 _RUN = "a run folder, or one that holds such folders, is wanted"
 # What a summary must have, so that the report can read them.
 _FACTS = {"name": str, "model": str, "task": str, "samples": int, "metrics": list, "headline": str}
