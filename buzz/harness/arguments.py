@@ -117,6 +117,8 @@ def _check_source(arguments: Arguments) -> None:
     if pretrained is not None and not isinstance(pretrained, str):
         if arguments.gguf:
             raise ConfigError(f"{WHERE}.gguf", "is given beside a model that is there", "one of the two is wanted")
+        if not isinstance(pretrained, torch.nn.Module):
+            raise ConfigError(f"{WHERE}.pretrained", said(pretrained), "a hub id or a folder is wanted")
         return
     # Of another revision or folder of a repository, transformers finds the configuration.
     elsewhere = any(others.get(key) not in (None, "", "main") for key in ("revision", "subfolder", "gguf_file"))

@@ -46,6 +46,10 @@ def refusal(**arguments: Any) -> str:
             {"policy": "comb", "pretrained": "./nowhere"},
             "model_args.pretrained: no folder ./nowhere, a local folder",
         ),
+        (
+            {"policy": "comb", "pretrained": 3},
+            "model_args.pretrained: is 3 (an integer), a hub id",
+        ),
         ({"policy": "comb", "gguf": "no.gguf"}, "model_args.gguf: "),
         ({"policy": "comb", "gguf": []}, "model_args.gguf: is [] (a list), a list of at least one piece"),
         ({"policy": "comb", "cache_log": 3}, "model_args.cache_log: is 3 (an integer), a file that is not there yet"),
