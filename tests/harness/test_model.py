@@ -86,6 +86,12 @@ def test_batches_change_nothing(evaluate, streaming, policy):
         assert figures == pytest.approx(others, rel=1e-6)
 
 
+def test_batches_as_large_as_fit(evaluate, streaming):
+    found = evaluate("buzz", "auto", max_batch_size=2, **SMALL)
+    for task in TASKS:
+        assert near(found, streaming[0], task), task
+
+
 def test_every_cache_is_as_long_as_the_policy_says(streaming):
     results, lines = streaming
     policy = buzz.POLICIES["streaming"].from_budget(12)
