@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": Command("buzz.evaluation.run.cli", "run an evaluation: a model under several KV-cache policies"),
     "report": Command("buzz.evaluation.show.report.cli", "report runs, also several together and unfinished ones"),
     "bench": Command("buzz.benchmark.cli", "measure speed"),
+    "lm-eval": Command("buzz.harness.cli", "lm-evaluation-harness, its models read through evicting caches"),
     "configs": Command("buzz.evaluation.config.cli", "list the packaged configs, which eval and bench take by name"),
 }
 

@@ -14,7 +14,7 @@ FLOORS = [
     *["buzz.rows buzz.words", "buzz.kernels", "buzz.policies", "buzz.attention", "buzz.cache", "buzz.models"],
     *["buzz.decoding", "buzz.patching", "buzz", "buzz.evaluation"],
     *[" ".join(f"buzz.evaluation.{room}" for room in floor.split()) for floor in EVALUATION],
-    *["buzz.benchmark", "buzz.cli", "buzz.__main__", "scripts"],
+    *["buzz.benchmark buzz.harness", "buzz.cli", "buzz.__main__", "scripts"],
 ]
 HEIGHTS = {room: height for height, floor in enumerate(FLOORS) for room in floor.split()}
 FACADE = "buzz"  # the package itself: lazily, it imports anything

@@ -162,6 +162,8 @@ class Reading:
         rest: tokens of each row's one-token calls.
         chunk: the first tokens are read in calls of so many; None: in one call.
         ahead: tokens of each row that calls of their own read before `first`, in the same way; empty: none.
+        branches: which of the rows that read `first` each row of `rest` goes on from, so that rows with the same first
+            tokens and the same policy read them once; empty: each goes on from its own. Jobs are then those of `rest`.
         held: filled in, by row: what it held after its first tokens and after each later call.
     """
 
@@ -171,19 +173,24 @@ class Reading:
     rest: Sequence[Sequence[int]]
     chunk: int | None = None
     ahead: Sequence[Sequence[int]] = ()
+    branches: Sequence[int] = ()
     held: dict[int, Held] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         device, pad = self.model.device, self.model.generation_config.pad_token_id or 0
-        rows = list(range(len(self.first)))
+        rows = list(range(len(self.rest)))
         index = torch.arange(len(rows), device=device)
         given = right_padded(self.rest, pad, device)  # [B, calls]
-        before, seen = -1, [0] * len(rows)  # calls before the last one of the first tokens; tokens of each row
+        before, seen = -1, [0] * len(self.first)  # calls before the last one of the first tokens; tokens of each row
         spread = self.cache.positions == "original" and self._has_pads_between
         for part in filter(None, (self.ahead, self.first)):
             _, _, logits, calls = read(self.model, self.cache, part, self.chunk, seen if spread else None)
             before += calls
             seen = [old + len(new) for old, new in zip(seen, part, strict=True)]
+        if self.branches:
+            branches = torch.tensor(self.branches)
+            self.cache.batch_select_indices(branches)
+            logits, seen = logits.index_select(0, branches.to(device)), [seen[row] for row in self.branches]
         at = torch.tensor(seen, device=device)[:, None]  # [R, 1]
         feed = Feed(self.model._buzz_handle.engine, self.cache)
         call = 0
