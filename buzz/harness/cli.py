@@ -11,13 +11,19 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from buzz.evaluation.command_line import status_of, tell
+from buzz.evaluation.command_line import Parser, status_of, tell
 from buzz.evaluation.errors import ConfigError
 from buzz.harness import MODEL, register
 from buzz.words import one_line
 
 _TASKS = Path(__file__).parent / "tasks"
-_OTHERS = ("ls", "validate", "-h", "--help")  # commands of lm-eval that load no model
+_OTHERS = ("ls", "validate")  # commands of lm-eval that load no model
+_DESCRIPTION = "lm-evaluation-harness, its models read through caches that evict."
+_EPILOG = """Arguments are lm-eval's own; `%(prog)s run --help` has them all. Of these --model is `buzz` if nothing else is said, and
+its --model_args name the policy and the budget beside the model (docs/lm_eval.md):
+
+  %(prog)s --model_args pretrained=MODEL,policy=comb,budget=0.4 --tasks arc_easy --batch_size 8 --output_path results
+  %(prog)s ls tasks"""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "buzz lm-eval") -> int:
@@ -29,9 +35,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "buzz lm-eval") -> 
 
     Args:
         arguments: those after the program's name, as lm-eval takes them; None: the process's own.
-        prog: what was called; in its help lm-eval names itself.
+        prog: what was called; in the help of its own commands lm-eval names itself.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in ("-h", "--help"):  # without lm-eval, which takes seconds to import
+        parser = Parser(_DESCRIPTION, _EPILOG, prog=prog)
+        parser.usage = "%(prog)s [-h] [run | ls | validate] ..."
+        parser.parse_args(words[:1])
     try:
         return status_of(lambda: _main(words, prog))
     except KeyboardInterrupt:
