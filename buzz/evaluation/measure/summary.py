@@ -191,6 +191,7 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
     over the measured one, over the decode calls of the same samples. `mean_mib`, `peak_mib` and `reduction_bytes` are
     the same for bytes; they are left out if a sample of an older run does not have them. `longest_head` and
     `shortest_head`, where heads are unequal: the most and the fewest slots that a head of any sample held in the end.
+    `answer_tokens`, where answers are generated: the mean length of an answer, the token that ends it included.
     """
     records = list(own.records.values())
     if not records:
@@ -205,6 +206,7 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
             for metric in metrics
             if (ids := own.ids(metric))
         },
+        **_answers(records, metrics),
         "cache": {
             "mean_tokens": own.mean_tokens,
             "peak_tokens": max(record["cache"]["peak_tokens"] for record in records),
@@ -218,6 +220,13 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
             "tokens_per_second": sum(record["new_tokens"] for record in records) / seconds if seconds else None,
         },
     }
+
+
+def _answers(records: Sequence[Record], metrics: Sequence[str]) -> dict[str, float]:
+    """How long the answers are; nothing where texts are read."""
+    if any(metric_info(metric).pooled for metric in metrics):
+        return {}
+    return {"answer_tokens": float(np.mean([record["new_tokens"] for record in records]))}
 
 
 def _bytes(caches: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -146,9 +146,9 @@ def test_tables_are_in_both(quick):
     folder, _ = quick
     text, _ = page_of(folder)
     markdown = (folder / "report.md").read_text(encoding="utf-8")
-    cells = "400.0 | 420 | 1.00x | 4.88 | 1.00x | 1.5"
+    cells = "10.0 | 400.0 | 420 | 1.00x | 4.88 | 1.00x | 1.5"
     assert f"| full | 3 | 10.00 [0.00, 20.00] | 30.00 [20.00, 40.00] | {cells} |" in markdown
-    assert "<td>30.00 <small>[20.00, 40.00]</small></td><td>400.0</td>" in text
+    assert "<td>30.00 <small>[20.00, 40.00]</small></td><td>10.0</td><td>400.0</td>" in text
     for heading in ("Against the full cache", "Share of the full cache's score"):
         assert f"## {heading}" in markdown
         assert f"<h3>{heading}</h3>" in text
