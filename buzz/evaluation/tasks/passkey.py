@@ -15,7 +15,7 @@ from buzz.evaluation.metrics import recall
 from buzz.evaluation.paths import fingerprint, resolve_path
 from buzz.evaluation.tasks.base import Sample, Task, continuation
 from buzz.evaluation.tasks.fields import Row
-from buzz.evaluation.tasks.filler import fill, invented, passage, sentences_of
+from buzz.evaluation.tasks.filler import fill, insert, invented, passage, sentences_of
 from buzz.evaluation.tasks.grid import check_size, depth_list, length_list, spread
 from buzz.evaluation.tasks.section import TaskConfig
 
@@ -134,9 +134,7 @@ class Passkey(Task):
                 keys[owners[len(keys)]] = key
         places = [depth + i / count for i in range(count)]
         slots = [round((place if place <= 1 else place - 1) * len(text)) for place in places]
-        # From the back, so that a needle does not move the slots before it.
-        for slot, owner in sorted(zip(slots, owners, strict=True), reverse=True):
-            text.insert(slot, _NEEDLE.format(owner, keys[owner]))
+        insert(text, sorted((slot, _NEEDLE.format(o, keys[o])) for slot, o in zip(slots, owners, strict=True)))
         return {"id": name, "text": " ".join(text), "keys": keys, "length": length, "depth": depth}
 
 

@@ -226,7 +226,8 @@ def test_the_report_has_all_tables():
     for part in ("# made", "task with model, greedy decoding.", "- something to know", "](quality.png)"):
         assert part in report
     assert (
-        "| buzz | 2 | 33.00 [25.00, 41.00] | 2.88 [2.50, 3.25] | 10.0 | 100.0 | 120 | 4.00x | 1.22 | 4.00x | 1.0 |" in report
+        "| buzz | 2 | 33.00 [25.00, 41.00] | 2.88 [2.50, 3.25] | 10.0 | 100.0 | 120 | 4.00x | 1.22 | 4.00x | 1.0 |"
+        in report
     )
     titles = [line for line in report.splitlines() if line.startswith("## ")]
     assert titles == ["## Against the full cache", "## Against the best rival", "## Share of the full cache's score"]
