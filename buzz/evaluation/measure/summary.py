@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, metric_info
+from buzz.evaluation.measure.parts import part_scores
 from buzz.evaluation.measure.resampling import Resampler, ci95, p_below
 
 Record = Mapping[str, Any]
@@ -192,6 +193,7 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
     the same for bytes; they are left out if a sample of an older run does not have them. `longest_head` and
     `shortest_head`, where heads are unequal: the most and the fewest slots that a head of any sample held in the end.
     `answer_tokens`, where answers are generated: the mean length of an answer, the token that ends it included.
+    `parts`, where samples are of several kinds: the scores of each (see `part_scores`).
     """
     records = list(own.records.values())
     if not records:
@@ -219,6 +221,7 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
             "per_sample": seconds / len(records),
             "tokens_per_second": sum(record["new_tokens"] for record in records) / seconds if seconds else None,
         },
+        **({"parts": parts} if (parts := part_scores(records, metrics)) else {}),
     }
 
 

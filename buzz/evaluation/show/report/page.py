@@ -46,7 +46,8 @@ def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
         ("results", "Results", fragments.results(run)),
         *drawn[:1],
         ("hive", "The hive", _hive([run])),
-        ("passkey", "Needles by length and depth", fragments.passkey(run)),
+        ("parts", "Task by task", fragments.parts(run)),
+        ("needles", "Needles by length and depth", fragments.needles(run)),
         *drawn[1:],
         ("paired", "Paired differences", fragments.comparisons(run)),
         ("answers", "Answers side by side", _answers([run])),
@@ -64,9 +65,8 @@ def _of_several(runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared
         more = (
             f"<details><summary>All metrics and figures</summary>{fragments.results(run)}{fragments.comparisons(run)}"
         )
-        sections.append(
-            (f"run{number}", run.name, f"{fragments.headline(run)}{fragments.passkey(run)}{more}{pictures}</details>")
-        )
+        first = f"{fragments.headline(run)}{fragments.parts(run)}{fragments.needles(run)}"
+        sections.append((f"run{number}", run.name, f"{first}{more}{pictures}</details>"))
     return [*sections, ("hive", "The hive", _hive(runs)), ("answers", "Answers side by side", _answers(runs))]
 
 
