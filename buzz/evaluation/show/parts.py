@@ -7,7 +7,7 @@ from typing import Any
 
 from buzz.evaluation.show.table import NONE, Table, metric_label, shown
 
-Key = tuple[str, int | None]
+Key = tuple[str, int | None]  # task and length
 
 
 def part_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table]]:
@@ -27,7 +27,8 @@ def part_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table]]:
     label, tasks = metric_label(metric), list(dict.fromkeys(task for task, _ in keys))
     lengths = sorted({length for _, length in keys if length is not None})
     tables = []
-    for length in lengths or [None]:
+    parts: list[int | None] = [*lengths] or [None]
+    for length in parts:
         title = f"{label} by task" + (f", {length} tokens" if length else "")
         tables.append((title, _table(found, metric, {task: [(task, length)] for task in tasks})))
     if len(lengths) > 1:
@@ -37,7 +38,7 @@ def part_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 
 def _table(
-    found: Mapping[str, Mapping[Key, float]], metric: str, columns: Mapping[str, Sequence[tuple[str, int | None]]]
+    found: Mapping[str, Mapping[Key, float]], metric: str, columns: Mapping[str, Sequence[Key]]
 ) -> Table:
     """A row a method, a column for each set of parts, and the mean of the row."""
     rows = []

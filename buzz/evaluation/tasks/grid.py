@@ -38,7 +38,9 @@ def depth_list() -> Any:
     return listed((float, int), lambda value: 0 <= value <= 1, wanted)
 
 
-def spread(cells: Sequence[Cell], per_cell: int, limit: int | None, taken: Callable[[Cell, int], bool]) -> list[Any]:
+def spread(
+    cells: Sequence[Cell], per_cell: int, limit: int | None, taken: Callable[[Cell, int], bool]
+) -> list[tuple[Cell, int]]:
     """Pairs of a cell and an index below `per_cell`: one sample of every cell, then the second of every cell, ...
 
     Args:

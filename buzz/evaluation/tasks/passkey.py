@@ -94,7 +94,7 @@ class Passkey(Task):
             sentences = sentences_of(path, max(options.lengths), "task.data")
         cells = list(product(options.lengths, options.depths))
         grid = spread(cells, options.per_cell, self.config.limit, lambda cell, index: self.taken(_name(*cell, index)))
-        return [self.sample(self._row(*cell, index, sentences)) for cell, index in grid]
+        return [self.sample(self._row(length, depth, index, sentences)) for (length, depth), index in grid]
 
     def fingerprint(self) -> dict[str, Any]:
         if self.config.data is not None:

@@ -359,6 +359,11 @@ def test_ruler_has_needles_and_parts(aware, tmp_path):
     assert "<h3>string match by task, 1024 tokens</h3>" in text
     assert f"Share of needles found, all tasks, in percent. {when}" in text
     assert "<details><summary>niah_multikey_2</summary>" in text
+    drawn = (folder / "needles.svg").read_text()
+    assert [drawn.count(f">{share}<") for share in (100, 75, 25)] == [2, 1, 1]  # a figure in every cell
+    assert "](needles.png)" in markdown
+    assert "Means: full 100%, buzz 50%." in markdown
+    assert text.count("<figure>") == 1  # quality; the page has maps of its own
     assert text.count("<td class=m8>75</td>") == 1  # of both tasks at the end of the text
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["methods"]["buzz"]["parts"][2] == {

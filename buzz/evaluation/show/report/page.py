@@ -32,6 +32,7 @@ def render_page(title: str, runs: Sequence[Run], figures: Sequence[Sequence[Figu
         ConfigError: a recording of evictions is damaged.
     """
     data = page_data(runs)
+    figures = [[figure for figure in drawn if figure.paged] for drawn in figures]
     if len(runs) == 1:
         sections = _of_one(runs[0], figures[0])
     else:

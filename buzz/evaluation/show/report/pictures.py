@@ -14,6 +14,7 @@ import numpy as np
 from buzz.evaluation.files import writing
 from buzz.evaluation.show.plot import plot_frontier, plot_quality, series
 from buzz.evaluation.show.report.folders import Run
+from buzz.evaluation.show.report.needles import asked_when, needle_grids
 
 # Ten colors that differ in hue and lightness; the page has a second set for a dark background, in the same order.
 PALETTE = (
@@ -34,12 +35,14 @@ class Figure:
         paths: the same picture as PNG and SVG.
         alt: what is to be seen, for those who do not see it.
         caption: how to read it.
+        paged: whether the page shows it; else it has the same in another form.
     """
 
     title: str
     paths: tuple[Path, Path]
     alt: str
     caption: str
+    paged: bool = True
 
 
 def drawable() -> bool:
@@ -48,12 +51,12 @@ def drawable() -> bool:
 
 
 def run_figures(run: Run, folder: Path, prefix: str = "") -> list[Figure]:
-    """Draw what a run's data allow: quality, cache length and perplexity. Equal runs give equal files.
+    """Draw what a run's data allow: quality, cache length, perplexity and needles. Equal runs give equal files.
 
     Args:
         folder: where `<prefix>quality.png`, `<prefix>quality.svg` and so on go.
     """
-    drawers = (_quality, _cache, _perplexity)
+    drawers = (_quality, _cache, _perplexity, _needles)
     with _style(run.summary):
         drawn = (draw(run, folder, prefix) for draw in drawers)
         return [figure for figure in drawn if figure is not None]
@@ -244,3 +247,51 @@ def _perplexity(run: Run, folder: Path, prefix: str) -> Figure | None:
     texts = max(len(records) for records in run.records.values())
     caption = f"{texts} texts, position by position." if texts > 1 else "Left: part by part. Right: everything so far."
     return Figure("Perplexity along the text", paths, alt, caption)
+
+
+# --- needles ---------------------------------------------------------------------------------------------------------
+
+_COLUMNS = 5  # panels in a row
+_LIGHT = 0.5  # cells from here on are so light that figures in them are black
+
+
+def _needles(run: Run, folder: Path, prefix: str) -> Figure | None:
+    """A map of length and depth for each method: of several tasks that of all together."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Drawing
+
+    task, grids = next(iter(needle_grids(run.records).items()), ("", {}))
+    if not grids:
+        return None
+    grid = next(iter(grids.values()))
+    down, across = len(grid.depths), len(grid.lengths)
+    columns = min(_COLUMNS, len(grids))
+    rows = -(-len(grids) // columns)
+    size = columns * (0.9 + 0.55 * across), rows * (0.9 + 0.3 * down)
+    drawing = Drawing(figsize=size, layout="constrained")
+    FigureCanvasAgg(drawing)
+    panels = drawing.subplots(rows, columns, squeeze=False, sharey=True)
+    for panel in panels.flat[len(grids) :]:
+        panel.set_visible(False)
+    for panel, (name, one) in zip(panels.flat, grids.items(), strict=False):
+        # Of even lightness steps, also to the color-blind; white where there is no sample.
+        panel.pcolormesh(np.ma.masked_invalid(one.found), cmap="cividis", vmin=0, vmax=1, edgecolors="white")
+        for (y, x), value in np.ndenumerate(one.found):
+            if not np.isnan(value):
+                ink = "black" if value >= _LIGHT else "white"
+                panel.text(x + 0.5, y + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=ink)
+        panel.set_title(name, fontsize=9)
+        panel.set_xticks(np.arange(across) + 0.5, [str(length) for length in grid.lengths], fontsize=8)
+        panel.set_yticks(np.arange(down) + 0.5, [f"{100 * depth:g}%" for depth in grid.depths], fontsize=8)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+    for panel in panels[:, 0]:
+        panel.set_ylim(down, 0)  # the start of the text is at the top
+        panel.set_ylabel("depth", fontsize=8)
+    drawing.supxlabel(f"length of the text in {grid.unit}", fontsize=8)
+    paths = _paths(folder, prefix, "needles")
+    _save(drawing, paths)
+    means = ", ".join(f"{name} {100 * np.nanmean(one.found):.0f}%" for name, one in grids.items())
+    alt = f"Share of needles found by depth and length, a panel a method. Means: {means}."
+    caption = f"Share of needles found{f' ({task})' if task else ''}, in percent. {asked_when(run.config)}"
+    return Figure("Needles by length and depth", paths, alt, caption, paged=False)

@@ -52,7 +52,7 @@ def _numbered(words: Sequence[str]) -> str:
     return " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))
 
 
-def _shuffled(words: Sequence[str], often: int, seldom: int, chance: random.Random) -> list[str]:
+def _shuffled(words: list[str], often: int, seldom: int, chance: random.Random) -> list[str]:
     """The first ten words so often each, and the others so seldom."""
     drawn = [*words[:_COMMON] * often, *words[_COMMON:] * seldom]
     chance.shuffle(drawn)

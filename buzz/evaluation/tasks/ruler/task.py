@@ -110,8 +110,10 @@ class Ruler(Task):
             for name in options.tasks
             for number, depth in enumerate(options.depths)
         ]
-        grid = spread(cells, options.per_cell, self.config.limit, lambda *place: self.taken(self._name(*place)))
-        return [self.sample(self._row(*place, sentences)) for place in grid]
+        grid = spread(
+            cells, options.per_cell, self.config.limit, lambda cell, index: self.taken(self._name(cell, index))
+        )
+        return [self.sample(self._row(cell, index, sentences)) for cell, index in grid]
 
     def fingerprint(self) -> dict[str, Any]:
         if self.config.data is not None:
