@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -22,6 +24,7 @@ from buzz.evaluation.tasks.ruler import counts, needles, variables, words
 from buzz.evaluation.tasks.ruler.task import NAMES
 from buzz.evaluation.tasks.ruler.texts import NOISE, Asked, tokens_about
 from buzz.evaluation.tasks.section import TaskConfig
+from tests.evaluation.tiny import byte_tokenizer
 
 SINGLE = [name for name, kind in needles.KINDS.items() if kind.single]
 NEEDLE = re.compile(r"One of the special magic (number|uuid)s for (\S+) is: (\S+)\.")
@@ -331,3 +334,39 @@ def test_bad_options(write_config: Any, option: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(path, [f"task.{option}"])
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("aware", [True, False])
+def test_a_run(write_config: Any, model_folder: Path, tmp_path: Path, aware: bool) -> None:
+    from buzz.evaluation.run.config import load_config
+    from buzz.evaluation.run.runner import run
+
+    model = tmp_path / "long"  # the tiny model, with positions enough
+    shutil.copytree(model_folder, model)
+    facts = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**facts, "max_position_embeddings": 4096}))
+    options = {"tasks": ["niah_multikey_1", "fwe"], "lengths": [384], "depths": [0.5], "per_cell": 1}
+    path = write_config(
+        model={"id": str(model), "chat_template": True},
+        task={"name": "ruler", "limit": None, "query_aware": aware, **options},
+        methods=["full", {"name": "streaming", "policy": "streaming", "reduction": 2.5}],
+        generation={"max_new_tokens": 4, "fidelity": False},
+    )
+    config = load_config(path)
+    summary = run(config)
+    assert summary["run"]["truncated"] == 0
+    entry = summary["methods"]["streaming"]
+    assert set(entry["metrics"]) == {"string_match_all", "string_match_part", "answer_nll"}
+    assert [part["task"] for part in entry["parts"]] == ["niah_multikey_1", "fwe"]
+    assert entry["cache"]["reduction"] == pytest.approx(2.5, rel=0.02)
+    lines = (Path(config.output) / "samples" / "streaming.jsonl").read_text().splitlines()
+    records = {record["id"]: record for record in map(json.loads, lines)}
+    tokenizer = byte_tokenizer()
+    for sample in make_task(config.task).load():
+        text = f"<user>{sample.prompt}<end><bot>{sample.prefix}"
+        assert records[sample.id]["prompt_tokens"] == len(tokenizer(text)["input_ids"])
+        context = len(f"<user>{sample.context}") - 5 if sample.context else None  # <user> is one token
+        assert records[sample.id].get("context_tokens") == context
+    report = (Path(config.output) / "report.md").read_text()
+    assert "## string match by task, 384 tokens" in report
+    assert ("compressed before the question was read" in report) is not aware
