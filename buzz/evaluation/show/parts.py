@@ -37,9 +37,7 @@ def part_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table]]:
     return tables
 
 
-def _table(
-    found: Mapping[str, Mapping[Key, float]], metric: str, columns: Mapping[str, Sequence[Key]]
-) -> Table:
+def _table(found: Mapping[str, Mapping[Key, float]], metric: str, columns: Mapping[str, Sequence[Key]]) -> Table:
     """A row a method, a column for each set of parts, and the mean of the row."""
     rows = []
     for name, values in found.items():
