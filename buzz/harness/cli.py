@@ -19,8 +19,8 @@ from buzz.words import one_line
 _TASKS = Path(__file__).parent / "tasks"
 _OTHERS = ("ls", "validate")  # commands of lm-eval that load no model
 _DESCRIPTION = "lm-evaluation-harness, its models read through caches that evict."
-_EPILOG = """Arguments are lm-eval's own; `%(prog)s run --help` has them all. Of these --model is `buzz` if nothing else is said, and
-its --model_args name the policy and the budget beside the model (docs/lm_eval.md):
+_EPILOG = """Arguments are lm-eval's own; `%(prog)s run --help` has them all. --model is `buzz` if nothing else
+is said, and --model_args name the policy and the budget beside the model (docs/lm_eval.md):
 
   %(prog)s --model_args pretrained=MODEL,policy=comb,budget=0.4 --tasks arc_easy --batch_size 8 --output_path results
   %(prog)s ls tasks"""

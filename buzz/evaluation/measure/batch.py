@@ -27,7 +27,7 @@ class Prompt:
     """A sample's prompt in tokens.
 
     Args:
-        hash: of the raw prompt's text.
+        hash: of the raw prompt's text, with the prefix of its answer.
         truncated: its middle was cut out to fit.
         targets: of a text to be read, the token to predict after each token but the last; empty for a generation.
         context: the first so many tokens are read in calls of their own, before the rest; None: all are read at once.

@@ -28,16 +28,16 @@ from buzz.evaluation.tasks import Sample, Task
 
 
 def encode_question(tokenizer: Any, sample: Sample, chat_template: bool, longest: int | None) -> Prompt:
-    """A sample's prompt as tokens: one user message if there is a chat template, else the raw text.
+    """A sample's prompt as tokens: one user message if there is a chat template, else the raw text; then its prefix.
 
     Args:
         longest: tokens that fit; more are cut out of the middle, where an article has the least of its task.
     """
     if chat_template:
         message = [{"role": "user", "content": sample.prompt}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True) + sample.prefix
     else:
-        text = sample.prompt
+        text = sample.text
     special = {"add_special_tokens": False} if chat_template else {}  # the template writes them itself
     ids = tokenizer(text, **special)["input_ids"]
     context = _context_tokens(tokenizer, sample, text, ids, special) if sample.context else None
@@ -50,7 +50,7 @@ def encode_question(tokenizer: Any, sample: Sample, chat_template: bool, longest
         context = None if context is None else min(context, head) + max(0, context - tail)
     if context is not None:
         context = min(context, len(ids) - 1) or None  # the answer needs a token to follow
-    return Prompt(sample, ids, prompt_hash(sample.prompt), truncated, context=context)
+    return Prompt(sample, ids, prompt_hash(sample.text), truncated, context=context)
 
 
 def _context_tokens(tokenizer: Any, sample: Sample, text: str, ids: Sequence[int], special: dict[str, bool]) -> int:

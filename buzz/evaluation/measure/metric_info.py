@@ -35,6 +35,8 @@ METRIC_INFO: Mapping[str, MetricInfo] = MappingProxyType(
         "best_subspan_em": MetricInfo("best subspan EM"),
         "answer_nll": MetricInfo("answer NLL", percent=False, higher_is_better=False),
         "recall": MetricInfo("needles found"),
+        "string_match_all": MetricInfo("string match"),
+        "string_match_part": MetricInfo("any match"),
         "qa_f1": MetricInfo("F1"),
         "accuracy": MetricInfo("accuracy"),
         "score": MetricInfo("score"),  # a LongBench row under its own data set's metric

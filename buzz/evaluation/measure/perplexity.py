@@ -47,7 +47,7 @@ def encode_text(tokenizer: Any, task: Any, sample: Sample) -> Prompt:
         inputs, targets = inputs[: most - 1], targets[: most - 1]
     if not targets:
         raise ConfigError("task.data", f"the text {sample.id!r} is a single token", "at least two are wanted")
-    return Prompt(sample, [*inputs, targets[-1]], prompt_hash(sample.prompt), False, targets)
+    return Prompt(sample, [*inputs, targets[-1]], prompt_hash(sample.text), False, targets)
 
 
 def read_batch(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, metric_info
+from buzz.evaluation.measure.parts import part_scores
 from buzz.evaluation.measure.resampling import Resampler, ci95, p_below
 
 Record = Mapping[str, Any]
@@ -191,6 +192,8 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
     over the measured one, over the decode calls of the same samples. `mean_mib`, `peak_mib` and `reduction_bytes` are
     the same for bytes; they are left out if a sample of an older run does not have them. `longest_head` and
     `shortest_head`, where heads are unequal: the most and the fewest slots that a head of any sample held in the end.
+    `answer_tokens`, where answers are generated: the mean length of an answer, the token that ends it included.
+    `parts`, where samples are of several kinds: the scores of each (see `part_scores`).
     """
     records = list(own.records.values())
     if not records:
@@ -205,6 +208,7 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
             for metric in metrics
             if (ids := own.ids(metric))
         },
+        **_answers(records, metrics),
         "cache": {
             "mean_tokens": own.mean_tokens,
             "peak_tokens": max(record["cache"]["peak_tokens"] for record in records),
@@ -217,7 +221,15 @@ def _entry(own: Scores, metrics: Sequence[str]) -> dict[str, Any]:
             "per_sample": seconds / len(records),
             "tokens_per_second": sum(record["new_tokens"] for record in records) / seconds if seconds else None,
         },
+        **({"parts": parts} if (parts := part_scores(records, metrics)) else {}),
     }
+
+
+def _answers(records: Sequence[Record], metrics: Sequence[str]) -> dict[str, float]:
+    """How long the answers are; nothing where texts are read."""
+    if any(metric_info(metric).pooled for metric in metrics):
+        return {}
+    return {"answer_tokens": float(np.mean([record["new_tokens"] for record in records]))}
 
 
 def _bytes(caches: Sequence[Mapping[str, Any]]) -> dict[str, float]:

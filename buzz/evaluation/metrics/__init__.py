@@ -14,6 +14,8 @@ from buzz.evaluation.metrics.answers import (
     numbers_right,
     qa_f1,
     recall,
+    string_match_all,
+    string_match_part,
 )
 from buzz.evaluation.metrics.summaries import ROUGE_METRICS, likeness, rouge_scores, self_bleu
 
@@ -29,4 +31,6 @@ __all__ = [
     "recall",
     "rouge_scores",
     "self_bleu",
+    "string_match_all",
+    "string_match_part",
 ]

@@ -54,6 +54,20 @@ def recall(prediction: str, keys: Sequence[str]) -> float:
     return sum(key in said for key in keys) / len(keys)
 
 
+def string_match_all(prediction: str, references: Sequence[str]) -> float:
+    """RULER's score: the share of the references that occur in the output, case aside (Hsieh et al., arXiv 2404.06654).
+
+    Occurs means as a substring: "cat" is found in "category".
+    """
+    said = prediction.lower()
+    return sum(reference.lower() in said for reference in references) / len(references)
+
+
+def string_match_part(prediction: str, references: Sequence[str]) -> float:
+    """RULER's score of questions: 1.0 if any reference occurs in the output as `string_match_all` has it, else 0.0."""
+    return float(string_match_all(prediction, references) > 0)
+
+
 def class_named(prediction: str, answer: str, classes: Sequence[str]) -> float:
     """LongBench's score of a classification: 1/n if the right class is among the n that the output names, else 0.0.
 

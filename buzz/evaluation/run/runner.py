@@ -160,7 +160,7 @@ class _Run:
     def _known(self, method: str) -> Records:
         """A method's records in the folder; they must be of these very prompts."""
         known = self.folder.samples(method)
-        prompts = {sample.id: sample.prompt for sample in self.samples}
+        prompts = {sample.id: sample.text for sample in self.samples}
         for name, record in known.items():
             if name not in prompts or record["prompt_hash"] != prompt_hash(prompts[name]):
                 what = f"{self.folder.path} holds a sample {name!r} with another prompt"

@@ -73,6 +73,16 @@ def cache_cells(entry: Mapping[str, Any]) -> list[str]:
     return [*tokens, shown_mib(cache["mean_mib"]), f"{cache['reduction_bytes']:.2f}x"]
 
 
+def answer_column(summary: Mapping[str, Any]) -> list[str]:
+    """The head of the column of answers' mean lengths; none where texts are read, or in a run of an older version."""
+    return ["answer tokens"] if any("answer_tokens" in entry for entry in summary["methods"].values()) else []
+
+
+def answer_cell(entry: Mapping[str, Any]) -> str:
+    """The mean length of a method's answers, in tokens."""
+    return f"{entry['answer_tokens']:.1f}" if "answer_tokens" in entry else NONE
+
+
 def shown_mib(mib: float) -> str:
     """MiB to three digits."""
     return _three_digits(mib)
@@ -102,18 +112,20 @@ def pair_cell(metric: str, pair: Mapping[str, Any] | None) -> str:
 
 
 def results_rows(summary: Mapping[str, Any], intervals: bool = False) -> Table:
-    """Header and cells of the results table, a row a method: metrics, the cache in tokens and MiB, speed and time.
+    """Header and cells of the results table, a row a method: metrics, answers and cache in tokens, MiB, speed and time.
 
     The metrics are the columns from the third on.
     """
     metrics = summary["run"]["metrics"]
     heads = ["heads"] if any(_unequal(entry) for entry in summary["methods"].values()) else []
-    header = ["method", "n", *map(metric_label, metrics), *CACHE, *heads, "tokens/s", "seconds"]
+    answer = answer_column(summary)
+    header = ["method", "n", *map(metric_label, metrics), *answer, *CACHE, *heads, "tokens/s", "seconds"]
     rows = []
     for name, entry in summary["methods"].items():
         seconds = f"{entry['seconds']['total']:.1f}" if entry["n"] else NONE
-        cells = [*metric_cells(entry, metrics, intervals), *cache_cells(entry), *(head_cell(entry) for _ in heads)]
-        rows.append([name, str(entry["n"]), *cells, speed_cell(entry), seconds])
+        cells = [*metric_cells(entry, metrics, intervals), *(answer_cell(entry) for _ in answer), *cache_cells(entry)]
+        cells += [*(head_cell(entry) for _ in heads), speed_cell(entry)]
+        rows.append([name, str(entry["n"]), *cells, seconds])
     return header, rows
 
 
@@ -199,12 +211,14 @@ def comparison_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table, int]
 def headline_rows(summary: Mapping[str, Any]) -> Table:
     """Header and cells of a narrow table, a row a method: the headline metric alone, and its paired differences."""
     metric = summary["run"]["headline"]
-    header = ["method", metric_label(metric), "95% interval", *CACHE, "tokens/s", "- full", "p", "- rival", "p"]
+    answer = answer_column(summary)
+    header = ["method", metric_label(metric), "95% interval", *answer, *CACHE, "tokens/s"]
+    header += ["- full", "p", "- rival", "p"]
     rows = []
     for name, entry in summary["methods"].items():
         found = entry["metrics"].get(metric) if entry["n"] else None
         cells = metric_cells(entry, [metric], intervals=False)
-        cells += [shown_interval(metric, found["ci95"]) if found else NONE]
+        cells += [shown_interval(metric, found["ci95"]) if found else NONE, *(answer_cell(entry) for _ in answer)]
         cells += [*cache_cells(entry), speed_cell(entry)]
         for against in ("full", "rival"):
             pair = entry.get("paired", {}).get(against, {"metrics": {}})["metrics"].get(metric)
@@ -326,6 +340,7 @@ def reading(metrics: Sequence[str]) -> list[str]:
     return [
         f"Scores are means over the samples{pooled}{percent}, with 95% bootstrap intervals.",
         *([f"Lower is better for {losses}."] if losses else []),
+        *(["Answer tokens are the mean length of an answer, with the token that ends it."] if not pooled else []),
         "Cache lengths are tokens per head over the decode calls, as measured: the mean over all samples and the",
         "highest of any. MiB are what was allocated for it: keys and values of all layers, and scores where a policy",
         "sums them up. Both reductions are against a cache that never evicts and allocates exactly its tokens. Buffers",

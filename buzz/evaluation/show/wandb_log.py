@@ -126,7 +126,7 @@ def _figures(entry: Mapping[str, Any]) -> dict[str, Any]:
                 f"{metric}_p_{other}": figure["p"],
             }
     flat |= {f"{metric}_retention": share for metric, share in entry.get("retention", {}).items()}
-    flat |= entry.get("cache", {})
+    flat |= entry.get("cache", {}) | {"answer_tokens": entry.get("answer_tokens")}
     seconds = entry.get("seconds", {})
     flat |= {"seconds": seconds.get("total"), "tokens_per_second": seconds.get("tokens_per_second")}
     return {key: value for key, value in flat.items() if value is not None}
@@ -180,7 +180,7 @@ def _text(value: Any) -> str | None:
 
 def _method_table(methods: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> Any:
     columns = ["method", "policy", "n", "mean_tokens", "peak_tokens", "reduction"]
-    columns += ["mean_mib", "peak_mib", "reduction_bytes", "tokens_per_second", "failed"]
+    columns += ["mean_mib", "peak_mib", "reduction_bytes", "answer_tokens", "tokens_per_second", "failed"]
     columns += [column for metric in metrics for column in (metric, f"{metric}_ci95_low", f"{metric}_ci95_high")]
     data = []
     for method, entry in methods.items():

@@ -1,7 +1,8 @@
 """Tasks: where samples come from, how a model is asked, and how its answer is scored.
 
 Read `base`, what every task is, then any task: `summarization` is the simplest. Below them: `data` reads rows from
-files and, through `hub`, from the network; `fields` says what is wrong with a row; `section` has the config's keys.
+files and, through `hub`, from the network; `fields` says what is wrong with a row; of samples that are made, `grid` has
+the cells and `filler` the texts; `section` has the config's keys.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from buzz.evaluation.tasks.language_modeling import Stream, Wikitext
 from buzz.evaluation.tasks.longbench import LongBench
 from buzz.evaluation.tasks.passkey import Passkey
 from buzz.evaluation.tasks.question_answering import TenDocumentQA
+from buzz.evaluation.tasks.ruler import Ruler
 from buzz.evaluation.tasks.section import TaskConfig
 from buzz.evaluation.tasks.summarization import CnnDailyMail, CnnDailyMailSelfBleu, Xsum
 from buzz.words import hint
@@ -23,7 +25,7 @@ from buzz.words import hint
 # A new task is one class and one entry here.
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (Xsum, CnnDailyMail, CnnDailyMailSelfBleu, TenDocumentQA, Passkey, LongBench, Wikitext, Stream)
+    for task in (Xsum, CnnDailyMail, CnnDailyMailSelfBleu, TenDocumentQA, Passkey, Ruler, LongBench, Wikitext, Stream)
 }
 
 

@@ -35,6 +35,8 @@ class Sample:
         reference: what `Task.score` compares an answer with; text, or a list of accepted answers.
         row: the data row the sample was made from.
         context: the start of the prompt that is read in a call of its own, before the rest; empty: all is read at once.
+        prefix: what the answer begins with, given and not scored: behind the prompt, or behind what a chat template
+            opens an answer with; empty: nothing.
     """
 
     id: str
@@ -42,6 +44,12 @@ class Sample:
     reference: Any
     row: Row
     context: str = ""
+    prefix: str = ""
+
+    @property
+    def text(self) -> str:
+        """The raw prompt, up to where the model goes on: with the prefix behind it."""
+        return self.prompt + continuation(self.prompt, self.prefix) if self.prefix else self.prompt
 
 
 class Task(ABC):
@@ -103,7 +111,7 @@ class Task(ABC):
     def sample(self, row: Row) -> Sample:
         """What is asked about a row."""
         context = "" if self.config.query_aware else self._context(row)
-        return Sample(row["id"], self.prompt(row), self.reference(row), row, context)
+        return Sample(row["id"], self.prompt(row), self.reference(row), row, context, self.answer_prefix(row))
 
     def fingerprint(self) -> dict[str, Any]:
         """Which data `load` reads: path, bytes and sha256 of a local file, or hub data set, revision and split."""
@@ -132,10 +140,14 @@ class Task(ABC):
         """The metrics of a run, in the order of the tables: `metrics`, and what the config asks for beside them."""
         return self.metrics
 
+    def answer_prefix(self, row: Row) -> str:
+        """What the answer is made to begin with, without a blank around it; empty: nothing."""
+        return ""
+
     def likely(self, sample: Sample) -> str | None:
         """An answer whose mean negative log-likelihood is measured as well (metric `answer_nll`); None: no answer.
 
-        It continues the raw prompt, see `continuation`.
+        It continues the raw prompt, or the prefix of the answer if there is one, see `continuation`.
         """
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from buzz.evaluation.errors import ConfigError
@@ -95,11 +95,32 @@ def passage(sentences: list[str], chance: random.Random) -> Iterator[str]:
         start = (start + 1) % len(sentences)
 
 
-def fill(sentences: Iterator[str], words: int) -> list[str]:
-    """Sentences of `words` words in all; the last one is cut short if need be."""
+def fill(sentences: Iterator[str], room: int, size: Callable[[str], int] = lambda word: 1) -> list[str]:
+    """Sentences of as many words as there is room for; the last one is cut short if need be.
+
+    Args:
+        size: of a word; by default words are counted.
+    """
     taken: list[str] = []
-    while words > 0:
-        sentence = next(sentences).split()[:words]
-        words -= len(sentence)
-        taken.append(" ".join(sentence))
-    return taken
+    while True:
+        fitting: list[str] = []
+        for word in (words := next(sentences).split()):
+            room -= size(word)
+            if room < 0:
+                break
+            fitting.append(word)
+        if fitting:
+            taken.append(" ".join(fitting))
+        if len(fitting) < len(words) or room == 0:
+            return taken
+
+
+def insert(sentences: list[str], added: Sequence[tuple[int, str]]) -> None:
+    """Put sentences between others, in place.
+
+    Args:
+        added: pairs of a slot and what goes there, slots ascending and counted before anything is added; of several at
+            one slot the first comes first.
+    """
+    for slot, sentence in reversed(added):  # from the back, so that none moves the slots before it
+        sentences.insert(slot, sentence)

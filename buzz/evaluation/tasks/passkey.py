@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, ClassVar
 
-from buzz.evaluation.config.schema import at_least, parsed_by, said
+from buzz.evaluation.config.schema import at_least
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.metrics import recall
 from buzz.evaluation.paths import fingerprint, resolve_path
 from buzz.evaluation.tasks.base import Sample, Task, continuation
 from buzz.evaluation.tasks.fields import Row
-from buzz.evaluation.tasks.filler import fill, invented, passage, sentences_of
+from buzz.evaluation.tasks.filler import fill, insert, invented, passage, sentences_of
+from buzz.evaluation.tasks.grid import check_size, depth_list, length_list, spread
 from buzz.evaluation.tasks.section import TaskConfig
 
 # Of the texts alone, so that every run, whatever its own seed, asks the same.
@@ -26,18 +27,6 @@ _NAMES = [f"{colour} {thing}" for colour, thing in product(_COLOURS, _THINGS)]
 _NEEDLE = "The pass key of the {} is {}."
 _NEEDLE_WORDS = 9
 _MOST_WORDS = 10**8  # in all texts together, which are held in memory
-
-
-def _numbers(kind: type, holds: Any, wanted: str) -> Any:
-    """Field metadata: a list of at least one number, none twice, each of which `holds`."""
-
-    def parse(raw: Any, where: str) -> list[Any]:
-        good = isinstance(raw, list) and raw and all(type(v) in (int, kind) and holds(v) for v in raw)
-        if not good or len(set(raw)) < len(raw):
-            raise ConfigError(where, said(raw), wanted)
-        return [kind(value) for value in raw]
-
-    return parsed_by(parse)
 
 
 @dataclass(frozen=True)
@@ -54,11 +43,11 @@ class PasskeyOptions:
 
     lengths: list[int] = field(
         default_factory=lambda: [500, 1000, 2000],
-        metadata=_numbers(int, lambda v: v >= 20, "a list of different integers of at least 20 (words) is wanted"),
+        metadata=length_list(20, "words"),
     )
     depths: list[float] = field(
         default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0],
-        metadata=_numbers(float, lambda v: 0 <= v <= 1, "a list of different numbers from 0.0 to 1.0 is wanted"),
+        metadata=depth_list(),
     )
     needles: int = field(default=1, metadata=at_least(1))
     per_cell: int = field(default=5, metadata=at_least(1, 10**6))
@@ -94,22 +83,18 @@ class Passkey(Task):
         if options.needles > most:
             what = f"{options.needles} needles in {min(options.lengths)} words"
             raise ConfigError("task.needles", what, f"at most {most} can be hidden in the shortest text")
-        cells = len(options.lengths) * len(options.depths) * options.per_cell
-        words = sum(options.lengths) * len(options.depths) * options.per_cell
-        if config.limit is not None and config.limit < cells:
-            words = max(options.lengths) * config.limit
-        if words > _MOST_WORDS:
-            raise ConfigError(
-                "task.lengths", f"the texts have {words} words in all", f"at most {_MOST_WORDS} is wanted"
-            )
+        samples = len(options.lengths) * len(options.depths) * options.per_cell
+        check_size(options.lengths, samples, config.limit, _MOST_WORDS, "words")
 
     def samples(self) -> list[Sample]:
+        options = self.options
         sentences = None
         if self.config.data is not None:
             path = resolve_path(self.config.data, "task.data")
-            sentences = sentences_of(path, max(self.options.lengths), "task.data")
-        rows = (self._row(length, depth, index, sentences) for length, depth, index in self._grid())
-        return [self.sample(row) for row in rows]
+            sentences = sentences_of(path, max(options.lengths), "task.data")
+        cells = list(product(options.lengths, options.depths))
+        grid = spread(cells, options.per_cell, self.config.limit, lambda cell, index: self.taken(_name(*cell, index)))
+        return [self.sample(self._row(length, depth, index, sentences)) for (length, depth), index in grid]
 
     def fingerprint(self) -> dict[str, Any]:
         if self.config.data is not None:
@@ -134,18 +119,6 @@ class Passkey(Task):
     def score(self, prediction: str, sample: Sample) -> dict[str, float]:
         return {"recall": recall(prediction, sample.reference)}
 
-    def _grid(self) -> list[tuple[int, float, int]]:
-        """Length, depth and index of every sample: one sample of every cell, then the second of every cell, ..."""
-        options = self.options
-        most = self.config.limit
-        samples: list[tuple[int, float, int]] = []
-        for index in range(options.per_cell):
-            cells = [cell for cell in product(options.lengths, options.depths) if self.taken(_name(*cell, index))]
-            count = len(cells) if most is None else min(most - len(samples), len(cells))
-            # In the middle of `count` equal stretches of the grid; every cell if there are as many.
-            samples += [(*cells[(2 * i + 1) * len(cells) // (2 * count)], index) for i in range(count)]
-        return samples
-
     def _row(self, length: int, depth: float, index: int, sentences: list[str] | None) -> Row:
         name = _name(length, depth, index)
         count = self.options.needles
@@ -161,9 +134,7 @@ class Passkey(Task):
                 keys[owners[len(keys)]] = key
         places = [depth + i / count for i in range(count)]
         slots = [round((place if place <= 1 else place - 1) * len(text)) for place in places]
-        # From the back, so that a needle does not move the slots before it.
-        for slot, owner in sorted(zip(slots, owners, strict=True), reverse=True):
-            text.insert(slot, _NEEDLE.format(owner, keys[owner]))
+        insert(text, sorted((slot, _NEEDLE.format(o, keys[o])) for slot, o in zip(slots, owners, strict=True)))
         return {"id": name, "text": " ".join(text), "keys": keys, "length": length, "depth": depth}
 
 

@@ -15,6 +15,7 @@ from buzz.evaluation.measure.batch import CURVE_POINTS, Held, cache_figures, new
 from buzz.evaluation.measure.generation import encode_question, generate_batch
 from buzz.evaluation.memory import full_means, slot_bytes
 from buzz.evaluation.tasks import Sample
+from tests.evaluation.tiny import byte_tokenizer
 from tests.evaluation.toys import END, POLICIES, Numbers, Toy, job, model_of, naive_logits, numbers
 
 
@@ -182,3 +183,17 @@ def test_a_long_prompt_loses_its_middle():
     prompt = encode_question(Numbers(), sample, False, 4)
     assert (prompt.ids, prompt.truncated) == ([3, 4, 8, 9], True)
     assert encode_question(Numbers(), sample, False, 7).truncated is False
+
+
+def test_an_answer_goes_on_after_its_prefix():
+    tokenizer = byte_tokenizer()
+    sample = Sample("a", "Who?", "a bee", {}, context="Wh", prefix="It was")
+    assert sample.text == "Who? It was"
+    assert Sample("b", "Who? ", "", {}, prefix="It was").text == "Who? It was"
+    assert Sample("b", "Who?", "", {}).text == "Who?"
+    raw = encode_question(tokenizer, sample, False, None)
+    assert tokenizer.decode(raw.ids) == "Who? It was"
+    chat = encode_question(tokenizer, sample, True, None)
+    assert tokenizer.decode(chat.ids) == "<user>Who?<end><bot>It was"
+    assert (raw.context, chat.context) == (2, 3)
+    assert raw.hash == chat.hash != encode_question(tokenizer, Sample("a", "Who?", "a bee", {}), False, None).hash

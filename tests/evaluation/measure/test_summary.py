@@ -132,9 +132,17 @@ def test_means_caches_and_seconds():
         "reduction_bytes": near(400 / 125),
     }
     assert entry["seconds"] == {"total": 2.0, "per_sample": 0.5, "tokens_per_second": 20.0}
+    assert entry["answer_tokens"] == 10
     low, high = entry["metrics"]["rouge1"]["ci95"]
     assert 0.1 < low < 0.3 < high < 0.6
     assert [low, high] == near(ci95(Resampler().sums([[0.1], [0.2], [0.6], [0.3]]) / 4)[:, 0].tolist())
+
+
+def test_answers_have_a_length_and_texts_that_are_read_have_none():
+    rows = [record(f"s{i}", "buzz", {"rouge1": 0.5}, new_tokens=tokens) for i, tokens in enumerate((1, 4, 10))]
+    assert summary_of({"buzz": rows})["methods"]["buzz"]["answer_tokens"] == 5
+    read = [record("s0", "buzz", {"perplexity": 2.0}, weight=9)]
+    assert "answer_tokens" not in summary_of({"buzz": read})["methods"]["buzz"]
 
 
 def test_a_summary_is_plain_data():

@@ -25,6 +25,8 @@ from buzz.evaluation.metrics import (
     recall,
     rouge_scores,
     self_bleu,
+    string_match_all,
+    string_match_part,
 )
 
 MODULES = Path(metrics.__file__).parent / "evaluate_modules"
@@ -86,6 +88,15 @@ def test_recall_of_whole_numbers() -> None:
     assert recall("12345, then 6789.", ["12345", "678"]) == 0.5
     assert recall("x12345y", ["12345"]) == 1.0
     assert recall("", ["1"]) == 0.0
+
+
+def test_string_matches() -> None:
+    said = "The numbers are 1234567, and 89; also a Category."
+    assert string_match_all(said, ["1234567"]) == 1
+    assert string_match_all(said, ["1234567", "7654321"]) == 0.5
+    assert string_match_all(said, ["cat", "GORY", "dog", "x.x"]) == 0.5  # as substrings, case aside
+    assert string_match_part(said, ["dog", "234"]) == 1
+    assert string_match_part(said, ["dog"]) == string_match_all(said, ["dog"]) == string_match_all("", ["dog"]) == 0
 
 
 def test_class_named() -> None:

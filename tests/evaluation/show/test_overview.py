@@ -25,6 +25,6 @@ def test_the_report_has_every_run():
     report = markdown_overview({"name": "grid", "runs": {"xsum-a": made(0.2, 0.4), "xsum-b": made(0.1, 0.3)}}, "f.png")
     assert "![quality against mean cache length](f.png)" in report
     assert "[All metrics](xsum-b/report.md)" in report
-    assert "| buzz | 20.00 | [10.00, 30.00] | 100.0 | 120 | 4.00x | 1.22 | 4.00x | 20.0 | -20.00 |" in report
+    assert "| buzz | 20.00 | [10.00, 30.00] | 10.0 | 100.0 | 120 | 4.00x | 1.22 | 4.00x | 20.0 | -20.00 |" in report
     assert report.count("Scores are means") == 1
     assert "![" not in markdown_overview({"name": "grid", "runs": {"a": made(0.2, 0.4)}}, None)

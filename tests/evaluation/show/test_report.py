@@ -9,18 +9,20 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.show.report.answers import MOST_SAMPLES
 from buzz.evaluation.show.report.cli import main
 from buzz.evaluation.show.report.folders import load_run
-from buzz.evaluation.show.report.needles import grid_rows, passkey_grids
+from buzz.evaluation.show.report.needles import ALL, grid_rows, needle_grids
 from buzz.evaluation.show.report.pictures import HONEY, PALETTE, longest_sample, look_of, perplexity_curves
 from buzz.evaluation.show.report.write import write_report
 from tests.evaluation.report_runs import EVICTED_AT, NASTY, TOKENS, answers, quick_run, texts, write_run
@@ -147,9 +149,9 @@ def test_tables_are_in_both(quick):
     folder, _ = quick
     text, _ = page_of(folder)
     markdown = (folder / "report.md").read_text(encoding="utf-8")
-    cells = "400.0 | 420 | 1.00x | 4.88 | 1.00x | 20.0 | 1.5"
+    cells = "10.0 | 400.0 | 420 | 1.00x | 4.88 | 1.00x | 20.0 | 1.5"
     assert f"| full | 3 | 10.00 [0.00, 20.00] | 30.00 [20.00, 40.00] | {cells} |" in markdown
-    assert "<td>30.00 <small>[20.00, 40.00]</small></td><td>400.0</td>" in text
+    assert "<td>30.00 <small>[20.00, 40.00]</small></td><td>10.0</td><td>400.0</td>" in text
     for heading in ("Against the full cache", "Share of the full cache's score"):
         assert f"## {heading}" in markdown
         assert f"<h3>{heading}</h3>" in text
@@ -297,19 +299,78 @@ def test_needles_by_length_and_depth(tmp_path):
         "buzz": [record(name, "buzz", {"recall": value}) for name, value in zip(ids, found, strict=True)],
         "late": [record(ids[0], "h2o", {"recall": 1.0})],
     }
-    grids = passkey_grids(rows)
+    (grids,) = needle_grids(rows).values()
     assert grids["buzz"].lengths == [500, 1000]
     assert grids["buzz"].depths == [0.0, 0.25]
-    assert grids["buzz"].recall.tolist() == [[1.0, 0.5], [0.5, 0.0]]
+    assert grids["buzz"].found.tolist() == [[1.0, 0.5], [0.5, 0.0]]
     assert grid_rows(grids["late"]) == (
         ["depth", "500 words", "1000 words"],
         [["0%", "-", "100"], ["25%", "-", "-"]],
     )
-    assert passkey_grids({"full": answers("full", ["a"])}) == {}
+    assert needle_grids({"full": answers("full", ["a"])}) == {}
     folder = write_run(tmp_path / "needles", rows, "passkey")
     write_report([folder], folder)
     assert "| 25% | 50 | 0 |" in (folder / "report.md").read_text()
-    assert "<tr><th scope='row'>25%</th><td class=m5>50</td><td class=m0>0</td></tr>" in page_of(folder)[0]
+    text, page = page_of(folder)
+    assert "<tr><th scope='row'>25%</th><td class=m5>50</td><td class=m0>0</td></tr>" in text
+    assert "Share of needles found, in percent. The question was part of the prompt that was compressed." in text
+    assert "parts" not in page.values("id")
+
+
+def ruler_rows(policy: str, found: Sequence[float]) -> list[dict]:
+    """Records of two tasks with depths and one without, two samples a cell; the scores of each task in turn."""
+    ids = [
+        *(
+            f"{task}/length1024-depth{d}-{i}"
+            for task in ("niah_single_1", "niah_multikey_2")
+            for d in (0, 1)
+            for i in (0, 1)
+        ),
+        *(f"vt/length1024-{i}" for i in range(4)),
+    ]
+    return [record(name, policy, {"string_match_all": value}) for name, value in zip(ids, found, strict=True)]
+
+
+@pytest.mark.parametrize("aware", [True, False])
+def test_ruler_has_needles_and_parts(aware, tmp_path):
+    rows = {
+        "full": ruler_rows("full", [1.0] * 8 + [0.6] * 4),
+        "buzz": ruler_rows("buzz", [1, 0, 1, 1, 0, 0, 0, 1, 0.2, 0.4, 0.2, 0.4]),
+    }
+    grids = needle_grids(rows)
+    assert list(grids) == [ALL, "niah_single_1", "niah_multikey_2"]
+    assert grids[ALL]["buzz"].found.tolist() == [[0.25], [0.75]]
+    assert grids["niah_multikey_2"]["buzz"].found.tolist() == [[0.0], [0.5]]
+    assert grid_rows(grids[ALL]["full"])[0] == ["depth", "1024 tokens"]
+    folder = write_run(tmp_path / "ruler", rows, "ruler")
+    if not aware:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["task"]["query_aware"] = False
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    write_report([folder], folder)
+    when = ["The texts were compressed before the question was read.", "The question was part of the prompt that was"][
+        aware
+    ]
+    markdown, (text, page) = (folder / "report.md").read_text(), page_of(folder)
+    assert "| method | niah_single_1 | niah_multikey_2 | vt | mean |" in markdown
+    assert "| buzz | 75.00 | 25.00 | 30.00 | 43.33 |" in markdown
+    assert "## Needles found by length and depth (all tasks), in percent" in markdown
+    assert when in markdown
+    assert {"parts", "needles"} <= set(page.values("id"))
+    assert "<h3>string match by task, 1024 tokens</h3>" in text
+    assert f"Share of needles found, all tasks, in percent. {when}" in text
+    assert "<details><summary>niah_multikey_2</summary>" in text
+    drawn = (folder / "needles.svg").read_text()
+    assert [drawn.count(f">{share}<") for share in (100, 75, 25)] == [2, 1, 1]  # a figure in every cell
+    assert "](needles.png)" in markdown
+    assert "Means: full 100%, buzz 50%." in markdown
+    assert text.count("<figure>") == 1  # quality; the page has maps of its own
+    assert text.count("<td class=m8>75</td>") == 1  # of both tasks at the end of the text
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["methods"]["buzz"]["parts"][2] == {
+        **{"task": "vt", "length": 1024, "n": 4, "answer_tokens": 10},
+        "metrics": {"string_match_all": pytest.approx(0.3)},
+    }
 
 
 def test_the_cache_is_shown_of_the_longest_answer_that_all_methods_have(tmp_path):

@@ -42,21 +42,21 @@ def made():
 def test_the_first_table_has_what_a_method_is_judged_by():
     *rows, comb, last = text_of(first_table(*made(), "x"))
     assert rows == [
-        "method | ROUGE-1 | minus full | KL to full | cached tokens | MiB | tokens/s",
-        "full reference | 60.00 [60.00, 60.00] | - | 1e-08 rounding | 400.0 1.00x | 4.88 1.00x | 20.0",
-        "buzz | 30.00 [30.00, 30.00] | -30.00 p=0.009 | 0.400 [0.400, 0.400] | 100.0 4.00x | 1.22 4.00x | 20.0",
+        "method | ROUGE-1 | minus full | KL to full | answer tokens | cached tokens | MiB | tokens/s",
+        "full reference | 60.00 [60.00, 60.00] | - | 1e-08 rounding | 10.0 | 400.0 1.00x | 4.88 1.00x | 20.0",
+        "buzz | 30.00 [30.00, 30.00] | -30.00 p=0.009 | 0.400 [0.400, 0.400] | 10.0 | 100.0 4.00x | 1.22 4.00x | 20.0",
     ]
     assert comb.startswith(
-        "comb | 50.00 [50.00, 50.00] best | -10.00 p=0.009 | 0.100 [0.100, 0.100] best | 102.0 3.92x"
+        "comb | 50.00 [50.00, 50.00] best | -10.00 p=0.009 | 0.100 [0.100, 0.100] best | 10.0 | 102.0 3.92x"
     )
-    assert last == "h2o | out of memory | - | out of memory | - | - | -"
+    assert last == "h2o | out of memory | - | out of memory | - | - | - | -"
 
 
 def test_every_figure_is_in_the_other_one_and_the_best_are_marked_there_too():
     rows = text_of(all_figures(*made(), "x"))
-    assert rows[0].startswith("method | n | ROUGE-1 | KL to full | mean cache | peak cache | ")
-    assert rows[3].startswith("comb | 8 | 50.00 [50.00, 50.00] best | 0.100 [0.100, 0.100] best | 102.0 | 122 | ")
-    assert rows[2].startswith("buzz | 8 | 30.00 [30.00, 30.00] | 0.400 [0.400, 0.400] | 100.0 | ")
+    assert rows[0].startswith("method | n | ROUGE-1 | KL to full | answer tokens | mean cache | peak cache | ")
+    assert rows[3].startswith("comb | 8 | 50.00 [50.00, 50.00] best | 0.100 [0.100, 0.100] best | 10.0 | 102.0 | 122 | ")
+    assert rows[2].startswith("buzz | 8 | 30.00 [30.00, 30.00] | 0.400 [0.400, 0.400] | 10.0 | 100.0 | ")
 
 
 def test_methods_stand_with_those_that_hold_about_as_much():

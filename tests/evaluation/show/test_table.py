@@ -89,13 +89,27 @@ def test_differences_intervals_and_p_values():
 def test_results_state_quality_and_memory():
     row = cells(results_rows(summary()), "buzz")
     assert row == {
-        "method": "buzz", "n": "2", "ROUGE-1": "33.00", "answer NLL": "2.88",
+        "method": "buzz", "n": "2", "ROUGE-1": "33.00", "answer NLL": "2.88", "answer tokens": "10.0",
         "mean cache": "100.0", "peak cache": "120", "reduction": "4.00x", "MiB": "1.22",
         "in bytes": "4.00x", "tokens/s": "20.0", "seconds": "1.0",
     }  # fmt: skip
     with_intervals = cells(results_rows(summary(), intervals=True), "buzz")
     assert with_intervals["ROUGE-1"] == "33.00 [25.00, 41.00]"
     assert with_intervals["answer NLL"] == "2.88 [2.50, 3.25]"
+
+
+def test_answers_lengths_in_every_table_of_results():
+    rows = [record(f"s{i}", "buzz", {"rouge1": 0.5}, new_tokens=tokens) for i, tokens in enumerate((3, 8))]
+    made = summary_of({"full": [], "buzz": rows})
+    assert cells(results_rows(made), "buzz")["answer tokens"] == "5.5"
+    assert cells(headline_rows(made), "buzz")["answer tokens"] == "5.5"
+    assert cells(headline_rows(made), "full")["answer tokens"] == "-"
+    read = summary_of({"buzz": [record("s0", "buzz", {"perplexity": 2.0}, weight=9)]})
+    old = summary_of({"buzz": rows})
+    del old["methods"]["buzz"]["answer_tokens"]  # a run of an older version
+    for without in (read, old):
+        assert "answer tokens" not in results_rows(without)[0] + headline_rows(without)[0]
+        assert len(results_rows(without)[0]) == len(results_rows(without)[1][0])
 
 
 def test_every_known_metric_has_its_label():
@@ -156,8 +170,8 @@ def test_out_of_memory_is_told_in_the_cells():
         {"full": [], "buzz": method("buzz", rouge1=[0.5], recall=[0.1]), "h2o": []},
         failures={"full": "out of memory", "h2o": "full, which it is matched with, did not finish"},
     )
-    assert results_rows(made, intervals=True)[1][0] == ["full", "0", *["out of memory"] * 2, *["-"] * 7]
-    assert results_rows(made)[1][2] == ["h2o", "0", *["-"] * 9]
+    assert results_rows(made, intervals=True)[1][0] == ["full", "0", *["out of memory"] * 2, *["-"] * 8]
+    assert results_rows(made)[1][2] == ["h2o", "0", *["-"] * 10]
     table = text_table(made)
     assert "full did not finish: out of memory" in table.splitlines()
     assert "h2o did not finish: full, which it is matched with, did not finish" in table.splitlines()
@@ -212,10 +226,10 @@ def test_the_report_has_all_tables():
     report = markdown_report(summary(notes=["something to know"]), "quality.png")
     for part in ("# made", "task with model, greedy decoding.", "- something to know", "](quality.png)"):
         assert part in report
-    assert (
-        "| buzz | 2 | 33.00 [25.00, 41.00] | 2.88 [2.50, 3.25] | 100.0 | 120 | 4.00x | 1.22 | 4.00x | 20.0 | 1.0 |"
-        in report
+    row = (
+        "| buzz | 2 | 33.00 [25.00, 41.00] | 2.88 [2.50, 3.25] | 10.0 | 100.0 | 120 | 4.00x | 1.22 | 4.00x | 20.0 | 1.0"
     )
+    assert f"{row} |" in report
     titles = [line for line in report.splitlines() if line.startswith("## ")]
     assert titles == ["## Against the full cache", "## Against the best rival", "## Share of the full cache's score"]
     assert "not corrected for the number of\ncomparisons" in report

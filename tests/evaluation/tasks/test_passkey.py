@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ def test_a_grid_of_samples_that_differ() -> None:
     by_id = {sample.id: sample.prompt for sample in made}
     (alone,) = samples(lengths=[80], depths=[0.5], per_cell=1)
     assert alone.prompt == by_id[alone.id]
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [({}, "7de6fb8bb3a42fa7"), ({"needles": 4, "lengths": [60, 300]}, "9b31829324abcd06")],
+)
+def test_samples_are_pinned(options: dict[str, Any], digest: str) -> None:
+    text = "".join(sample.prompt for sample in samples(**options))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
 
 def test_filler_varies_and_holds_no_number() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import yaml
 
 from buzz.evaluation.measure.best import standing
+from buzz.evaluation.show.parts import part_tables
 from buzz.evaluation.show.report.folders import Run
-from buzz.evaluation.show.report.needles import Grid, grid_rows, passkey_grids
+from buzz.evaluation.show.report.needles import Grid, asked_when, grid_rows, needle_grids
 from buzz.evaluation.show.report.pictures import PALETTE, Figure
 from buzz.evaluation.show.report.svg import inline_svg
 from buzz.evaluation.show.report.tables import MARKS, all_figures, first_table, table
@@ -51,19 +52,30 @@ def comparisons(run: Run) -> str:
     return "".join([*found, f"<p class='quiet'>{escape(' '.join(PAIRED))}</p>"]) if found else ""
 
 
-def passkey(run: Run) -> str:
-    """A small map of length and depth for each method; empty if the task is another."""
-    maps = [_map(method, grid) for method, grid in passkey_grids(run.records).items()]
-    if not maps:
+def parts(run: Run) -> str:
+    """The headline metric by task, where samples are of several; may be empty."""
+    return "".join(f"<h3>{escape(title)}</h3>{table(rows, title)}" for title, rows in part_tables(run.summary))
+
+
+def needles(run: Run) -> str:
+    """A small map of length and depth for each method, task by task; empty if no needles are asked for."""
+    groups = {
+        task: f"<div class='maps'>{''.join(_map(method, grid) for method, grid in grids.items())}</div>"
+        for task, grids in needle_grids(run.records).items()
+    }
+    if not groups:
         return ""
-    return f"<div class='maps'>{''.join(maps)}</div><p class='quiet'>Share of needles found, in percent.</p>"
+    first, *others = groups.items()
+    folded = "".join(f"<details><summary>{escape(task)}</summary>{maps}</details>" for task, maps in others)
+    of = f", {first[0]}" if others else ""
+    return f"{first[1]}<p class='quiet'>Share of needles found{of}, in percent. {asked_when(run.config)}</p>{folded}"
 
 
 def _map(method: str, grid: Grid) -> str:
     header, rows = grid_rows(grid)
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in header)
     body = ""
-    for cells, values in zip(rows, grid.recall, strict=True):
+    for cells, values in zip(rows, grid.found, strict=True):
         tds = "".join(
             f"<td{'' if np.isnan(value) else f' class=m{round(10 * value)}'}>{cell}</td>"
             for cell, value in zip(cells[1:], values, strict=True)

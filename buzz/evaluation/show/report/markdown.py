@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from buzz.evaluation.show.overview import markdown_overview
+from buzz.evaluation.show.parts import part_tables
 from buzz.evaluation.show.report.folders import Run
-from buzz.evaluation.show.report.needles import grid_rows, passkey_grids
+from buzz.evaluation.show.report.needles import asked_when, grid_rows, needle_grids
 from buzz.evaluation.show.report.pictures import Figure
 from buzz.evaluation.show.table import markdown_report, markdown_rows
 
@@ -31,14 +32,14 @@ def render_markdown(
         quality = [figure for figure in figures[0] if figure.quality]
         others = [figure for figure in figures[0] if figure not in quality]
         text = markdown_report(runs[0].summary, quality[0].paths[0].name if quality else None)
-        lines = [*_pictures(others), *_passkey(runs[0], "##")]
+        lines = [*_parts(runs[0], "##"), *_pictures(others), *_needles(runs[0], "##")]
     else:
         summaries = {_relative(run.path, folder): run.summary for run in runs}
         text = markdown_overview({"name": title, "runs": summaries}, shared.paths[0].name if shared else None)
         lines = []
         for run, drawn in zip(runs, figures, strict=True):
             others = [figure for figure in drawn if shared is None or not figure.quality]
-            more = [*_pictures(others, "###"), *_passkey(run, "###")]
+            more = [*_parts(run, "###"), *_pictures(others, "###"), *_needles(run, "###")]
             lines += ["", f"## Figures of {run.name}", *more] if more else []
     return "\n".join([text.rstrip("\n"), *lines, "", page]) + "\n"
 
@@ -56,8 +57,19 @@ def _pictures(figures: Sequence[Figure], heading: str = "##") -> list[str]:
     return lines
 
 
-def _passkey(run: Run, heading: str) -> list[str]:
+def _parts(run: Run, heading: str) -> list[str]:
     lines = []
-    for method, grid in passkey_grids(run.records).items():
-        lines += ["", f"**{method}**", "", *markdown_rows(*grid_rows(grid))]
-    return ["", f"{heading} Needles found by length and depth, in percent", *lines] if lines else []
+    for title, rows in part_tables(run.summary):
+        lines += ["", f"{heading} {title}", "", *markdown_rows(*rows)]
+    return lines
+
+
+def _needles(run: Run, heading: str) -> list[str]:
+    """The maps of the first group alone: of several tasks that of all together. The page has the others."""
+    for task, grids in needle_grids(run.records).items():
+        of = f" ({task})" if task else ""
+        lines = ["", f"{heading} Needles found by length and depth{of}, in percent", "", asked_when(run.config)]
+        for method, grid in grids.items():
+            lines += ["", f"**{method}**", "", *markdown_rows(*grid_rows(grid))]
+        return lines
+    return []

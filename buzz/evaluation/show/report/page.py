@@ -32,6 +32,7 @@ def render_page(title: str, runs: Sequence[Run], figures: Sequence[Sequence[Figu
         ConfigError: a recording of evictions is damaged.
     """
     data = page_data(runs)
+    figures = [[figure for figure in drawn if figure.paged] for drawn in figures]
     if len(runs) == 1:
         sections = _of_one(runs[0], figures[0])
     else:
@@ -47,7 +48,8 @@ def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
         # Of methods in several sizes a picture says more than its table.
         *([*drawn[:1], results] if is_sweep(run) else [results, *drawn[:1]]),
         ("hive", "The hive", _hive([run])),
-        ("passkey", "Needles by length and depth", fragments.passkey(run)),
+        ("parts", "Task by task", fragments.parts(run)),
+        ("needles", "Needles by length and depth", fragments.needles(run)),
         *drawn[1:],
         ("paired", "Paired differences", fragments.comparisons(run)),
         ("answers", "Answers side by side", _answers([run])),
@@ -64,7 +66,7 @@ def _of_several(runs: Sequence[Run], figures: Sequence[Sequence[Figure]], shared
         )
         rest = f"{pictures}{fragments.comparisons(run)}"
         more = f"<details><summary>Figures and paired differences</summary>{rest}</details>" if rest else ""
-        body = f"{fragments.results(run)}{fragments.passkey(run)}{more}"
+        body = f"{fragments.results(run)}{fragments.parts(run)}{fragments.needles(run)}{more}"
         sections.append((f"run{number}", run.name, body))
     return [*sections, ("hive", "The hive", _hive(runs)), ("answers", "Answers side by side", _answers(runs))]
 

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from buzz.evaluation.files import writing
 from buzz.evaluation.show.plot import draw_panels, in_rows, save, series
 from buzz.evaluation.show.report.folders import Run
 from buzz.evaluation.show.report.lines import name_lines, plot_lines, turns
+from buzz.evaluation.show.report.needles import Grid, asked_when, needle_grids
 from buzz.evaluation.show.table import metric_label
 
 # Ten colors that differ in hue and lightness; the page has a second set for a dark background, in the same order.
@@ -39,6 +40,7 @@ class Figure:
         caption: how to read it.
         narrow: another one of the same for a phone, as SVG text.
         colors: those that it may have, in the order in which series of methods take them.
+        paged: whether the page shows it; else it has the same in another form.
     """
 
     title: str
@@ -47,6 +49,7 @@ class Figure:
     caption: str
     narrow: str = ""
     colors: Sequence[str] = PALETTE
+    paged: bool = True
 
     @property
     def quality(self) -> bool:
@@ -87,12 +90,12 @@ def look_of(summaries: Sequence[Mapping[str, Any]]) -> Look:
 
 
 def run_figures(run: Run, folder: Path, look: Look, prefix: str = "") -> list[Figure]:
-    """Draw what a run's data allow: quality, cache length and perplexity. Equal runs give equal files.
+    """Draw what a run's data allow: quality, cache length, perplexity and needles. Equal runs give equal files.
 
     Args:
         folder: where `<prefix>quality.png`, `<prefix>quality.svg` and so on go.
     """
-    drawers = (_quality, _cache, _perplexity)
+    drawers = (_quality, _cache, _perplexity, _needles)
     drawn = (draw(run, folder, look, prefix) for draw in drawers)
     return [figure for figure in drawn if figure is not None]
 
@@ -333,3 +336,55 @@ def _perplexity(run: Run, folder: Path, look: Look, prefix: str) -> Figure | Non
         f"{caption}{turns(panels, zero=False)}",
     )
     return _drawn(draw, look, *facts)
+
+
+# --- needles ---------------------------------------------------------------------------------------------------------
+
+_COLUMNS = 5  # panels in a row
+_LIGHT = 0.5  # cells from here on are so light that figures in them are black
+
+
+def _needles(run: Run, folder: Path, look: Look, prefix: str) -> Figure | None:
+    """A map of length and depth for each method: of several tasks that of all together."""
+    task, grids = next(iter(needle_grids(run.records).items()), ("", {}))
+    if not grids:
+        return None
+    means = ", ".join(f"{name} {100 * np.nanmean(one.found):.0f}%" for name, one in grids.items())
+    alt = f"Share of needles found by depth and length, a panel a method. Means: {means}."
+    caption = f"Share of needles found{f' ({task})' if task else ''}, in percent. {asked_when(run.config)}"
+    facts = "Needles by length and depth", _paths(folder, prefix, "needles"), alt, caption
+    drawn = _drawn(lambda narrow: _needle_maps(grids, 2 if narrow else _COLUMNS), look, *facts)
+    return None if drawn is None else replace(drawn, paged=False)
+
+
+def _needle_maps(grids: Mapping[str, Grid], columns: int) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Drawing
+
+    grid = next(iter(grids.values()))
+    down, across = len(grid.depths), len(grid.lengths)
+    columns = min(columns, len(grids))
+    rows = -(-len(grids) // columns)
+    size = columns * (0.9 + 0.55 * across), rows * (0.9 + 0.3 * down)
+    drawing = Drawing(figsize=size, layout="constrained")
+    FigureCanvasAgg(drawing)
+    panels = drawing.subplots(rows, columns, squeeze=False, sharey=True)
+    for panel in panels.flat[len(grids) :]:
+        panel.set_visible(False)
+    for panel, (name, one) in zip(panels.flat, grids.items(), strict=False):
+        # Of even lightness steps, also to the color-blind; white where there is no sample.
+        panel.pcolormesh(np.ma.masked_invalid(one.found), cmap="cividis", vmin=0, vmax=1, edgecolors="white")
+        for (y, x), value in np.ndenumerate(one.found):
+            if not np.isnan(value):
+                ink = "black" if value >= _LIGHT else "white"
+                panel.text(x + 0.5, y + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=ink)
+        panel.set_title(name, fontsize=9)
+        panel.set_xticks(np.arange(across) + 0.5, [str(length) for length in grid.lengths], fontsize=8)
+        panel.set_yticks(np.arange(down) + 0.5, [f"{100 * depth:g}%" for depth in grid.depths], fontsize=8)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+    for panel in panels[:, 0]:
+        panel.set_ylim(down, 0)  # the start of the text is at the top
+        panel.set_ylabel("depth", fontsize=8)
+    drawing.supxlabel(f"length of the text in {grid.unit}", fontsize=8)
+    return drawing

@@ -12,6 +12,8 @@ from buzz.evaluation.measure.best import Standing
 from buzz.evaluation.show.table import (
     NONE,
     Table,
+    answer_cell,
+    answer_column,
     cache_cells,
     failed_cell,
     metric_label,
@@ -108,12 +110,12 @@ def _split(text: str) -> Cell:
 
 
 def first_table(summary: Mapping[str, Any], order: Standing, label: str) -> str:
-    """What a method is judged by: the headline metric, the distance from the full cache, memory and speed."""
+    """What a method is judged by: the headline metric, the distance from the full cache, lengths, memory and speed."""
     run = summary["run"]
     metrics = list(dict.fromkeys([run["headline"], *([_KL] if _KL in run["metrics"] else [])]))
     paired = any("full" in entry.get("paired", {}) for entry in summary["methods"].values())
     header = [metric_label(metrics[0]), *(["minus full"] if paired else []), *map(metric_label, metrics[1:])]
-    rows = {}
+    answer, rows = answer_column(summary), {}
     for name, entry in summary["methods"].items():
         marked = {figure for figure, names in order.best.items() if name in names}
         cells = [_metric(entry, metric, metric in marked) for metric in metrics]
@@ -123,12 +125,14 @@ def first_table(summary: Mapping[str, Any], order: Standing, label: str) -> str:
             cells.insert(1, _difference(entry, metrics[0]))
         tokens, _, reduction, mib, in_bytes = cache_cells(entry)
         cells += [
+            *(Cell(answer_cell(entry)) for _ in answer),
             Cell(tokens, "" if reduction == NONE else reduction, "mean_tokens" in marked),
             Cell(mib, "" if in_bytes == NONE else in_bytes, "mean_mib" in marked),
             Cell(speed_cell(entry)),
         ]
         rows[name] = cells
-    return _table(["method", *header, "cached tokens", "MiB", "tokens/s"], _bodies(summary, order, rows), label)
+    header += [*answer, "cached tokens", "MiB", "tokens/s"]
+    return _table(["method", *header], _bodies(summary, order, rows), label)
 
 
 def all_figures(summary: Mapping[str, Any], order: Standing, label: str) -> str:
