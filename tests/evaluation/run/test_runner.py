@@ -523,7 +523,7 @@ def test_the_tracker_hears_of_every_sample(write_config, monkeypatch):
     monkeypatch.setattr(runner, "track", track)
     run(load_config(write_config(methods=["full", "local"])))
     each = [("full", 4, 4, 6), ("full", 2, 6, 6), ("full", 6)]
-    assert heard == [*each, *(("local", *rest) for _, *rest in each), ["methods", "run"]]
+    assert heard == [*each, *(("local", *rest) for _, *rest in each), ["methods", "nearest", "run"]]
 
 
 # --- hives ---
