@@ -14,10 +14,13 @@ class GenerationConfig:
     Args:
         max_new_tokens: at most this many tokens per answer.
         fidelity: also measure, if the run has a method with the policy `full`, how near each method stays to it.
+        answers: False: methods but the full cache do not answer. They are given the full cache's answers token by
+            token, as for fidelity, and nothing else is measured: in less than half the time.
         prefill_chunk_size: prompts are read in calls of so many tokens, and may be evicted from after each; None: in
             one call (see docs/long_prompts.md).
     """
 
     max_new_tokens: int = field(default=100, metadata=at_least(1, 10**6))
     fidelity: bool = True
+    answers: bool = True
     prefill_chunk_size: int | None = field(default=None, metadata=at_least(1))

@@ -30,6 +30,7 @@ from buzz.evaluation.tasks.section import TaskConfig
 # options of a task, so not every config has them.
 ADDED_KEYS = {
     "generation.prefill_chunk_size": None,
+    "generation.answers": True,
     "task.rows": "all",
     "task.query_aware": True,
     "task.segment": None,
@@ -92,8 +93,9 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
     config: RunConfig = build(RunConfig, raw, "")
     if config.model.id is None and config.model.gguf is None:
         raise ConfigError("model", "neither id nor gguf is given", "a hub id, a folder or a GGUF file is wanted")
-    make_task(config.task)  # for its errors: an unknown task, a prompt template that does not fit
+    task = make_task(config.task)  # for its errors: an unknown task, a prompt template that does not fit
     _check_chunks(config)
+    _check_answers(config, task.kind)
     comparisons(config)  # for its errors
     return config
 
@@ -114,6 +116,19 @@ def _check_chunks(config: RunConfig) -> None:
             what = f"is {chunk}, but {method.name} would compress the first chunk alone and keep all others whole"
             allowed = "null, or methods that go on evicting, are wanted"
             raise ConfigError("generation.prefill_chunk_size", what, allowed)
+
+
+def _check_answers(config: RunConfig, kind: str) -> None:
+    """Refuse to leave answers out where nothing would be left to measure."""
+    if config.generation.answers:
+        return
+    where, allowed = "generation.answers", "true is wanted"
+    if kind != "generation":
+        raise ConfigError(where, f"is false, but {config.task.name} asks for no answers", allowed)
+    if not config.generation.fidelity:
+        raise ConfigError(where, "is false, and so is generation.fidelity", "one of them must be true")
+    if all(method.policy != "full" for method in config.methods):
+        raise ConfigError(where, "is false, but no method is the full cache, whose answers are given", allowed)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

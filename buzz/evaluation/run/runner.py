@@ -24,7 +24,7 @@ from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.measure.batch import prompt_hash
 from buzz.evaluation.measure.execute import encode
 from buzz.evaluation.measure.hive import recordable
-from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
+from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, FOLLOWED_METRICS
 from buzz.evaluation.measure.perplexity import check_length
 from buzz.evaluation.measure.records import hive_path
 from buzz.evaluation.measure.summary import summarise
@@ -219,13 +219,19 @@ class _Run:
         self.folder.clear_flags()
         order = [sample.id for sample in self.samples]
         records = {name: [known[sample] for sample in order if sample in known] for name, known in self.records.items()}
-        metrics = [*self.task.measured, *(FIDELITY_METRICS if self._compared() else ())]
+        metrics = self._metrics()
         facts, compare = self._facts(metrics), comparisons(self.config)
         summary = summarise(records, metrics, self.failures, facts, self.config.seed, compare)
         self.folder.write_summary(summary)
         if any(records.values()):
             write_report([self.folder.path], self.folder.path)
         return summary
+
+    def _metrics(self) -> list[str]:
+        """The metrics of the summary: those of answers alone where all methods give some."""
+        if not self.config.generation.answers:
+            return [*(metric for metric in self.task.measured if metric == "answer_nll"), *FOLLOWED_METRICS]
+        return [*self.task.measured, *(FIDELITY_METRICS if self._compared() else ())]
 
     def _facts(self, metrics: list[str]) -> dict[str, Any]:
         source, environment = self.source, self.folder.environment()
@@ -237,7 +243,7 @@ class _Run:
             "samples": len(self.samples),
             "truncated": sum("truncated" in record for record in first),
             "metrics": metrics,
-            "headline": self.task.headline,
+            "headline": self.task.headline if self.task.headline in metrics else FIDELITY_METRICS[0],
             "full": next((method.name for method in self.config.methods if method.policy == "full"), None),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "buzz": buzz.__version__,

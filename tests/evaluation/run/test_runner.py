@@ -56,7 +56,7 @@ def test_a_run_fills_its_folder(write_config, capfd):
         assert metric["ci95"][0] <= metric["mean"] <= metric["ci95"][1]
     # Not a terminal: a line per method, no bars, no chatter.
     lines = capfd.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in lines] == list(summary["methods"])
+    assert [line.split(":")[0] for line in lines] == [f"{i}/2 {name}" for i, name in enumerate(summary["methods"], 1)]
 
 
 def test_runs_in_two_threads_at_once(write_config, tmp_path):

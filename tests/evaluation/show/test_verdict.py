@@ -50,13 +50,15 @@ def test_what_a_test_can_decide_depends_on_the_comparisons():
 
 def test_the_next_is_of_another_policy():
     told = verdict(summary_of(run(20, **{"comb-echo-reduction4": kl("comb", [0.01] * 20)})))
-    assert "comb-echo with 4x less cache (" in told and "nearer than h2o" in told
+    assert "comb-echo with 4x less cache (" in told
+    assert "nearer than h2o" in told
 
 
 def test_methods_that_do_not_differ_are_alike():
     told = verdict(summary_of({"comb": kl("comb", [0.1] * 9), "h2o": kl("h2o", [0.1] * 9)}))
     assert "with 4x less cache comb and h2o alike" in told
-    assert "None of it is decided" in told and "nearer" not in told
+    assert "None of it is decided" in told
+    assert "nearer" not in told
 
 
 def test_what_is_near_is_not_called_decided():
@@ -72,12 +74,14 @@ def test_every_memory_has_its_best():
         "buzz-reduction2": kl("buzz", [0.9] * 30, 195.0),
     }
     told = verdict(summary_of(run(30, **more)))
-    assert told.index("h2o with 1.95x less cache (2.73x [2.73, 2.73] nearer than comb") < told.index("comb with 4x less")
+    first = told.index("h2o with 1.95x less cache (2.73x [2.73, 2.73] nearer than comb")
+    assert first < told.index("comb with 4x less")
 
 
 def test_methods_of_unlike_memory_are_not_compared():
     told = verdict(summary_of({"comb": kl("comb", [0.1] * 9), "h2o": kl("h2o", [0.2] * 9, 150.0)}))
-    assert "there is no winner" in told and "nearer" not in told
+    assert "there is no winner" in told
+    assert "nearer" not in told
 
 
 def test_nothing_let_go():
@@ -87,13 +91,14 @@ def test_nothing_let_go():
 
 def test_a_method_that_failed_is_passed_over():
     told = verdict(summary_of({**run(20), "buzz": []}, {"buzz": "out of memory"}))
-    assert "comb with 4x" in told and "buzz" not in told
+    assert "comb with 4x" in told
+    assert "buzz" not in told
 
 
 def test_scores_without_fidelity():
     methods = {"a": method("comb", rougeL=[0.3] * 10), "b": method("h2o", rougeL=[0.2] * 10)}
     told = verdict(summary_of(methods))
-    assert told.startswith("Best ROUGE-L among about equal memory: a with 4x less cache (+10.00 [+10.00, +10.00] to b, in")
+    assert told.startswith("Best ROUGE-L among about equal memory: a with 4x less cache (+10.00 [+10.00, +10.00] to b")
     assert "full cache:" not in told
 
 
