@@ -1,10 +1,11 @@
-"""The section `generation` of a config."""
+"""The sections `generation` and `speed` of a config."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from buzz.evaluation.config.schema import at_least
+from buzz.evaluation.config.methods import parse_compare
+from buzz.evaluation.config.schema import at_least, parsed_by
 
 
 @dataclass(frozen=True)
@@ -24,3 +25,18 @@ class GenerationConfig:
     fidelity: bool = True
     answers: bool = True
     prefill_chunk_size: int | None = field(default=None, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """Decoding after a long prompt, timed beside transformers' own cache (see `measure.speed`).
+
+    Args:
+        prompt: tokens; those of the run's own prompts, one after the other and again if they are too few.
+        steps: tokens of each cache that are timed.
+        methods: names of the run's methods that are timed, each with the policy that it would have for such a prompt.
+    """
+
+    methods: list[str] = field(metadata=parsed_by(parse_compare))
+    prompt: int = field(default=3000, metadata=at_least(1, 10**6))
+    steps: int = field(default=24, metadata=at_least(1, 10**6))

@@ -94,7 +94,7 @@ class Progress:
         if samples:
             mean = sum(one.cached for one in everybody) / samples
             rate = self._rate(tokens, max(one.seconds for one in everybody), mean)
-            self._say(f"{self._places[self._name]}: {samples} samples, {rate}")
+            self._say(f"{self._places[self._name]}: {samples} sample{'s' if samples != 1 else ''}, {rate}")
 
     def give_up(self, name: str) -> None:
         """Nothing more comes of a method."""

@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, cycle, islice
 from typing import Any
 
 from buzz.evaluation.config.methods import MethodConfig
@@ -16,6 +17,8 @@ from buzz.evaluation.measure.fidelity import FullLogits
 from buzz.evaluation.measure.hive import record_hive, recordable, watch_rows, write_hive
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
 from buzz.evaluation.measure.records import hive_path
+from buzz.evaluation.measure.section import SpeedConfig
+from buzz.evaluation.measure.speed import long_prompt
 from buzz.evaluation.memory import is_out_of_memory, release_memory, slot_bytes
 from buzz.evaluation.run.budgets import in_bytes, off_target, policy_for
 from buzz.evaluation.run.config import RunConfig
@@ -31,6 +34,7 @@ Record = dict[str, Any]
 Records = dict[str, Record]  # by sample id
 REFITS = 2  # further tries to give a sample the memory that `match` or `reduction` asks for
 OUT_OF_MEMORY = "out of memory"
+_SPEED = "a long prompt"  # what progress calls it; no method has such a name
 
 
 def full_method(config: RunConfig, task: Task) -> str | None:
@@ -104,10 +108,36 @@ class Work:
                 for prompt in self.prompts:
                     self._job(method, prompt)
         methods = in_order(self.config.methods, self._full)
-        with Progress({method.name: self._planned(method) for method in methods}, self.group.main) as progress:
+        planned = {method.name: self._planned(method) for method in methods}
+        speed = self.config.speed if self.group.main and self.folder.speed() is None else None
+        if speed is not None:
+            planned[_SPEED] = (1 + len(speed.methods)) * (prompt_weight(speed.prompt, False) + speed.steps)
+        with Progress(planned, self.group.main) as progress:
             self._tell = progress.tell
             for method in methods:
                 self._run_method(method, progress)
+            if speed is not None:
+                self._time(speed, progress)
+
+    def _time(self, speed: SpeedConfig, progress: Progress) -> None:
+        """Decoding after a long prompt; where there is no memory for it, the run goes on without."""
+        self.check()
+        progress.begin(_SPEED)
+        progress.batch(prompt_weight(speed.prompt, False))
+        ids = list(islice(chain.from_iterable(cycle([prompt.ids for prompt in self.prompts])), speed.prompt))
+        known, policies = {method.name: method for method in self.config.methods}, {}
+        for name in speed.methods:
+            method = known[name]
+            policies[name] = policy_for(method, speed.prompt, speed.steps, None, self.layers), method.positions
+        try:
+            rows = long_prompt(self.model, ids, speed.steps, policies, progress.tell)
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+                raise
+            warnings.warn(f"speed is not measured: {OUT_OF_MEMORY}", stacklevel=1)
+            release_memory()
+            return
+        self.folder.write_speed(rows)
 
     def _planned(self, method: MethodConfig) -> float:
         """How much is left of a method in this process, as progress counts it."""

@@ -85,11 +85,19 @@ def _margin(metric: str, group: Group) -> str:
     """By how much and in how many samples: `4.1x [2.2, 6.0] nearer than h2o, in 4 of 4`; of any metric but KL the
     difference, as `-0.31 [-0.52, -0.10] to h2o, in 9 of 12`."""
     share = f"in {group['better']} of {group['units']}"
+    if group["units"] == 1:  # no interval is one
+        return f"{_alone(metric, group)} {_name(group['other'])}"
     if metric == _KL and group.get("ratio", 0) > 0 and group["ratio_ci95"][0] > 0:
         low, high = (1 / end for end in reversed(group["ratio_ci95"]))
         return f"{1 / group['ratio']:.3g}x [{low:.3g}, {high:.3g}] nearer than {_name(group['other'])}, {share}"
     apart = f"{shown(metric, group['difference'], sign=True)} {shown_interval(metric, group['ci95'], sign=True)}"
     return f"{apart} to {_name(group['other'])}, {share}"
+
+
+def _alone(metric: str, group: Group) -> str:
+    if metric == _KL and group.get("ratio", 0) > 0:
+        return f"{1 / group['ratio']:.3g}x nearer than"
+    return f"{shown(metric, group['difference'], sign=True)} to"
 
 
 def _tied(group: Group) -> bool:

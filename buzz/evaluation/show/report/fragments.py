@@ -15,12 +15,14 @@ from buzz.evaluation.show.report.pictures import PALETTE, Figure, colors
 from buzz.evaluation.show.report.svg import inline_svg
 from buzz.evaluation.show.table import (
     PAIRED,
+    SPEED,
     Table,
     comparison_tables,
     headline_rows,
     notes,
     reading,
     results_rows,
+    speed_rows,
 )
 
 _INTERVAL = re.compile(r"(\S+) (\[.*)")  # a figure, and its interval with whatever follows
@@ -63,6 +65,12 @@ def results(run: Run) -> str:
         + (f"<ul class='notes'>{remarks}</ul>" if remarks else "")
         + f"<p class='quiet'>{escape(prose)}</p>"
     )
+
+
+def speed(run: Run) -> str:
+    """What decoding after a long prompt took; empty if it was not timed."""
+    rows = speed_rows(run.summary)
+    return f"{table(rows, 'After a long prompt')}<p class='quiet'>{escape(SPEED)}</p>" if rows[1] else ""
 
 
 def headline(run: Run) -> str:

@@ -47,6 +47,7 @@ def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
     return [
         ("results", "Results", fragments.results(run)),
         *drawn[:1],
+        ("speed", "After a long prompt", fragments.speed(run)),
         ("hive", "The hive", _hive([run])),
         ("passkey", "Needles by length and depth", fragments.passkey(run)),
         *drawn[1:],
