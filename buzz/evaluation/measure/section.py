@@ -16,7 +16,7 @@ class GenerationConfig:
         max_new_tokens: at most this many tokens per answer.
         fidelity: also measure, if the run has a method with the policy `full`, how near each method stays to it.
         answers: False: methods but the full cache do not answer. They are given the full cache's answers token by
-            token, as for fidelity, and nothing else is measured: in less than half the time.
+            token, as for fidelity, and nothing else is measured: prompts are read once instead of twice.
         prefill_chunk_size: prompts are read in calls of so many tokens, and may be evicted from after each; None: in
             one call (see docs/long_prompts.md).
     """

@@ -41,6 +41,7 @@ class Progress:
         self._bar = tqdm(
             total=sum(planned.values()) or None,
             smoothing=0,
+            miniters=0,  # else a prompt, which moves it far, would have it wait for as many steps
             bar_format=_BAR,
             dynamic_ncols=True,
             disable=not shown or not terminal or not any(planned.values()),

@@ -126,3 +126,18 @@ def test_a_summary_of_an_older_version_has_none():
     assert verdict(summary) == ""
     assert verdicts({"old": summary, "new": summary_of(run(4))})[0].startswith("new: Nearest")
     assert verdicts({"old": summary}) == []
+
+
+def test_speed_is_told_as_it_is():
+    def row(name, prompt, rate, mib):
+        more = {"prompt_seconds": prompt, "tokens_per_second": rate, "mib": mib}
+        return {"method": name, "prompt_tokens": 3500, **more}
+
+    slow, fast = row("DynamicCache", 4.0, 10.0, 154.0), row("comb", 8.0, 25.0, 40.0)
+    told = verdict({**summary_of(run(4)), "speed": [slow, fast]})
+    assert told.endswith(
+        "After 3500 tokens of prompt: 10 tokens/s with transformers' own cache (154 MiB); 25 tokens/s with comb "
+        "(40.0 MiB), 2.5 times as many, after a prompt that takes 2 times as long."
+    )
+    told = verdict({**summary_of(run(4)), "speed": [slow, row("comb", 4.0, 8.0, 40.0)]})
+    assert "0.8 times as many" in told  # slower is said like faster
