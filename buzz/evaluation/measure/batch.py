@@ -55,12 +55,33 @@ class Held(NamedTuple):
     positions: str | None = None
 
 
+Tell = Callable[[int, float, bool], None]
+
+
 @dataclass(frozen=True)
 class Job:
-    """One sample under one policy."""
+    """One sample under one policy.
+
+    Args:
+        tell: told after every call of the job's batch: its rows, the tokens that they hold in the mean, and whether the
+            call was the cache's first one.
+    """
 
     prompt: Prompt
     policy: Policy
+    tell: Tell | None = field(default=None, compare=False)
+
+
+class _Told(Curve):
+    """A curve that also tells somebody of every call, whoever makes it."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def add(self, lengths: Sequence[float], nbytes: int) -> None:
+        super().add(lengths, nbytes)
+        self._tell(len(lengths), sum(lengths) / len(lengths), len(self) == 1)
 
 
 def prompt_hash(text: str) -> str:
@@ -71,7 +92,8 @@ def prompt_hash(text: str) -> str:
 def new_cache(model: Any, jobs: Sequence[Job], positions: str | None) -> Any:
     """An empty BeehiveCache with a row, and its policy, for each job; its curve is recorded."""
     cache = BeehiveCache(PerRow([job.policy for job in jobs]), model.config, positions=positions)
-    cache.curve = Curve()
+    tell = jobs[0].tell
+    cache.curve = Curve() if tell is None else _Told(tell)
     return cache
 
 
@@ -246,7 +268,7 @@ def make_record(
     job: Job,
     *,
     prompt_tokens: int,
-    output: str,
+    output: str | None,
     output_ids: list[int],
     new_tokens: int,
     metrics: dict[str, float],
@@ -258,6 +280,7 @@ def make_record(
 
     Args:
         prompt_tokens: tokens of the prompt, or those that a text begins with.
+        output: None: the method gave no answer of its own.
         new_tokens: tokens answered or predicted; the sample's own one-token calls are one fewer.
         held: by the cache after the prompt and after each later call.
         full: what a full cache holds.
@@ -270,7 +293,7 @@ def make_record(
         **({} if prompt.context is None else {"context_tokens": prompt.context}),
         "new_tokens": new_tokens,
         **({"truncated": True} if prompt.truncated else {}),
-        "output": output,
+        **({} if output is None else {"output": output}),
         "output_ids": output_ids,
         "reference": sample.reference,
         "metrics": metrics,

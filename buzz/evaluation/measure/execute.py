@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from buzz.evaluation.measure.batch import Job, Prompt
-from buzz.evaluation.measure.fidelity import fidelity
+from buzz.evaluation.measure.fidelity import Logits, fidelity, follow_batch
 from buzz.evaluation.measure.generation import encode_question, generate_batch
 from buzz.evaluation.measure.likelihood import answer_nll
 from buzz.evaluation.measure.perplexity import encode_text, read_batch
@@ -67,13 +67,14 @@ def compare_batch(
     records: Sequence[Record],
     full: Mapping[str, Record] | str | None,
     chunk: int | None = None,
+    logits: Logits | None = None,
 ) -> None:
     """Add to the records of jobs the metrics that are not read off their answers: likelihood, and fidelity at the end.
 
     Args:
         full: what fidelity is measured against: the full cache's records of these samples, by sample id; "self"
             if these jobs are the full cache's own; None: it is not measured.
-        chunk: as for `run_batch`.
+        chunk: as for `run_batch`. logits: as for `fidelity`.
 
     Raises:
         ConfigError: a sample has no answer to be likely.
@@ -89,5 +90,34 @@ def compare_batch(
     if full is None:
         return
     wanted = records if isinstance(full, str) else [full[job.prompt.sample.id] for job in jobs]
-    for record, near in zip(records, fidelity(model, jobs, positions, records, wanted, chunk), strict=True):
+    for record, near in zip(records, fidelity(model, jobs, positions, records, wanted, chunk, logits), strict=True):
         record["metrics"].update(near)
+
+
+def follow(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    jobs: Sequence[Job],
+    positions: str | None,
+    full: Mapping[str, Record],
+    chunk: int | None = None,
+    logits: Logits | None = None,
+    watch: Callable[[Any, Sequence[Sequence[int]]], None] | None = None,
+) -> list[Record]:
+    """Records of jobs that do not answer but read the full cache's answers: fidelity, and likelihood if it is measured.
+
+    Args:
+        full: the full cache's records of these samples, by sample id. watch: given the cache while it is empty, and the
+            answers. The others: as for `compare_batch`.
+
+    Raises:
+        ConfigError: a sample has no answer to be likely.
+    """
+    given = [full[job.prompt.sample.id] for job in jobs]
+    records = follow_batch(model, jobs, positions, given, chunk, logits, watch)
+    if "answer_nll" in task.measured:
+        likelihoods = answer_nll(model, tokenizer, task, jobs, positions, chunk)
+        for record, nll in zip(records, likelihoods, strict=True):
+            record["metrics"] = {"answer_nll": nll, **record["metrics"]}
+    return records

@@ -7,16 +7,30 @@ noise floor, what is left of rounding and of another order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from buzz.cache import BeehiveCache
-from buzz.evaluation.measure.batch import Job, Reading, contexts_and_rests, left_padded, new_cache, right_padded
+from buzz.evaluation.measure.batch import (
+    Held,
+    Job,
+    Reading,
+    contexts_and_rests,
+    left_padded,
+    make_record,
+    new_cache,
+    right_padded,
+)
+from buzz.evaluation.memory import full_means
 from buzz.evaluation.metrics import likeness
 from buzz.policies import make_policy
 
+Logits = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Any]
+_KEPT = 1 << 28  # bytes of logits
 _FULL_TOKENS = 1 << 16  # tokens of one forward through the full cache: rows take turns, since its memory is all theirs
 
 
@@ -27,6 +41,7 @@ def fidelity(
     records: Sequence[Mapping[str, Any]],
     full: Sequence[Mapping[str, Any]],
     chunk: int | None = None,
+    logits: Logits | None = None,
 ) -> list[dict[str, float]]:
     """Fidelity metrics of a batch.
 
@@ -37,6 +52,7 @@ def fidelity(
         full: records of the full cache on the same samples; their `output_ids` are teacher-forced, end token included.
         chunk: the method reads prompts in calls of so many tokens, None: in one call; the full cache always in one,
             contexts included.
+        logits: gives `full_logits` of the model, such as `FullLogits`; None: they are computed.
 
     Returns:
         For each job fidelity_kl, KL(full || method) in nats, mean over the tokens of the full cache's answer;
@@ -44,26 +60,76 @@ def fidelity(
         two answers' texts.
     """
     answers = [record["output_ids"] for record in full]
-    distances = _distances(model, jobs, positions, answers, chunk)
+    distances, _ = _distances(model, jobs, positions, answers, chunk, logits or partial(full_logits, model))
     return [
         {"fidelity_kl": kl, "fidelity_top1": top1, "fidelity_rougeL": likeness(record["output"], other["output"])}
         for (kl, top1), record, other in zip(distances, records, full, strict=True)
     ]
 
 
+def follow_batch(
+    model: Any,
+    jobs: Sequence[Job],
+    positions: str | None,
+    full: Sequence[Mapping[str, Any]],
+    chunk: int | None = None,
+    logits: Logits | None = None,
+    watch: Callable[[Any, Sequence[Sequence[int]]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Jobs that do not answer: they read the full cache's answers, and how near they stay is all that is measured.
+
+    Args:
+        model, positions, full, chunk, logits: as of `fidelity`.
+        watch: given the cache before it is filled, and the answers; a row leaves the batch after its last call.
+
+    Returns:
+        One record per job, in order, without an `output`; `output_ids` are those of the full cache. Metrics are
+        fidelity_kl and fidelity_top1.
+    """
+    answers = [record["output_ids"] for record in full]
+    logits = logits or partial(full_logits, model)
+    logits([job.prompt.ids for job in jobs], answers)  # no part of the method's time, if they are kept
+    started = time.perf_counter()
+    distances, held = _distances(model, jobs, positions, answers, chunk, logits, watch)
+    seconds = (time.perf_counter() - started) / len(jobs)
+    return [
+        make_record(
+            job,
+            prompt_tokens=len(job.prompt.ids),
+            output=None,
+            output_ids=list(answer),
+            new_tokens=len(answer),
+            metrics={"fidelity_kl": kl, "fidelity_top1": top1},
+            held=held[row],
+            full=partial(full_means, model),
+            seconds=seconds,
+        )
+        for row, (job, answer, (kl, top1)) in enumerate(zip(jobs, answers, distances, strict=True))
+    ]
+
+
 def _distances(
-    model: Any, jobs: Sequence[Job], positions: str | None, answers: Sequence[Sequence[int]], chunk: int | None
-) -> list[tuple[float, float]]:
-    """KL divergence and agreement of each job, mean over its answer's tokens."""
+    model: Any,
+    jobs: Sequence[Job],
+    positions: str | None,
+    answers: Sequence[Sequence[int]],
+    chunk: int | None,
+    logits_of: Logits,
+    watch: Callable[[Any, Sequence[Sequence[int]]], None] | None = None,
+) -> tuple[list[tuple[float, float]], dict[int, Held]]:
+    """KL divergence and agreement of each job, mean over its answer's tokens; and what its cache held."""
     prompts = [job.prompt.ids for job in jobs]
     with torch.inference_mode():
-        full = full_logits(model, prompts, answers)  # [B, T, V]
+        full = logits_of(prompts, answers)  # [B, T, V]
         kl = torch.zeros(full.shape[:2], device=full.device)  # float32 [B, T], zero past an answer's end
         same = torch.zeros_like(kl)
         # As in a generation: the last token of an answer is predicted, but nothing comes after it.
         fed = [answer[:-1] for answer in answers]
         contexts, rests = contexts_and_rests(jobs)
-        reading = Reading(model, new_cache(model, jobs, positions), rests, fed, chunk, contexts)
+        cache = new_cache(model, jobs, positions)
+        if watch is not None:
+            watch(cache, answers)
+        reading = Reading(model, cache, rests, fed, chunk, contexts)
         for call, (rows, logits) in enumerate(reading):
             # float32, one call at a time: a whole block of float32 may be too large.
             p = full[rows, call].float().log_softmax(-1)  # [R, V]
@@ -72,7 +138,30 @@ def _distances(
             kl[rows, call] = (p.exp() * (p - q)).sum(-1).clamp(min=0)
             same[rows, call] = (p.argmax(-1) == q.argmax(-1)).float()
         sums = torch.stack([kl.sum(1), same.sum(1)], dim=1).tolist()
-    return [(kl / len(answer), same / len(answer)) for (kl, same), answer in zip(sums, answers, strict=True)]
+    means = [(kl / len(answer), same / len(answer)) for (kl, same), answer in zip(sums, answers, strict=True)]
+    return means, reading.held
+
+
+class FullLogits:
+    """`full_logits` of a model, kept for the next method that asks for the same batch.
+
+    Args:
+        most: bytes that are kept; what does not fit is computed anew each time.
+    """
+
+    def __init__(self, model: Any, most: int = _KEPT) -> None:
+        self._model, self._left = model, most
+        self._kept: dict[Any, Any] = {}
+
+    def __call__(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Any:
+        key = tuple(map(tuple, prompts)), tuple(map(tuple, answers))
+        if key in self._kept:
+            return self._kept[key]
+        logits = full_logits(self._model, prompts, answers)
+        if logits.nbytes <= self._left:
+            self._left -= logits.nbytes
+            self._kept[key] = logits
+        return logits
 
 
 def full_logits(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Any:

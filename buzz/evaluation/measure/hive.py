@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,21 @@ def recordable(record: Mapping[str, Any], chunk: int | None) -> bool:
 
 
 class Evictions:
-    """Follows the tokens of a batch of one through a cache; set as its `on_evict`.
+    """Follows the tokens of one row of a batch through a cache; joins its `on_evict`.
 
     Args:
         cache: an empty BeehiveCache.
-        first: tokens of the first call; every later call has one.
+        first: tokens of the row's first call; every later call has one.
         evicted_at: filled in: int16 [layers, H, tokens], all -1; becomes the call (0: the first) after which a token
             was no longer held.
+        place: at which place of the batch the row is in a call; None there: it has left. By default the first.
     """
 
-    def __init__(self, cache: Any, first: int, evicted_at: np.ndarray) -> None:
+    def __init__(
+        self, cache: Any, first: int, evicted_at: np.ndarray, place: Callable[[int], int | None] = lambda _: 0
+    ) -> None:
         self._cache, self._first, self._evicted_at = cache, first, evicted_at
+        self._place, self._others = place, cache.on_evict
         # Per layer and head, int32 [slots]: the position of what each slot holds. What was appended since the layer's
         # last eviction is missing: it is all there, in order, from `_known` on.
         self._held: list[list[np.ndarray]] = [[np.zeros(0, np.int32) for _ in heads] for heads in evicted_at]
@@ -47,11 +51,18 @@ class Evictions:
         cache.on_evict = self
 
     def __call__(self, layer: int, eviction: Any, slots: Any) -> None:
-        """One eviction: slots int64 [1, H or 1, W] stay; the list of a head that keeps fewer than W ends in -1."""
+        """One eviction: slots int64 [R or 1, H or 1, W] stay; the list of a head that keeps fewer than W ends in -1."""
+        if self._others is not None:
+            self._others(layer, eviction, slots)
         call, held = self._cache.calls, self._held[layer]
+        place = self._place(call)
+        rows = None if eviction is None else eviction.rows
+        if place is None or (rows is not None and place not in rows):
+            return
+        of_row = 0 if len(slots) == 1 else place if rows is None else list(rows).index(place)
         tokens = self._first + call
         new = np.arange(self._known[layer], tokens, dtype=np.int32)
-        for head, stay in enumerate(np.broadcast_to(slots[0].cpu().numpy(), (len(held), slots.shape[2]))):
+        for head, stay in enumerate(np.broadcast_to(slots[of_row].cpu().numpy(), (len(held), slots.shape[2]))):
             before = np.concatenate([held[head], new])
             kept = stay[stay >= 0]
             gone = np.ones(len(before), dtype=bool)
@@ -59,6 +70,37 @@ class Evictions:
             self._evicted_at[layer, head, before[gone]] = call
             held[head] = before[kept]
         self._known[layer] = tokens
+
+
+def watch_rows(
+    model: Any, cache: Any, jobs: Sequence[Job], answers: Sequence[Sequence[int]], rows: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Follow some rows of a batch that reads answers which are given, so that nothing has to be replayed.
+
+    Args:
+        cache: empty; it reads every prompt in one call. jobs: of the batch. answers: tokens of each.
+
+    Returns:
+        By row what becomes its `evicted_at`: int16 [layers, H, tokens].
+    """
+    steps = [len(answer) - 1 for answer in answers]
+    found = {}
+    for row in rows:
+        first = len(jobs[row].prompt.ids)
+        found[row] = _nothing_evicted(model, first + len(answers[row]))
+
+        def place(call: int, row: int = row) -> int | None:
+            # A row leaves the batch after its last call.
+            return sum(n >= call for n in steps[:row]) if call <= steps[row] else None
+
+        Evictions(cache, first, found[row], place)
+    return found
+
+
+def _nothing_evicted(model: Any, tokens: int) -> np.ndarray:
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return np.full((config.num_hidden_layers, heads, tokens), -1, dtype="<i2")
 
 
 def record_hive(
@@ -82,14 +124,17 @@ def record_hive(
     ids = [*job.prompt.ids, *record["output_ids"]]
     first = len(job.prompt.ids) if task.kind == "generation" else task.calls(len(ids), 0)[0]
     ids = ids[: first + MOST_CALLS + 1]
-    config = model.config.get_text_config(decoder=True)
-    layers = config.num_hidden_layers
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    evicted_at = np.full((layers, heads, len(ids)), -1, dtype="<i2")
-    shape, steps = Shape.of(config), len(ids) - 1 - first
+    evicted_at = _nothing_evicted(model, len(ids))
+    shape, steps = Shape.of(model.config), len(ids) - 1 - first
     policies = job.policy.per_layer(len(shape.decided))
     if any(shape.windows) or any(policy.trace(first, steps)[-1] < len(ids) - 1 for policy in policies):
         _replay(model, job, positions, ids, first, evicted_at)
+    write_hive(tokenizer, job, ids, first, evicted_at, path)
+
+
+def write_hive(tokenizer: Any, job: Job, ids: Sequence[int], first: int, evicted_at: np.ndarray, path: Path) -> None:
+    """Write what `record_hive` does, of a text of which the first call read so many tokens."""
+    layers, heads, _ = evicted_at.shape
     hive = {
         "sample": job.prompt.sample.id,
         "policy": describe(job.policy),

@@ -49,6 +49,7 @@ METRIC_INFO: Mapping[str, MetricInfo] = MappingProxyType(
 )
 
 FIDELITY_METRICS = ("fidelity_kl", "fidelity_top1", "fidelity_rougeL")
+FOLLOWED_METRICS = FIDELITY_METRICS[:2]  # those that need no answer of the method's own
 
 
 def metric_info(name: str) -> MetricInfo:

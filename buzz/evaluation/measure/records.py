@@ -19,6 +19,7 @@ _OPTIONAL = {"prompt_tokens": int, "context_tokens": int, "output": str, "output
 _TOKENS = ("mean_tokens", "peak_tokens", "full_mean_tokens")
 _HEADS = ("longest_head", "shortest_head")  # where the cache told of single heads
 _BYTES = ("mean_bytes", "peak_bytes", "full_mean_bytes")
+_SPEED = ("prompt_tokens", "prompt_seconds", "ms", "steps", "tokens_per_second", "tokens", "mib")
 _ENVIRONMENT = {
     **{"fingerprints": dict, "model": dict, "versions": dict},
     **{"command": list, "resumed": list, "batch_halvings": list, "head_shares": list},
@@ -93,6 +94,22 @@ def check_environment(facts: Mapping[str, Any]) -> None:
         DamageError: a part is of another kind.
     """
     require(facts, {key: kind for key, kind in _ENVIRONMENT.items() if key in facts})
+
+
+def check_speed(facts: Mapping[str, Any]) -> None:
+    """Check what speed.json holds: rows as `measure.speed.long_prompt` gives them.
+
+    Raises:
+        DamageError: a row lacks something, or has no possible figure.
+    """
+    require(facts, {"rows": list})
+    for row in facts["rows"]:
+        if not isinstance(row, dict):
+            raise DamageError("a row is not a mapping")
+        require(row, {"method": str})
+        for key in _SPEED:
+            require(row, {key: float})
+            _above_zero(row, key)
 
 
 def require(data: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> None:

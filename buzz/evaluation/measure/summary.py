@@ -13,6 +13,7 @@ from buzz.evaluation.measure.resampling import Resampler, ci95, p_below
 
 Record = Mapping[str, Any]
 MIB = 2**20
+_LEAST = 1.01  # a reduction below this is none
 ALIKE = 1.1  # up to this factor between their mean cache lengths, two methods hold about as much
 
 
@@ -149,7 +150,64 @@ def summarise(
         _compare(methods, scores, label, baselines, metrics)
     for name, reason in failures.items():
         methods[name]["failed"] = reason
-    return {"run": dict(run), "methods": methods}
+    return {"run": dict(run), "methods": methods, "nearest": nearest(scores, metrics, headline)}
+
+
+def nearest(scores: Mapping[str, Scores], metrics: Sequence[str], headline: str) -> dict[str, Any]:
+    """Who is best at which memory, and by how much: what a verdict on the run may rest on.
+
+    The metric is the KL divergence to the full cache where it was measured, else the headline. Methods that hold about
+    as much (mean cache lengths within 10% of the largest of them) are a group; the full cache is in none, nor is a
+    method that let go of nothing. In each group the best is compared with the best of another policy, or, if all have
+    the same one, with the next, on the samples that both have.
+
+    Returns:
+        `metric`, and `groups`, the largest memory first, each with `method`, its `mean`, `reduction` and, if all
+        samples tell, `mean_mib` and `full_mib`; `among`, the methods of the group; and if there is another one `other`,
+        `samples` (that both have), `units` (of the test: these samples, or of a single text its blocks), `better`
+        (units in which the method is better), and the paired `difference`, `ci95` and `p`, of losses also `ratio` and
+        `ratio_ci95`.
+    """
+    measured = any(own.policy != "full" and own.ids(FIDELITY_METRICS[0]) for own in scores.values())
+    metric = FIDELITY_METRICS[0] if measured and FIDELITY_METRICS[0] in metrics else headline
+    entries = {name: _entry(own, [metric]) for name, own in scores.items() if own.records}
+    reduced = [name for name, entry in entries.items() if metric in entry["metrics"] and _reduces(entry)]
+    groups: list[list[str]] = []
+    for name in sorted(reduced, key=lambda name: -scores[name].mean_tokens):
+        if groups and scores[groups[-1][0]].mean_tokens <= ALIKE * scores[name].mean_tokens:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return {"metric": metric, "groups": [_best(group, scores, entries, metric) for group in groups]}
+
+
+def _reduces(entry: Mapping[str, Any]) -> bool:
+    """Whether a method let go of anything worth the name."""
+    return entry["policy"] != "full" and entry["cache"]["reduction"] >= _LEAST
+
+
+def _best(
+    group: Sequence[str], scores: Mapping[str, Scores], entries: Mapping[str, Any], metric: str
+) -> dict[str, Any]:
+    sign = 1 if metric_info(metric).higher_is_better else -1
+    ordered = sorted(group, key=lambda name: -sign * entries[name]["metrics"][metric]["mean"])
+    best = ordered[0]
+    cache = entries[best]["cache"]
+    told = {"method": best, "mean": entries[best]["metrics"][metric]["mean"], "reduction": cache["reduction"]}
+    told["among"] = len(group)
+    if "mean_mib" in cache:
+        told |= {"mean_mib": cache["mean_mib"], "full_mib": cache["mean_mib"] * cache["reduction_bytes"]}
+    own = scores[best]
+    others = [name for name in ordered[1:] if own.shared(scores[name], metric)]
+    others = [name for name in others if scores[name].variant_of != own.variant_of] or others
+    if not others:
+        return told
+    other = scores[others[0]]
+    ids = own.shared(other, metric)
+    apart = sign * (own.units(metric, ids)[:, 0] - other.units(metric, ids)[:, 0])
+    pair = _differences(own, other, [metric])[metric] | _ratio(own, other, metric)
+    counts = {"samples": len(ids), "units": len(apart), "better": int((apart > 0).sum())}
+    return {**told, "other": others[0], **counts, **pair}
 
 
 def compared_with(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ Run an evaluation: a model summarises or answers under several KV-cache policies
 folder (`output` in the config) with samples, summary.json and a report. Started again with the same config, a run goes
 on where it stopped, with any number of processes. A config with a section `sweep` describes a grid of runs.
 """
+_WIDTH = 100  # of running text on a terminal
 _EPILOG = """\
 examples:
   buzz eval quickstart
@@ -73,26 +75,31 @@ def _main(arguments: Sequence[str] | None, prog: str | None) -> int:
 def _run(config: RunConfig) -> int:
     from buzz.evaluation.run.runner import run
     from buzz.evaluation.show.table import text_table
+    from buzz.evaluation.show.verdict import verdicts
 
     summary = run(config)
-    _print(text_table(summary), f"{config.output}: report.html, report.md, summary.json, samples/")
+    told = verdicts({config.name: summary})
+    _print(text_table(summary), told, f"{config.output}: report.html, report.md, summary.json, samples/", config.output)
     return _status([summary])
 
 
 def _sweep(sweep: Sweep) -> int:
     from buzz.evaluation.run.sweep import run_sweep
     from buzz.evaluation.show.overview import text_overview
+    from buzz.evaluation.show.verdict import verdicts
 
     summary = run_sweep(sweep)
-    _print(text_overview(summary), f"{sweep.output}: summary.json, report.md, report.html, and a folder a run")
+    where = f"{sweep.output}: summary.json, report.md, report.html, and a folder a run"
+    _print(text_overview(summary), verdicts(summary["runs"]), where, sweep.output)
     return _status(summary["runs"].values())
 
 
-def _print(table: str, where: str) -> None:
-    """The results, by the main process; the others wait for it."""
+def _print(table: str, told: Sequence[str], where: str, folder: str) -> None:
+    """The results, what they show, and what to look at, by the main process; the others wait for it."""
     group = join()
     if group.main:
-        say(f"{table}\n\n{where}")
+        lines = (textwrap.fill(one, _WIDTH, break_on_hyphens=False, break_long_words=False) for one in told)
+        say("\n\n".join([table, *lines, where, f"open {folder.rstrip('/')}/report.html"]))
     group.gather(None)
 
 

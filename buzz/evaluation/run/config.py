@@ -20,7 +20,7 @@ from buzz.evaluation.config.methods import NAME, MethodConfig, baselines, parse_
 from buzz.evaluation.config.reading import read_config
 from buzz.evaluation.config.schema import MAX_SEED, at_least, build, keys_of, parsed_by
 from buzz.evaluation.errors import ConfigError
-from buzz.evaluation.measure.section import GenerationConfig
+from buzz.evaluation.measure.section import GenerationConfig, SpeedConfig
 from buzz.evaluation.models.section import ModelConfig
 from buzz.evaluation.show.section import WandbConfig
 from buzz.evaluation.tasks import make_task, parse_task
@@ -30,12 +30,19 @@ from buzz.evaluation.tasks.section import TaskConfig
 # options of a task, so not every config has them.
 ADDED_KEYS = {
     "generation.prefill_chunk_size": None,
+    "generation.answers": True,
+    "speed": None,
     "task.rows": "all",
     "task.query_aware": True,
     "task.segment": None,
     "task.likelihood": False,
 }
+_OWN_MEMORY = "a method with a budget, a reduction or parameters is wanted"
 ADDED_METHOD_KEYS = {"match_by": None}  # the same, of every method
+
+
+def _parse_speed(raw: Any, where: str) -> SpeedConfig | None:
+    return None if raw is None else build(SpeedConfig, raw, where)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class RunConfig:
         hive: the first so many samples have their evictions recorded, token by token, for the report's hive view.
         compare: methods with which all others are compared, beside the full cache and each one's best rival (see
             `config.methods.baselines`).
+        speed: decoding after a long prompt is timed as well; None: it is not.
         output: the run folder; `runs/<name>` if not given.
     """
 
@@ -58,6 +66,7 @@ class RunConfig:
     seed: int = field(default=0, metadata=at_least(0, MAX_SEED))
     hive: int = field(default=1, metadata=at_least(0))
     compare: list[str] = field(default_factory=list, metadata=parsed_by(parse_compare))
+    speed: SpeedConfig | None = field(default=None, metadata=parsed_by(_parse_speed))
     output: str = ""
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -92,8 +101,10 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
     config: RunConfig = build(RunConfig, raw, "")
     if config.model.id is None and config.model.gguf is None:
         raise ConfigError("model", "neither id nor gguf is given", "a hub id, a folder or a GGUF file is wanted")
-    make_task(config.task)  # for its errors: an unknown task, a prompt template that does not fit
+    task = make_task(config.task)  # for its errors: an unknown task, a prompt template that does not fit
     _check_chunks(config)
+    _check_answers(config, task.kind)
+    _check_speed(config)
     comparisons(config)  # for its errors
     return config
 
@@ -114,6 +125,30 @@ def _check_chunks(config: RunConfig) -> None:
             what = f"is {chunk}, but {method.name} would compress the first chunk alone and keep all others whole"
             allowed = "null, or methods that go on evicting, are wanted"
             raise ConfigError("generation.prefill_chunk_size", what, allowed)
+
+
+def _check_answers(config: RunConfig, kind: str) -> None:
+    """Refuse to leave answers out where nothing would be left to measure."""
+    if config.generation.answers:
+        return
+    where, allowed = "generation.answers", "true is wanted"
+    if kind != "generation":
+        raise ConfigError(where, f"is false, but {config.task.name} asks for no answers", allowed)
+    if not config.generation.fidelity:
+        raise ConfigError(where, "is false, and so is generation.fidelity", "one of them must be true")
+    if all(method.policy != "full" for method in config.methods):
+        raise ConfigError(where, "is false, but no method is the full cache, whose answers are given", allowed)
+
+
+def _check_speed(config: RunConfig) -> None:
+    """Refuse to time what has no memory of its own for a prompt that is in no sample."""
+    known = {method.name: method for method in config.methods}
+    for index, name in enumerate(config.speed.methods if config.speed is not None else ()):
+        where = f"speed.methods[{index}]"
+        if name not in known:
+            raise ConfigError(where, f"{name!r} is no method of this run", f"one of {', '.join(known)} is wanted")
+        if known[name].match is not None:
+            raise ConfigError(where, f"{name} is matched with {known[name].match} sample by sample", _OWN_MEMORY)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -24,12 +24,13 @@ from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.measure.batch import prompt_hash
 from buzz.evaluation.measure.execute import encode
 from buzz.evaluation.measure.hive import recordable
-from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
+from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, FOLLOWED_METRICS
 from buzz.evaluation.measure.perplexity import check_length
 from buzz.evaluation.measure.records import hive_path
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.load import ModelLoader, quiet_transformers
 from buzz.evaluation.models.source import ModelSource, check_model
+from buzz.evaluation.paths import short
 from buzz.evaluation.run.budgets import TOLERANCE, in_bytes, off_target, otherwise
 from buzz.evaluation.run.config import RunConfig, comparisons, to_dict
 from buzz.evaluation.run.distributed import Group, PeerLostError, join
@@ -71,6 +72,7 @@ def run(config: RunConfig, loader: ModelLoader | None = None) -> dict[str, Any]:
     source = check_model(config.model)
     check_length(config, task, source)
     longest = _longest_prompt(config, task, source)
+    _check_speed(config, source)
     fingerprints = {"model": source.fingerprint, "data": task.fingerprint()}
     with held_back(group.size > 1) as came, RunFolder(config, fingerprints, group) as folder:
         one = _Run(config, group, task, samples, source, folder, came)
@@ -80,6 +82,8 @@ def run(config: RunConfig, loader: ModelLoader | None = None) -> dict[str, Any]:
             with track(to_dict(config), folder.path, folder.environment(), one.records, group.main) as tracker:
                 if loaded:
                     one.work(*loaded, longest, tracker)
+                else:
+                    one.tell_complete()
                 summary = group.by_main(one.finish)
                 tracker.summary(summary)
                 tracker.report(folder.path / "report.html")
@@ -96,6 +100,14 @@ def _longest_prompt(config: RunConfig, task: Task, source: ModelSource) -> int |
         allowed = f"less than the model's {source.max_positions} positions is wanted"
         raise ConfigError("generation.max_new_tokens", what, allowed)
     return longest
+
+
+def _check_speed(config: RunConfig, source: ModelSource) -> None:
+    """Refuse a long prompt that is too long for the model."""
+    needed = 0 if config.speed is None else config.speed.prompt + config.speed.steps
+    if source.max_positions is not None and needed > source.max_positions:
+        what, allowed = f"{needed} tokens with its steps", f"at most the model's {source.max_positions} are wanted"
+        raise ConfigError("speed.prompt", what, allowed)
 
 
 @dataclass
@@ -171,12 +183,20 @@ class _Run:
         """Whether the model is needed: samples are missing, or what a run that was cut short has not recorded yet."""
         if any(len(records) < len(self.samples) for records in self.records.values()):
             return True
+        if self.config.speed is not None and self.folder.speed() is None:
+            return True
         chunk = self.config.generation.prefill_chunk_size
         return not (self.folder.path / "summary.json").exists() and any(
             recordable(records[sample.id], chunk) and not hive_path(self.folder.path, method, number).exists()
             for method, records in self.records.items()
             for number, sample in enumerate(self.samples[: self.config.hive])
         )
+
+    def tell_complete(self) -> None:
+        """Say that there is nothing left to measure, and how to measure anew."""
+        if self.group.main:
+            path = short(self.folder.path)
+            print(f"{path} has all of this run already; to begin anew: rm -r {path}", file=sys.stderr)
 
     def load(self, loader: ModelLoader) -> tuple[Any, Any, dict[str, Any]]:
         """Model, tokenizer and what environment.json says about them."""
@@ -220,13 +240,21 @@ class _Run:
         self.folder.clear_flags()
         order = [sample.id for sample in self.samples]
         records = {name: [known[sample] for sample in order if sample in known] for name, known in self.records.items()}
-        metrics = [*self.task.measured, *(FIDELITY_METRICS if self._compared() else ())]
+        metrics = self._metrics()
         facts, compare = self._facts(metrics), comparisons(self.config)
         summary = summarise(records, metrics, self.failures, facts, self.config.seed, compare)
+        if self.config.speed is not None and (rows := self.folder.speed()):
+            summary["speed"] = rows
         self.folder.write_summary(summary)
         if any(records.values()):
             write_report([self.folder.path], self.folder.path)
         return summary
+
+    def _metrics(self) -> list[str]:
+        """The metrics of the summary: those of answers alone where all methods give some."""
+        if not self.config.generation.answers:
+            return [*(metric for metric in self.task.measured if metric == "answer_nll"), *FOLLOWED_METRICS]
+        return [*self.task.measured, *(FIDELITY_METRICS if self._compared() else ())]
 
     def _facts(self, metrics: list[str]) -> dict[str, Any]:
         source, environment = self.source, self.folder.environment()
@@ -238,7 +266,7 @@ class _Run:
             "samples": len(self.samples),
             "truncated": sum("truncated" in record for record in first),
             "metrics": metrics,
-            "headline": self.task.headline,
+            "headline": self.task.headline if self.task.headline in metrics else FIDELITY_METRICS[0],
             "full": next((method.name for method in self.config.methods if method.policy == "full"), None),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "buzz": buzz.__version__,

@@ -21,7 +21,7 @@ import yaml
 from buzz.evaluation.environment import environment
 from buzz.evaluation.errors import ConfigError, WriteError
 from buzz.evaluation.files import append, write_atomically, writing
-from buzz.evaluation.measure.records import DamageError, check_environment, check_record, parse_object
+from buzz.evaluation.measure.records import DamageError, check_environment, check_record, check_speed, parse_object
 from buzz.evaluation.paths import read_regular, short, user_path
 from buzz.evaluation.run.config import ADDED_KEYS, ADDED_METHOD_KEYS, RunConfig, to_yaml
 from buzz.evaluation.run.distributed import ALONE, Group
@@ -222,6 +222,26 @@ class RunFolder:
 
     def _write_environment(self, now: Mapping[str, Any]) -> None:
         write_atomically(self.path / "environment.json", json.dumps(now, indent=2, default=str) + "\n")
+
+    def speed(self) -> list[dict[str, Any]] | None:
+        """What speed.json holds; None, if it is not there.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        path = self.path / "speed.json"
+        if not path.exists():
+            return None
+        try:
+            facts = parse_object(_read(path))
+            check_speed(facts)
+        except DamageError as error:
+            raise ConfigError("output", f"{path} is damaged: {error}", _OTHER) from error
+        return list(facts["rows"])
+
+    def write_speed(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """speed.json, whole or not at all."""
+        write_atomically(self.path / "speed.json", json.dumps({"rows": list(rows)}, indent=2) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json, whole or not at all."""

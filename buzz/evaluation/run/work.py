@@ -6,20 +6,24 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, cycle, islice
 from typing import Any
 
 from buzz.evaluation.config.methods import MethodConfig
 from buzz.evaluation.errors import WriteError
 from buzz.evaluation.measure.batch import Job, Prompt
-from buzz.evaluation.measure.execute import compare_batch, run_batch
-from buzz.evaluation.measure.hive import record_hive, recordable
+from buzz.evaluation.measure.execute import compare_batch, follow, run_batch
+from buzz.evaluation.measure.fidelity import FullLogits
+from buzz.evaluation.measure.hive import record_hive, recordable, watch_rows, write_hive
 from buzz.evaluation.measure.metric_info import FIDELITY_METRICS
 from buzz.evaluation.measure.records import hive_path
+from buzz.evaluation.measure.section import SpeedConfig
+from buzz.evaluation.measure.speed import long_prompt
 from buzz.evaluation.memory import is_out_of_memory, release_memory, slot_bytes
 from buzz.evaluation.run.budgets import in_bytes, off_target, policy_for
 from buzz.evaluation.run.config import RunConfig
 from buzz.evaluation.run.distributed import Group
-from buzz.evaluation.run.progress import Progress
+from buzz.evaluation.run.progress import Progress, prompt_weight, weight
 from buzz.evaluation.run.store import RunFolder
 from buzz.evaluation.show.tracking import Tracker
 from buzz.evaluation.tasks import Task
@@ -30,6 +34,7 @@ Record = dict[str, Any]
 Records = dict[str, Record]  # by sample id
 REFITS = 2  # further tries to give a sample the memory that `match` or `reduction` asks for
 OUT_OF_MEMORY = "out of memory"
+_SPEED = "a long prompt"  # what progress calls it; no method has such a name
 
 
 def full_method(config: RunConfig, task: Task) -> str | None:
@@ -82,6 +87,9 @@ class Work:
     tracker: Tracker
     failures: dict[str, str] = field(default_factory=dict)  # why a method did not finish
     halvings: list[dict[str, Any]] = field(default_factory=list)  # batches too large for the memory: method, from, to
+    _tell: Callable[[int, float, bool], None] | None = None  # who is told of every call
+    # What following the first samples has shown, by method and sample id: their policies, and when each head let go.
+    _hives: dict[tuple[str, str], tuple[Policy, Any]] = field(default_factory=dict)
     _policies: dict[Any, Policy] = field(default_factory=dict)  # samples alike have policies alike; fitting takes time
 
     def run(self) -> None:
@@ -93,15 +101,61 @@ class Work:
         """
         batches = cut(self.prompts, self.config.batch_size)
         self._own = [batch for number, batch in enumerate(batches) if self.group.mine(number)]
+        self._full = full_method(self.config, self.task)
+        self._logits = FullLogits(self.model)
         for method in self.config.methods:
             if method.match is None:
                 for prompt in self.prompts:
                     self._job(method, prompt)
-        self._full = full_method(self.config, self.task)
-        for method in in_order(self.config.methods, self._full):
-            self._run_method(method)
+        methods = in_order(self.config.methods, self._full)
+        planned = {method.name: self._planned(method) for method in methods}
+        speed = self.config.speed if self.group.main and self.folder.speed() is None else None
+        if speed is not None:
+            planned[_SPEED] = (1 + len(speed.methods)) * (prompt_weight(speed.prompt, False) + speed.steps)
+        with Progress(planned, self.group.main) as progress:
+            self._tell = progress.tell
+            for method in methods:
+                self._run_method(method, progress)
+            if speed is not None:
+                self._time(speed, progress)
 
-    def _run_method(self, method: MethodConfig) -> None:
+    def _time(self, speed: SpeedConfig, progress: Progress) -> None:
+        """Decoding after a long prompt; where there is no memory for it, the run goes on without."""
+        self.check()
+        progress.begin(_SPEED)
+        progress.batch(prompt_weight(speed.prompt, False))
+        ids = list(islice(chain.from_iterable(cycle([prompt.ids for prompt in self.prompts])), speed.prompt))
+        known, policies = {method.name: method for method in self.config.methods}, {}
+        for name in speed.methods:
+            method = known[name]
+            policies[name] = policy_for(method, speed.prompt, speed.steps, None, self.layers), method.positions
+        try:
+            rows = long_prompt(self.model, ids, speed.steps, policies, progress.tell)
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+                raise
+            warnings.warn(f"speed is not measured: {OUT_OF_MEMORY}", stacklevel=1)
+            release_memory()
+            return
+        self.folder.write_speed(rows)
+
+    def _planned(self, method: MethodConfig) -> float:
+        """How much is left of a method in this process, as progress counts it."""
+        done, passes = self.records[method.name], 1
+        if self.task.kind == "generation" and not self._follows(method):
+            passes += self._full is not None
+        total = 0.0
+        for batch in self._own:
+            lengths = [self.task.calls(len(p.ids), self._most) for p in batch if p.sample.id not in done]
+            if lengths:
+                prompts, calls = sum(first for first, _ in lengths), max(steps for _, steps in lengths)
+                total += weight(prompts, calls, self._echoes(method), passes)
+        return total
+
+    def _echoes(self, method: MethodConfig) -> bool:
+        return method.make_policy().echo_chunk is not None
+
+    def _run_method(self, method: MethodConfig, progress: Progress) -> None:
         """One method. Every decision before the processes meet rests on what all of them know."""
         done = self.records[method.name]
         if len(done) == len(self.prompts):
@@ -111,25 +165,26 @@ class Work:
             full = self._full_for(method)
         except LookupError as error:
             self.failures[method.name] = str(error)
+            progress.give_up(method.name)
             return
         rest = [[prompt for prompt in batch if prompt.sample.id not in done] for batch in self._own]
         mine = sum(map(len, self._own))
-        left = sum(map(len, rest))
         halvings = len(self.halvings)
         failure = None
-        with Progress(method.name, mine, mine - left, self.group.main) as progress:
-            try:
-                self._work_off(method, deque(filter(None, rest)), full, progress, mine)
-            except MemoryError:
-                failure = OUT_OF_MEMORY
-                self.folder.raise_flag(method.name)
-            everybody = self.group.gather((failure, self.halvings[halvings:], progress.figures()))
-            self.halvings[halvings:] = [halving for _, found, _ in everybody for halving in found]
-            failures = [found for found, _, _ in everybody if found]
-            if failures:
-                self.failures[method.name] = failures[0]
-            else:
-                progress.finish([figures for _, _, figures in everybody])
+        progress.begin(method.name)
+        try:
+            self._work_off(method, deque(filter(None, rest)), full, progress, mine)
+        except MemoryError:
+            failure = OUT_OF_MEMORY
+            self.folder.raise_flag(method.name)
+        everybody = self.group.gather((failure, self.halvings[halvings:], progress.figures()))
+        self.halvings[halvings:] = [halving for _, found, _ in everybody for halving in found]
+        failures = [found for found, _, _ in everybody if found]
+        if failures:
+            self.failures[method.name] = failures[0]
+            progress.give_up(method.name)
+        else:
+            progress.finish([figures for _, _, figures in everybody])
         if self.group.size > 1 and self.group.main:
             self.folder.merge([method.name], [prompt.sample.id for prompt in self.prompts])
             done.update(self.folder.samples(method.name))
@@ -146,6 +201,8 @@ class Work:
             raise LookupError(f"{method.match}, which it is matched with, did not finish")
         if self._full is None:
             return None
+        if self._follows(method) and self._full in self.failures:
+            raise LookupError(f"{self._full}, whose answers it is given, did not finish")
         if method.name == self._full:
             return "self"
         known = next(iter(self.records[method.name].values()), None)
@@ -179,6 +236,8 @@ class Work:
             if len(prompts) > most:
                 queue.extendleft([prompts[most:], prompts[:most]])
                 continue
+            first = sum(self.task.calls(len(prompt.ids), self._most)[0] for prompt in prompts)
+            progress.batch(prompt_weight(first, self._echoes(method)))
             records = self._try(method, prompts, full)
             if records is None:
                 release_memory()
@@ -201,7 +260,8 @@ class Work:
         model, tokenizer, task, positions = self.model, self.tokenizer, self.task, method.positions
         try:
             jobs, records = self._fitted(method, [self._job(method, prompt) for prompt in prompts])
-            compare_batch(model, tokenizer, task, jobs, positions, records, full, self._chunk)
+            if not self._follows(method):
+                compare_batch(model, tokenizer, task, jobs, positions, records, full, self._chunk, self._logits)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or is_out_of_memory(error):
                 return None
@@ -232,9 +292,42 @@ class Work:
                     best[row] = job, record
         return [job for job, _ in best], [record for _, record in best]
 
+    def _follows(self, method: MethodConfig) -> bool:
+        """Whether a method gives no answers but reads the full cache's."""
+        return not self.config.generation.answers and method.name != self._full
+
     def _run(self, method: MethodConfig, jobs: Sequence[Job]) -> list[Record]:
-        most = self.config.generation.max_new_tokens
-        return run_batch(self.model, self.tokenizer, self.task, jobs, method.positions, most, self._chunk)
+        if self._follows(method):
+            return self._follow(method, jobs)
+        return run_batch(self.model, self.tokenizer, self.task, jobs, method.positions, self._most, self._chunk)
+
+    def _follow(self, method: MethodConfig, jobs: Sequence[Job]) -> list[Record]:
+        """Records of jobs that are given the full cache's answers. The first samples are watched on the way."""
+        assert self._full is not None
+        chunk, shown = self._chunk, {prompt.sample.id for prompt in self.prompts[: self.config.hive]}
+        prompts = [job.prompt for job in jobs]
+        rows = [row for row, prompt in enumerate(prompts) if prompt.sample.id in shown]
+        at_once = all(prompt.context is None and len(prompt.ids) <= (chunk or len(prompt.ids)) for prompt in prompts)
+
+        def watch(cache: Any, answers: Sequence[Sequence[int]]) -> None:
+            for row, evicted_at in watch_rows(self.model, cache, jobs, answers, rows).items():
+                self._hives[method.name, prompts[row].sample.id] = jobs[row].policy, evicted_at
+
+        return follow(
+            self.model,
+            self.tokenizer,
+            self.task,
+            jobs,
+            method.positions,
+            self.records[self._full],
+            chunk,
+            self._logits,
+            watch if rows and at_once else None,
+        )
+
+    @property
+    def _most(self) -> int:
+        return self.config.generation.max_new_tokens
 
     @property
     def _chunk(self) -> int | None:
@@ -245,7 +338,7 @@ class Work:
 
     def _job(self, method: MethodConfig, prompt: Prompt, before: Record | None = None) -> Job:
         """A sample under the policy that fits it; `before`: what an earlier try has measured."""
-        first, expected = self.task.calls(len(prompt.ids), self.config.generation.max_new_tokens)
+        first, expected = self.task.calls(len(prompt.ids), self._most)
         target = self._target(method, prompt)
         if target and before:
             target = target | {"new_tokens": before["new_tokens"]}  # the length of the other's answer does not count
@@ -253,12 +346,15 @@ class Work:
             target = target | {
                 "cache": {"mean_tokens": target["cache"]["mean_bytes"] / self._per_token(method, before)}
             }
+        if self._full is not None and self._follows(method):
+            given = self.records[self._full].get(prompt.sample.id)
+            expected = expected if given is None else given["new_tokens"] - 1
         calls = before["new_tokens"] - 1 if before else expected
         context = prompt.context or 0
         key = (method.name, first, context, calls, target and (target["new_tokens"], target["cache"]["mean_tokens"]))
         if key not in self._policies:
             self._policies[key] = policy_for(method, first, calls, target, self.layers, self._chunk, context)
-        return Job(prompt, self._policies[key])
+        return Job(prompt, self._policies[key], self._tell)
 
     def _per_token(self, method: MethodConfig, before: Record | None) -> float:
         """Bytes allocated for each token that a method holds: as an earlier try has measured it, or a slot's."""
@@ -280,7 +376,12 @@ class Work:
             self.check()
             try:
                 job = Job(prompt, make_policy(**record["policy"]))
-                record_hive(self.model, self.tokenizer, self.task, job, method.positions, record, path)
+                watched = self._hives.pop((method.name, prompt.sample.id), None)
+                if watched is not None and watched[0] == job.policy:
+                    ids = [*prompt.ids, *record["output_ids"]]
+                    write_hive(self.tokenizer, job, ids, len(prompt.ids), watched[1], path)
+                else:
+                    record_hive(self.model, self.tokenizer, self.task, job, method.positions, record, path)
             except WriteError:
                 raise
             except Exception as error:

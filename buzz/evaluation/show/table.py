@@ -208,6 +208,27 @@ def comparison_tables(summary: Mapping[str, Any]) -> list[tuple[str, Table, int]
     return [table for table in tables if table[1][1]]
 
 
+def speed_rows(summary: Mapping[str, Any]) -> Table:
+    """Header and cells of what decoding after a long prompt took, a row a cache; no rows if it was not timed."""
+    header = ["cache", "prompt tokens", "prompt s", "ms a step", "tokens/s", "tokens a head", "MiB"]
+    rows = [
+        [
+            row["method"],
+            f"{row['prompt_tokens']}",
+            f"{row['prompt_seconds']:.1f}",
+            f"{row['ms']:.1f}",
+            f"{row['tokens_per_second']:.2f}",
+            f"{row['tokens']:.0f}",
+            shown_mib(row["mib"]),
+        ]
+        for row in summary.get("speed") or ()
+    ]
+    return header, rows
+
+
+SPEED = "Decoding after a long prompt, one row, by turns; a step is the median."
+
+
 def headline_rows(summary: Mapping[str, Any]) -> Table:
     """Header and cells of a narrow table, a row a method: the headline metric alone, and its paired differences."""
     metric = summary["run"]["headline"]
@@ -249,7 +270,10 @@ def text_table(summary: Mapping[str, Any]) -> str:
     lines = text_rows(header, rows, [*range(cut), *range(last, len(header))])
     if cut < last:
         lines += ["", *text_rows(header, rows, [0, *range(cut, last)])]
-    return "\n".join([*lines, *notes(summary), *_room(summary)])
+    lines += [*notes(summary), *_room(summary)]
+    if (timed := speed_rows(summary))[1]:
+        lines += ["", *text_rows(*timed), SPEED]
+    return "\n".join(lines)
 
 
 def _room(summary: Mapping[str, Any]) -> list[str]:
@@ -313,6 +337,8 @@ def markdown_report(summary: Mapping[str, Any], plot: str | None) -> str:
     lines += [*(f"- {note}" for note in notes(summary)), *([""] if notes(summary) else []), *reading(run["metrics"])]
     if plot:
         lines += ["", f"![quality against mean cache length]({plot})"]
+    if (timed := speed_rows(summary))[1]:
+        lines += ["", "## After a long prompt", "", *markdown_rows(*timed), "", SPEED]
     for title, rows, left in comparison_tables(summary):
         lines += ["", f"## {title}", "", *markdown_rows(*rows, left=left)]
     if any(entry.get("paired") for entry in summary["methods"].values()):

@@ -150,7 +150,7 @@ def _sample_table(method: str, rows: Sequence[Record]) -> Any:
             method,
             row["prompt_tokens"],
             row["new_tokens"],
-            _text(row["output"]),
+            _text(row.get("output", "")),
             _text(row["reference"]),
             *(_of_sample(metric, row) for metric in metrics),
             float(row["cache"]["mean_tokens"]),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import buzz
-from buzz.evaluation.measure.fidelity import fidelity, full_logits
+from buzz.evaluation.measure import fidelity as module
+from buzz.evaluation.measure.fidelity import FullLogits, fidelity, follow_batch, full_logits
 from tests.evaluation.toys import END, POLICIES, job, model_of, naive_logits, numbers
 
 PROMPTS = [numbers(length, length) for length in (30, 14, 22, 1)]
@@ -82,3 +83,39 @@ def test_rouge_of_two_answers(output, reference, expected):
         one = job(PROMPTS[1], POLICIES["full"])
         found = fidelity(model, [one], None, [{"output": output}], [{"output": reference, "output_ids": [5]}])
     assert found[0]["fidelity_rougeL"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["full", "h2o", "buzz"])
+def test_who_follows_is_as_near_as_who_answers(policy):
+    model, jobs = model_of("llama"), [job(prompt, POLICIES[policy]) for prompt in PROMPTS]
+    near = measured(model, POLICIES[policy], None)
+    with buzz.patch_model(model):
+        records = follow_batch(model, jobs, None, REFERENCES)
+        for record, metrics, prompt, answer in zip(records, near, PROMPTS, ANSWERS, strict=True):
+            assert record["metrics"] == {name: metrics[name] for name in ("fidelity_kl", "fidelity_top1")}
+            assert (record["output_ids"], record["new_tokens"], record["prompt_tokens"]) == (
+                answer,
+                len(answer),
+                len(prompt),
+            )
+            assert "output" not in record
+            lengths = naive_logits(model, POLICIES[policy], None, prompt, answer[:-1])[1]
+            own = lengths[1:] or lengths
+            assert record["cache"]["mean_tokens"] == pytest.approx(sum(own) / len(own))
+
+
+def test_the_full_caches_logits_are_computed_once(monkeypatch):
+    model, computed = model_of("llama"), []
+    real = module.full_logits
+    monkeypatch.setattr(module, "full_logits", lambda *a: computed.append(1) or real(*a))
+    jobs = [job(prompt, POLICIES["h2o"]) for prompt in PROMPTS]
+    with buzz.patch_model(model):
+        plain = fidelity(model, jobs, None, REFERENCES, REFERENCES)
+        kept, none = FullLogits(model), FullLogits(model, most=100)
+        for logits, calls in ((kept, 1), (none, 3)):
+            computed.clear()
+            for _ in range(3):
+                assert fidelity(model, jobs, None, REFERENCES, REFERENCES, None, logits) == plain
+            assert len(computed) == calls
+        kept(PROMPTS[:2], ANSWERS[:2])  # another batch
+        assert len(computed) == 4

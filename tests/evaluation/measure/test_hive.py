@@ -16,7 +16,8 @@ import buzz
 from buzz import BeehiveCache
 from buzz.evaluation.measure import hive
 from buzz.evaluation.measure.execute import encode
-from buzz.evaluation.measure.hive import Evictions, record_hive, token_texts
+from buzz.evaluation.measure.fidelity import follow_batch
+from buzz.evaluation.measure.hive import Evictions, record_hive, token_texts, watch_rows
 from buzz.evaluation.measure.records import find_hives, hive_path
 from buzz.evaluation.tasks import make_task
 from buzz.evaluation.tasks.section import TaskConfig
@@ -100,6 +101,24 @@ def test_every_head_holds_the_very_tokens_that_the_file_names(model, name, posit
                 expected = keys[layer][head, :tokens][torch.from_numpy(mask)]
                 assert torch.equal(cached[head], expected), (call, layer, head)
     assert (evicted_at != -1).any()
+
+
+@pytest.mark.parametrize("name", [*EVERY, "comb"])
+def test_rows_of_a_batch_are_followed_as_if_they_were_alone(model, name, tmp_path):
+    policy = EVERY.get(name) or buzz.make_policy("comb", capacity=12, lazy=3, near=4, beyond=4, budgets="worth")
+    prompts, answers = [numbers(n, n) for n in (21, 30, 9)], [numbers(n, n) for n in (4, 17, 12)]
+    jobs = [job(prompt, policy) for prompt in prompts]
+    found = {}
+
+    def watch(cache, given):
+        found.update(watch_rows(model, cache, jobs, given, [1, 2]))
+
+    follow_batch(model, jobs, None, [{"output_ids": answer} for answer in answers], watch=watch)
+    assert sorted(found) == [1, 2]
+    for row, evicted_at in found.items():
+        _, alone = recorded(model, jobs[row], answers[row], tmp_path)
+        assert np.array_equal(evicted_at, alone), row
+    assert (found[1] > 0).any() == policy.bounded  # the others evict after a prompt alone, or never
 
 
 def test_heads_of_unequal_length():

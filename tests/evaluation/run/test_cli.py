@@ -224,7 +224,8 @@ def test_a_sweep_prints_its_tables(write_config, tmp_path, capfd):
     sweep = {"stride": [2, 3], "methods": [{"policy": "buzz", "sink": 2, "window": 12, "threshold": 10}]}
     assert main(["--config", str(write_config(methods=["full"], sweep=sweep)), "task.limit=2"]) == 0
     captured = capfd.readouterr()
-    assert sum(line.startswith("buzz-") for line in captured.out.splitlines()) == 2
+    table = captured.out.split("\n\n")[1]  # after its title; the verdict follows
+    assert sum(line.startswith("buzz-") for line in table.splitlines()) == 2
     assert f"{tmp_path / 'out'}: summary.json" in captured.out
 
 

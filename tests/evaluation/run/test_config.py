@@ -417,3 +417,28 @@ def test_text_stays_text(base: Path, tmp_path: Path, text: str) -> None:
 def test_a_date_and_a_no_are_names(base: Path) -> None:
     assert load_config(base, ["name=2024-01-01"]).name == "2024-01-01"
     assert load_config(base, ["name=no"]).name == "no"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["generation.answers=false", "methods=[h2o]"],
+            "generation.answers: is false, but no method is the full cache",
+        ),
+        (
+            ["generation.answers=false", "generation.fidelity=false"],
+            "generation.answers: is false, and so is generation",
+        ),
+        (["generation.answers=false", "task.name=wikitext"], "generation.answers: is false, but wikitext asks for no"),
+        (["speed.methods=[h2o]"], "speed.methods[0]: 'h2o' is no method of this run, one of full is wanted"),
+        (["speed.methods=[full]", "speed.prompt=0"], "speed.prompt: is 0"),
+        (["speed.prompt=5"], "speed.methods: is missing"),
+        (
+            ["methods=[full, {policy: h2o, match: local, name: h2o}, local]", "speed.methods=[h2o]"],
+            "speed.methods[0]: h2o is matched with local sample by sample",
+        ),
+    ],
+)
+def test_mistakes_of_what_is_measured(base: Path, overrides: list[str], line: str) -> None:
+    assert error(base, *overrides).startswith(line)

@@ -56,7 +56,7 @@ def test_a_run_fills_its_folder(write_config, capfd):
         assert metric["ci95"][0] <= metric["mean"] <= metric["ci95"][1]
     # Not a terminal: a line per method, no bars, no chatter.
     lines = capfd.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in lines] == list(summary["methods"])
+    assert [line.split(":")[0] for line in lines] == [f"{i}/2 {name}" for i, name in enumerate(summary["methods"], 1)]
 
 
 def test_runs_in_two_threads_at_once(write_config, tmp_path):
@@ -408,9 +408,9 @@ def test_the_full_cache_runs_first_and_is_the_reference(write_config, monkeypatc
     seen = []
     real = work.compare_batch
 
-    def watch(model, tokenizer, task, jobs, positions, records, reference, chunk):
+    def watch(model, tokenizer, task, jobs, positions, records, reference, chunk, logits):
         seen.append((jobs[0].policy.name, reference if reference is None or reference == "self" else set(reference)))
-        return real(model, tokenizer, task, jobs, positions, records, reference, chunk)
+        return real(model, tokenizer, task, jobs, positions, records, reference, chunk, logits)
 
     monkeypatch.setattr(work, "compare_batch", watch)
     methods = [{"policy": "h2o", "match": "hive"}, "local", HIVE, "full"]
@@ -523,7 +523,111 @@ def test_the_tracker_hears_of_every_sample(write_config, monkeypatch):
     monkeypatch.setattr(runner, "track", track)
     run(load_config(write_config(methods=["full", "local"])))
     each = [("full", 4, 4, 6), ("full", 2, 6, 6), ("full", 6)]
-    assert heard == [*each, *(("local", *rest) for _, *rest in each), ["methods", "run"]]
+    assert heard == [*each, *(("local", *rest) for _, *rest in each), ["methods", "nearest", "run"]]
+
+
+# --- methods that read the full cache's answers ---
+
+
+def test_without_answers_methods_read_those_of_the_full_cache(write_config):
+    methods = ["full", HIVE, {"policy": "h2o", "reduction": 2}, {"policy": "streaming", "match": "hive"}]
+    config = load_config(write_config(methods=methods, generation={"max_new_tokens": 12, "answers": False}))
+    answered = load_config(write_config(methods=methods[:2]), [f"output={config.output}-answered"])
+    summary, other = run(config), run(answered)
+    full = records(config, "full")
+    for method in config.methods[1:]:
+        known = records(config, method.name)
+        assert {name: record["output_ids"] for name, record in known.items()} == {
+            name: record["output_ids"] for name, record in full.items()
+        }
+        assert all(set(record["metrics"]) == {"fidelity_kl", "fidelity_top1"} for record in known.values())
+        assert not any("output" in record for record in known.values())
+    assert summary["run"]["metrics"] == ["fidelity_kl", "fidelity_top1"]
+    assert (summary["run"]["headline"], summary["nearest"]["metric"]) == ("fidelity_kl", "fidelity_kl")
+    for metric in ("fidelity_kl", "fidelity_top1"):  # as near as a run says that has answers
+        for name in ("full", "hive"):
+            found = summary["methods"][name]["metrics"][metric]["mean"]
+            assert found == pytest.approx(other["methods"][name]["metrics"][metric]["mean"], rel=1e-4, abs=1e-6)
+    for record in records(config, "h2o-reduction2").values():
+        assert record["cache"]["full_mean_tokens"] / record["cache"]["mean_tokens"] == pytest.approx(2, rel=0.05)
+    page = (Path(config.output) / "report.html").read_text()
+    assert summary["methods"]["full"]["n"] == 6
+    assert "ROUGE" not in page.split("<script")[0].split("How it was made")[0]
+
+
+def test_the_hives_of_followed_samples_are_those_of_a_replay(write_config):
+    methods = ["full", HIVE, {"policy": "streaming", "reduction": 3}]
+    config = load_config(write_config(methods=methods, generation={"max_new_tokens": 12, "answers": False}, hive=2))
+    run(config)
+    paths = sorted((Path(config.output) / "hive").iterdir())
+    watched = [json.loads(path.read_text()) for path in paths]
+    for path in [*paths, Path(config.output) / "summary.json"]:
+        path.unlink()
+    run(config)  # nothing is left to measure, so they are replayed
+    assert [json.loads(path.read_text()) for path in paths] == watched
+    assert len(paths) == 6
+
+
+def test_without_the_full_caches_answers_there_is_nothing_to_read(write_config, monkeypatch):
+    real = work.run_batch
+
+    def full_fails(model, tokenizer, task, jobs, *rest):
+        if jobs[0].policy.name == "full":
+            raise torch.OutOfMemoryError("out of memory")
+        return real(model, tokenizer, task, jobs, *rest)
+
+    monkeypatch.setattr(work, "run_batch", full_fails)
+    summary = run(load_config(write_config(generation={"max_new_tokens": 12, "answers": False})))
+    hive = list(summary["methods"].values())[1]
+    assert (hive["n"], hive["failed"]) == (0, "full, whose answers it is given, did not finish")
+
+
+# --- decoding after a long prompt ---
+
+
+def test_decoding_after_a_long_prompt_is_timed_once(write_config, monkeypatch):
+    speed = {"prompt": 300, "steps": 5, "methods": ["h2o-reduction4"]}
+    config = load_config(write_config(methods=["full", {"policy": "h2o", "reduction": 4}], speed=speed))
+    summary = run(config)
+    full, h2o = summary["speed"]
+    assert (full["method"], h2o["method"]) == ("DynamicCache", "h2o-reduction4")
+    assert full["prompt_tokens"] == h2o["prompt_tokens"] == 300
+    assert full["tokens"] == 300 + 5 + 2
+    assert h2o["tokens"] == pytest.approx(full["tokens"] / 4, rel=0.05)
+    for row in summary["speed"]:
+        assert row["tokens_per_second"] == pytest.approx(1000 / row["ms"])
+        assert 0 < row["ms"] < 1000 * row["prompt_seconds"]
+    report = (Path(config.output) / "report.md").read_text()
+    assert "## After a long prompt" in report
+    assert "| DynamicCache | 300 |" in report
+    assert "After 300 tokens of prompt: " in report.split("\n")[2]
+    assert "After a long prompt</h2>" in (Path(config.output) / "report.html").read_text()
+    assert "DynamicCache" in text_table(summary)
+
+    monkeypatch.setattr(work, "long_prompt", lambda *_: pytest.fail("timed again"))
+    (Path(config.output) / "summary.json").unlink()
+    assert run(config)["speed"] == summary["speed"]
+
+
+def test_a_long_prompt_without_memory_is_a_warning(write_config, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA\nout of memory")
+
+    monkeypatch.setattr(work, "long_prompt", fails)
+    with pytest.warns(UserWarning, match="speed is not measured: out of memory"):
+        summary = run(load_config(write_config(methods=["local"], speed={"prompt": 100, "methods": ["local"]})))
+    assert "speed" not in summary
+    assert summary["methods"]["local"]["n"] == 6
+
+
+def test_a_run_that_is_complete_says_so(write_config, capfd):
+    config = load_config(write_config(methods=["local"]))
+    run(config)
+    assert "to begin anew" not in capfd.readouterr().err
+    run(config)
+    assert (
+        capfd.readouterr().err == f"{config.output} has all of this run already; to begin anew: rm -r {config.output}\n"
+    )
 
 
 # --- hives ---

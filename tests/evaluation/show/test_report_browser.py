@@ -154,8 +154,10 @@ def test_a_token_tells_which_heads_hold_it(page_file):
 def test_the_keyboard_moves_the_slider_and_the_button_plays(page_file):
     async def visit(page):
         await page.until(READY)
-        assert await page.value("document.getElementById('hive-when').value") == "after call 3 of 3"
+        assert await page.value("document.getElementById('hive-when').value") == "after the prompt"
         await page.value("document.getElementById('hive-step').focus()")
+        await page.key("End")
+        assert await page.value("document.getElementById('hive-when').value") == "after call 3 of 3"
         await page.key("ArrowLeft")
         assert await page.value("document.getElementById('hive-when').value") == "after call 2 of 3"
         await page.key("Home")

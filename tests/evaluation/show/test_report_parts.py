@@ -55,7 +55,9 @@ def test_the_first_table_has_what_a_method_is_judged_by():
 def test_every_figure_is_in_the_other_one_and_the_best_are_marked_there_too():
     rows = text_of(all_figures(*made(), "x"))
     assert rows[0].startswith("method | n | ROUGE-1 | KL to full | answer tokens | mean cache | peak cache | ")
-    assert rows[3].startswith("comb | 8 | 50.00 [50.00, 50.00] best | 0.100 [0.100, 0.100] best | 10.0 | 102.0 | 122 | ")
+    assert rows[3].startswith(
+        "comb | 8 | 50.00 [50.00, 50.00] best | 0.100 [0.100, 0.100] best | 10.0 | 102.0 | 122 | "
+    )
     assert rows[2].startswith("buzz | 8 | 30.00 [30.00, 30.00] | 0.400 [0.400, 0.400] | 10.0 | 100.0 | ")
 
 

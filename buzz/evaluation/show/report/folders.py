@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.measure.metric_info import FIDELITY_METRICS, FOLLOWED_METRICS
 from buzz.evaluation.measure.records import DamageError, check_environment, check_record, find_hives, parse_object
 from buzz.evaluation.measure.summary import summarise
 from buzz.evaluation.models.section import model_name
@@ -216,6 +217,8 @@ def _so_far(config: Mapping[str, Any], records: Mapping[str, Sequence[Record]]) 
     """The summary of a run that is not finished."""
     model, task = config["model"], TASKS.get(config["task"]["name"])
     metrics = list(dict.fromkeys(metric for rows in records.values() for row in rows for metric in row["metrics"]))
+    if not config.get("generation", {}).get("answers", True):  # only the full cache's answers have a score
+        metrics = [metric for metric in metrics if metric in ("answer_nll", *FOLLOWED_METRICS)]
     headline = task.headline if task is not None else None
     first = next(rows for rows in records.values() if rows)
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in records.items())
@@ -226,7 +229,7 @@ def _so_far(config: Mapping[str, Any], records: Mapping[str, Sequence[Record]]) 
         "samples": max(map(len, records.values())),
         "truncated": sum("truncated" in row for row in first),
         "metrics": metrics,
-        "headline": headline if headline in metrics else metrics[0],
+        "headline": next(name for name in (headline, FIDELITY_METRICS[0], metrics[0]) if name in metrics),
         "full": next((method["name"] for method in config["methods"] if method["policy"] == "full"), None),
         "notes": [f"The run is not finished. Samples so far: {counts}.", *remarks(config["task"])],
     }

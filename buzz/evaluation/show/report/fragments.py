@@ -15,7 +15,7 @@ from buzz.evaluation.show.report.needles import Grid, asked_when, grid_rows, nee
 from buzz.evaluation.show.report.pictures import PALETTE, Figure
 from buzz.evaluation.show.report.svg import inline_svg
 from buzz.evaluation.show.report.tables import MARKS, all_figures, first_table, table
-from buzz.evaluation.show.table import CACHE, PAIRED, comparison_tables, notes, reading
+from buzz.evaluation.show.table import CACHE, PAIRED, SPEED, comparison_tables, notes, reading, speed_rows
 
 
 def figure(drawn: Figure, prefix: str) -> str:
@@ -41,6 +41,12 @@ def results(run: Run) -> str:
         + all_figures(run.summary, order, f"All metrics and figures of {run.name}")
         + f"</details><details><summary>How to read the tables</summary>{prose}</details>"
     )
+
+
+def speed(run: Run) -> str:
+    """What decoding after a long prompt took; empty if it was not timed."""
+    rows = speed_rows(run.summary)
+    return f"{table(rows, 'After a long prompt')}<p class='quiet'>{escape(SPEED)}</p>" if rows[1] else ""
 
 
 def comparisons(run: Run) -> str:

@@ -12,6 +12,7 @@ from buzz.evaluation.show.report.folders import Run
 from buzz.evaluation.show.report.needles import asked_when, grid_rows, needle_grids
 from buzz.evaluation.show.report.pictures import Figure
 from buzz.evaluation.show.table import markdown_report, markdown_rows
+from buzz.evaluation.show.verdict import verdicts
 
 PAGE = "The page [report.html](report.html) has the same, answers side by side{hive}."
 HIVE = ", and the hive view: which heads hold which tokens, call by call"
@@ -41,7 +42,9 @@ def render_markdown(
             others = [figure for figure in drawn if shared is None or not figure.quality]
             more = [*_parts(run, "###"), *_pictures(others, "###"), *_needles(run, "###")]
             lines += ["", f"## Figures of {run.name}", *more] if more else []
-    return "\n".join([text.rstrip("\n"), *lines, "", page]) + "\n"
+    title_line, rest = text.rstrip("\n").split("\n", 1)
+    told = [line for one in verdicts({run.name: run.summary for run in runs}) for line in ("", f"**{one}**")]
+    return "\n".join([title_line, *told, rest, *lines, "", page]) + "\n"
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -13,6 +13,7 @@ from buzz.evaluation.show.report import fragments
 from buzz.evaluation.show.report.folders import Run
 from buzz.evaluation.show.report.page_data import page_data
 from buzz.evaluation.show.report.pictures import PALETTE, Figure, is_sweep
+from buzz.evaluation.show.verdict import verdicts
 
 _SCRIPTS = ("hive.js", "samples.js")
 _HEXAGON = "M12 1.6 21 6.8v10.4l-9 5.2-9-5.2V6.8z"
@@ -38,7 +39,8 @@ def render_page(title: str, runs: Sequence[Run], figures: Sequence[Sequence[Figu
     else:
         sections = _of_several(runs, figures, shared)
     sections.append(("about", "How it was made", "".join(map(fragments.about, runs))))
-    return _document(title, _subtitle(runs), [section for section in sections if section[2]], data)
+    told = verdicts({run.name: run.summary for run in runs})
+    return _document(title, _subtitle(runs), told, [section for section in sections if section[2]], data)
 
 
 def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
@@ -47,6 +49,7 @@ def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
     return [
         # Of methods in several sizes a picture says more than its table.
         *([*drawn[:1], results] if is_sweep(run) else [results, *drawn[:1]]),
+        ("speed", "After a long prompt", fragments.speed(run)),
         ("hive", "The hive", _hive([run])),
         ("parts", "Task by task", fragments.parts(run)),
         ("needles", "Needles by length and depth", fragments.needles(run)),
@@ -99,7 +102,7 @@ def _text(name: str) -> str:
 # --- the document ----------------------------------------------------------------------------------------------------
 
 
-def _document(title: str, subtitle: str, sections: Sections, data: str) -> str:
+def _document(title: str, subtitle: str, told: Sequence[str], sections: Sections, data: str) -> str:
     script = "".join(_text(name) for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     # Nothing may be fetched, and no script may run but this one.
@@ -132,6 +135,7 @@ def _document(title: str, subtitle: str, sections: Sections, data: str) -> str:
 <svg class="mark" viewBox="0 0 24 24" aria-hidden="true"><path d="{_HEXAGON}"/></svg>
 <h1>{escape(title)}</h1>
 <p>{escape(subtitle)}</p>
+{"".join(f'<p class="verdict">{escape(one)}</p>' for one in told)}
 <nav aria-label="Sections">{links}</nav>
 </header>
 <main>

@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.show.report.answers import answers_of
 from buzz.evaluation.show.report.folders import Hive, Run
@@ -47,6 +49,7 @@ def _hive(run: Run, hive: Hive, read: bool) -> dict[str, Any]:
         "method": hive.method,
         "policy": ", ".join(f"{key} {value}" for key, value in policy.items() if key != "name"),
         "read": read,
+        "late": bool((np.frombuffer(numbers, dtype="<i2") > 0).any()),  # something was let go of after the first call
         **{key: data[key] for key in kept},
         "evicted_at": packed,
     }

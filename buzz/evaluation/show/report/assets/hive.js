@@ -48,9 +48,10 @@
   function chooseSample() {
     const before = hive && hive.method;
     const names = ofSample().map((one) => one.method);
-    // The full cache evicts nothing, so it is not the first to be shown.
-    const own = names.find((name) => name.startsWith("comb")) || names.find((name) => name.startsWith("buzz"));
-    const first = names.includes(before) ? before : own || names[0];
+    // The first to be shown is one that also evicts after the prompt, comb or buzz if one of these does.
+    const late = ofSample().filter((one) => one.late).map((one) => one.method);
+    const own = (among) => ["comb", "buzz"].map((stem) => among.find((name) => name.startsWith(stem))).find(Boolean);
+    const first = names.includes(before) ? before : own(late) || late[0] || own(names) || names[0];
     at("hive-methods").replaceChildren(...names.map((name) => {
       const label = document.createElement("label");
       const radio = document.createElement("input");
@@ -75,7 +76,7 @@
       return;
     }
     if (mine !== wanted) return;
-    const start = hive === null ? next.calls : Math.min(step(), next.calls);
+    const start = hive === null ? 0 : Math.min(step(), next.calls); // first the prompt: what follows is for the slider
     hive = next;
     at("hive-policy").textContent = [hive.method, hive.policy].filter(Boolean).join(": ");
     const numbers = (count, word) => [["all", "all"], ...Array.from({ length: count }, (_, i) => [`${word} ${i}`, i])];
