@@ -54,7 +54,8 @@ def test_defaults(base: Path) -> None:
                 "match_by": None,
             }
         ],
-        "generation": {"max_new_tokens": 100, "fidelity": True, "prefill_chunk_size": None},
+        "generation": {"max_new_tokens": 100, "fidelity": True, "answers": True, "prefill_chunk_size": None},
+        "speed": None,
         "batch_size": 8,
         "seed": 0,
         "hive": 1,

@@ -514,6 +514,9 @@ def test_the_tracker_hears_of_every_sample(write_config, monkeypatch):
         def summary(self, summary):
             heard.append(sorted(summary))
 
+        def report(self, page):
+            heard.append(page.name)
+
     @contextlib.contextmanager
     def track(config, folder, facts, known, main):
         assert main
@@ -523,7 +526,7 @@ def test_the_tracker_hears_of_every_sample(write_config, monkeypatch):
     monkeypatch.setattr(runner, "track", track)
     run(load_config(write_config(methods=["full", "local"])))
     each = [("full", 4, 4, 6), ("full", 2, 6, 6), ("full", 6)]
-    assert heard == [*each, *(("local", *rest) for _, *rest in each), ["methods", "nearest", "run"]]
+    assert heard == [*each, *(("local", *rest) for _, *rest in each), ["methods", "nearest", "run"], "report.html"]
 
 
 # --- methods that read the full cache's answers ---
