@@ -114,3 +114,12 @@ def test_a_chat_is_one_text(start):
 
 def test_the_page_has_them():
     assert len(PROGRAMS) > 12
+
+
+def test_the_first_program_of_the_readme_runs(start, monkeypatch, capsys):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)  # its text is a file there
+    (program,) = programs((root / "README.md").read_text(encoding="utf-8"))
+    run(program, start)
+    tokens, lengths = capsys.readouterr().out.splitlines()[-1].split()[:2]
+    assert int(lengths.strip("[]")) < 0.5 * int(tokens)
