@@ -87,7 +87,7 @@ def test_an_installed_wheel_evaluates_a_packaged_config(environment: Path, tmp_p
     save_model(tmp_path / "model")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in articles(3)))
     overrides = ["model.gguf=null", "model.id=model", "task.data=rows.jsonl", "task.prompt={document}"]
-    overrides += ["methods=[full, local]", "generation.max_new_tokens=4", "output=out"]
+    overrides += ["methods=[full, local]", "speed=null", "generation.max_new_tokens=4", "output=out"]
     table = call(*command, "eval", "quickstart", *overrides, cwd=tmp_path)
     assert [line.split()[:2] for line in table.splitlines()[2:4]] == [["full", "3"], ["local", "3"]]
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000

@@ -27,6 +27,7 @@ from buzz.cache.copying import copy_layers, refuse_unsettled
 from buzz.cache.echo import Copy, Hearing, heard
 from buzz.cache.files import Setting, read, write
 from buzz.cache.heads import Heads
+from buzz.cache.identity import decoder_of
 from buzz.cache.layer import BeehiveLayer, Memory
 from buzz.cache.packing import unpack
 from buzz.cache.per_row import PerRow
@@ -407,12 +408,16 @@ class BeehiveCache(CacheView):
 
         Raises:
             RuntimeError: a call is open, or generate() is a step ahead of what it has told. ValueError: nothing is
-                held; the model is not there any more, or is spread over processes. OSError: it cannot be written.
+                held; the model is not there any more, has not filled the cache, or is spread over processes. TypeError:
+                a policy has a parameter that cannot be saved. OSError: it cannot be written.
         """
         refuse_unsettled(self.integers, "saved")
-        model = model if model is not None or self._filler is None else self._filler()
         if not any(self.tokens):
             raise ValueError("the cache holds nothing that could be saved: read a text first")
+        filler = None if self._filler is None else self._filler()
+        if model is not None and filler is not None and decoder_of(model) is not decoder_of(filler):
+            raise ValueError("another model has filled the cache: save it with that one (docs/limits.md)")
+        model = filler if model is None else model
         if model is None:
             raise ValueError("the model that filled the cache is not there any more: name it, save(folder, model)")
         setting = Setting(self.positions, self._capacity, self._budget, self.shares, self._lent)

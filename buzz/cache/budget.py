@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from buzz.cache.per_row import PerRow
 from buzz.policies import Policy, make_policy
-from buzz.policies.numbers import integer
+from buzz.policies.numbers import integer, number
 from buzz.words import shown
 
 
@@ -21,8 +21,13 @@ class ShareOfPrompt(NamedTuple):
         """The policy for rows whose prompts have so many tokens; of each row its own, where these differ.
 
         Raises:
-            ValueError: a row has no prompt, or one that is too short for such a share (names it).
+            ValueError: a row has no prompt, or one that is too short for such a share (names it). TypeError: these are
+                not numbers of tokens.
         """
+        given = list(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, str) else []
+        tokens = [n for n in map(integer, given) if n is not None and n >= 0]
+        if not given or len(tokens) < len(given):
+            raise TypeError("the tokens of each row's prompt are wanted, such as [500, 300]")
         rows = [self._of(row, n) for row, n in enumerate(tokens)]
         return rows[0] if len(set(rows)) == 1 else PerRow(rows)
 
@@ -59,13 +64,12 @@ def with_budget(policy: Any, budget: Any) -> tuple[Any, ShareOfPrompt | None]:
         return policy, None
     if not isinstance(policy, Policy):
         raise TypeError("budget= goes with one policy or its name; fit others with Policy.from_budget")
-    tokens = integer(budget)
-    if tokens is None and not isinstance(budget, float):
+    wanted = number(budget)
+    if wanted is None:
         raise TypeError(f"budget must be {_ALLOWED}, got {shown(budget)}")
-    if tokens is None and 0 < budget < 1:
-        return policy, ShareOfPrompt(policy, float(budget))
-    wanted = budget if tokens is None else tokens
-    if not (wanted > 1 or tokens == 1):
+    if isinstance(wanted, float) and 0 < wanted < 1:
+        return policy, ShareOfPrompt(policy, wanted)
+    if not (wanted > 1 or (wanted == 1 and isinstance(wanted, int))):
         raise ValueError(f"budget must be {_ALLOWED}, got {shown(budget)}")
     return policy.from_budget(wanted), None
 

@@ -71,7 +71,8 @@ def write(
         model: that has filled it.
 
     Raises:
-        ValueError: the model's weights are spread over processes. OSError: it cannot be written.
+        ValueError: the model's weights are spread over processes. TypeError: a policy has a parameter that JSON has no
+            form of. OSError: it cannot be written.
     """
     path, known = Path(folder), dict[Policy, int]()  # policies are written once, and named by number
 
@@ -102,18 +103,39 @@ def write(
         if store.is_initialized
         for name, tensor in pack(store, calls.lengths(layer)).items()
     }
+    for policy in known:
+        _refuse_unwritable(policy)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path}: it is a file; the name of a folder is wanted")
     path.mkdir(parents=True, exist_ok=True)
-    new = path / f".{_TENSORS}.new"
+    news = [path / f".{name}.new" for name in (_TENSORS, _INTEGERS)]
     try:
-        save_file(tensors, new)
+        save_file(tensors, news[0])
+        content["tensors"] = _digest(news[0])
+        text = json.dumps({**content, "digest": _own_digest(content)}) + "\n"
+        news[1].write_text(text, encoding="utf-8")
+        # Only now, so that what fails leaves a cache that was there before.
+        for new, name in zip(news, (_TENSORS, _INTEGERS), strict=True):
+            os.replace(new, path / name)
     except SafetensorError as error:
-        new.unlink(missing_ok=True)
         raise OSError(f"{path / _TENSORS}: it cannot be written: {told(error)}") from None
-    content["tensors"] = _digest(new)
-    os.replace(new, path / _TENSORS)
-    new = path / f".{_INTEGERS}.new"
-    new.write_text(json.dumps({**content, "digest": _own_digest(content)}) + "\n", encoding="utf-8")
-    os.replace(new, path / _INTEGERS)
+    finally:
+        for new in news:
+            new.unlink(missing_ok=True)
+
+
+def _refuse_unwritable(policy: Policy) -> None:
+    """Policies of others may have parameters that would not come back from JSON as they are."""
+    for name, value in dataclasses.asdict(policy).items():
+        try:
+            same = json.loads(json.dumps(value)) == value
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise TypeError(
+                f"{type(policy).__name__}.{name} is {shown(value)}, which cannot be saved: numbers, texts, lists and "
+                "None of Python's own can"
+            )
 
 
 def read(folder: str | os.PathLike[str], model: Any, policies: Iterable[type[Policy]]) -> Stored:
@@ -129,13 +151,16 @@ def read(folder: str | os.PathLike[str], model: Any, policies: Iterable[type[Pol
     """
     decoder, path = decoder_of(model), Path(folder) / _INTEGERS
     content = _content(path)
-    for name, given in identity_of(decoder).items():
-        if content["model"].get(name) != given:
+    for name, own in identity_of(decoder).items():
+        if content["model"].get(name) != own:
             raise ValueError(
                 f"{path}: the cache of a model with {name} {shown(content['model'].get(name))}, this one has "
-                f"{shown(given)}: load it with the model that filled it (docs/limits.md)"
+                f"{shown(own)}: load it with the model that filled it (docs/limits.md)"
             )
-    families: list[type[Policy]] = [*POLICIES.values(), SlidingWindow, *policies]
+    given: list[Any] = list(policies) if isinstance(policies, list | tuple | set) else [policies]
+    if not all(isinstance(family, type) and issubclass(family, Policy) for family in given):
+        raise TypeError(f"policies must be a list of classes of policies, got {shown(policies)}")
+    families: list[type[Policy]] = [*POLICIES.values(), SlidingWindow, *given]
     known = {family.name: family for family in families}
     found = [_policy(path, known, entry) for entry in content["policies"]]
     packed = _tensors(Path(folder) / _TENSORS, content["tensors"], devices_of(decoder))
@@ -177,7 +202,10 @@ def _policy(path: Path, known: Mapping[str, type[Policy]], entry: Mapping[str, A
             f"{path}: its policy is {entry['class']} ({entry['name']!r}), which is none of buzz's: give its class, "
             "BeehiveCache.load(folder, model, policies=[...]) (docs/limits.md)"
         )
-    return family(**entry["parameters"])
+    try:
+        return family(**entry["parameters"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its {entry['class']} does not take what was saved of it: {told(error)}") from None
 
 
 def _tensors(path: Path, digest: str, devices: Sequence[torch.device]) -> list[dict[str, torch.Tensor] | None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -200,3 +202,16 @@ def test_a_saved_cache_waits_again_once_it_is_reset(tmp_path):
         loaded.reset()
         read(MODEL, loaded, [tokens(1, 50)])
         assert loaded.lengths == [20]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, Fraction, torch.tensor])
+def test_a_share_may_be_any_real_number(kind):
+    assert buzz.BeehiveCache(MODEL, "h2o", budget=kind(0.5)).waits_for_prompt
+
+
+@pytest.mark.parametrize("tokens", ["60", 60, torch.tensor([60]), [], [-5], [True], [60.5], [float("inf")]])
+def test_fit_wants_the_tokens_of_rows(tokens):
+    cache = buzz.BeehiveCache(MODEL, "h2o", budget=0.5)
+    with pytest.raises(TypeError, match="the tokens of each row's prompt are wanted"):
+        cache.fit(tokens)
+    assert cache.waits_for_prompt

@@ -306,3 +306,37 @@ def test_policies_of_ones_own_are_named(tmp_path):
         assert loaded.lengths == [5]
         step = [tokens(1, 1)]
         assert read(MODEL, loaded, step)[0].equal(read(MODEL, cache, step)[0])
+
+
+@pytest.mark.parametrize("value", [(1, 2), Path("x"), torch.float32, torch.tensor(3)])
+def test_a_parameter_that_json_has_no_form_of_costs_no_earlier_cache(tmp_path, value):
+    with buzz.patch_model(MODEL):
+        caches = [buzz.BeehiveCache(MODEL, Last(5)) for _ in range(2)]
+        for cache in caches:
+            read(MODEL, cache, [tokens(1, 30)])
+        good, bad = caches
+        good.save(tmp_path)
+        object.__setattr__(bad.integers.policy(0), "window", value)
+        with pytest.raises(TypeError, match=r"Last\.window is .*, which cannot be saved"):
+            bad.save(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["cache.json", "cache.safetensors"]
+        assert buzz.BeehiveCache.load(tmp_path, MODEL, policies=[Last]).lengths == [5]
+
+
+def test_it_is_saved_with_the_model_that_filled_it(tmp_path):
+    with buzz.patch_model(MODEL):
+        cache = buzz.BeehiveCache(MODEL, "h2o", budget=12)
+        read(MODEL, cache, [tokens(1, 20)])
+        with pytest.raises(ValueError, match="another model has filled the cache"):
+            cache.save(tmp_path, tiny_llama())
+        cache.save(tmp_path, MODEL)
+
+
+@pytest.mark.parametrize("policies", [None, 3, "last", ["last"], [Last(5)]])
+def test_policies_are_given_as_a_list_of_classes(tmp_path, policies):
+    with buzz.patch_model(MODEL):
+        cache = buzz.BeehiveCache(MODEL, "h2o", budget=12)
+        read(MODEL, cache, [tokens(1, 20)])
+        cache.save(tmp_path)
+        with pytest.raises(TypeError, match="policies must be a list of classes of policies"):
+            buzz.BeehiveCache.load(tmp_path, MODEL, policies=policies)

@@ -212,6 +212,12 @@ class _Run:
         """Do what is missing."""
         chat = self.config.model.chat_template
         prompts = [encode(tokenizer, self.task, sample, chat, longest) for sample in self.samples]
+        cut = next((prompt.sample.id for prompt in prompts if prompt.truncated), None)
+        if cut is not None and self.task.made:
+            what = f"{cut} and its answer are longer than the model's positions"
+            raise ConfigError(
+                "task.lengths", what, "shorter texts are wanted: one that is cut may have lost its needle"
+            )
         self.check()
         work = Work(
             config=self.config,

@@ -249,10 +249,12 @@ def headline_rows(summary: Mapping[str, Any]) -> Table:
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """One line for each method that did not finish, and the run's own notes."""
+    """One line for each method that did not finish, what was cut of prompts, and the run's own notes."""
     entries = summary["methods"].items()
     failed = [f"{name} did not finish: {entry['failed']}" for name, entry in entries if "failed" in entry]
-    return [*failed, *summary["run"].get("notes", [])]
+    cut = summary["run"].get("truncated")
+    long = [f"prompts longer than the model's positions: {cut}; their middle was cut out"] if cut else []
+    return [*failed, *long, *summary["run"].get("notes", [])]
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

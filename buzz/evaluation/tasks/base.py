@@ -71,6 +71,8 @@ class Task(ABC):
     # "generation": answers are generated and scored. "perplexity": a sample's prompt is a text, read token by token.
     kind: ClassVar[Literal["generation", "perplexity"]] = "generation"
 
+    made: ClassVar[bool] = False  # whether samples are made to a length, so that none of them may be cut
+
     name: ClassVar[str]
     fields: ClassVar[dict[str, Any]]  # what every row must have, see buzz.evaluation.tasks.fields
     template: ClassVar[str]  # the default of task.prompt

@@ -66,6 +66,7 @@ class Passkey(Task):
     """
 
     Options: ClassVar[type] = PasskeyOptions
+    made: ClassVar[bool] = True
     name: ClassVar[str] = "passkey"
     fields: ClassVar[dict[str, Any]] = {}
     placeholders: ClassVar[Sequence[str]] = ("text", "question")

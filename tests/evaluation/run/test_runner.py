@@ -20,7 +20,7 @@ from buzz.evaluation.models.load import ModelLoader, load_model
 from buzz.evaluation.run import runner, shares, work
 from buzz.evaluation.run.config import load_config
 from buzz.evaluation.run.runner import run
-from buzz.evaluation.show.table import text_table
+from buzz.evaluation.show.table import notes, text_table
 from buzz.evaluation.tasks import make_task
 from tests.evaluation.tiny import byte_tokenizer
 from tests.models.tiny import WINDOW, tiny
@@ -179,11 +179,19 @@ def test_long_prompts_lose_their_middle(write_config, data_file):
     ]
     data_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = load_config(write_config(methods=["full"]))
-    assert run(config)["run"]["truncated"] == 1
+    summary = run(config)
+    assert summary["run"]["truncated"] == 1
+    assert "prompts longer than the model's positions: 1; their middle was cut out" in notes(summary)
     kept = records(config, "full")
     assert kept["long"]["truncated"] is True
     assert kept["long"]["prompt_tokens"] == 400 - 12
     assert "truncated" not in kept["ok"]
+
+
+def test_texts_that_are_made_to_a_length_are_never_cut(write_config):
+    task = {"name": "passkey", "lengths": [100], "per_cell": 1, "depths": [0.5]}
+    with pytest.raises(ConfigError, match=r"^task.lengths: length100-depth0.5-0 and its answer are longer than"):
+        run(load_config(write_config(methods=["full"], task=task)))
 
 
 def test_no_room_for_a_prompt(write_config):

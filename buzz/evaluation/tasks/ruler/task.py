@@ -79,6 +79,7 @@ class Ruler(Task):
     """
 
     Options: ClassVar[type] = RulerOptions
+    made: ClassVar[bool] = True
     name: ClassVar[str] = "ruler"
     fields: ClassVar[dict[str, Any]] = {}
     placeholders: ClassVar[Sequence[str]] = ("opening", "context", "question")
