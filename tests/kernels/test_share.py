@@ -27,7 +27,7 @@ def shared_out(worth, places, kept, rule, **cut):
     ).cpu()  # fmt: skip
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(shared())
 def test_shares_equal_those_of_a_sort(case):
     worth, places, kept, rule = case

@@ -85,7 +85,7 @@ def test_processes_that_accelerate_did_not_start_are_told_of(monkeypatch):
 @pytest.mark.slow
 def test_the_launcher_gives_the_figures_of_one_process(config, tmp_path):
     """Launched, ended by SIGTERM, launched again."""
-    config.write_text(config.read_text().replace("max_new_tokens: 12", "max_new_tokens: 60"))  # time for a signal
+    config.write_text(config.read_text().replace("max_new_tokens: 12", "max_new_tokens: 30"))  # time for a signal
     alone = tmp_path / "alone"
     run(load_config(config, [f"output={alone}"]))
     launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
