@@ -195,8 +195,17 @@ class BeehiveCache(CacheView):
             raise ValueError(f"the cache was built for {self._shape}, this model has {shape} (docs/limits.md)")
 
     def filled_by(self, backbone: torch.nn.Module) -> None:
-        """A call of this model comes: what is saved is the model's."""
-        if self._filler is None or self._filler() is not backbone:
+        """A call of this model comes: what is saved is the model's.
+
+        Raises:
+            ValueError: the cache holds what another model has read, which is still there.
+        """
+        filler = None if self._filler is None else self._filler()
+        if filler is not None and filler is not backbone and not self.integers.is_empty:
+            raise ValueError(
+                "another model has filled the cache: reset() it, or take a cache of its own (docs/limits.md)"
+            )
+        if filler is not backbone:
             self._filler = weakref.ref(backbone)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -323,6 +323,18 @@ def test_a_parameter_that_json_has_no_form_of_costs_no_earlier_cache(tmp_path, v
         assert buzz.BeehiveCache.load(tmp_path, MODEL, policies=[Last]).lengths == [5]
 
 
+def test_another_model_of_the_same_shape_does_not_go_on_with_a_cache():
+    other = tiny_llama()
+    with buzz.patch_model(MODEL), buzz.patch_model(other):
+        cache = buzz.BeehiveCache(MODEL, "h2o", budget=12)
+        read(MODEL, cache, [tokens(1, 20)])
+        with pytest.raises(ValueError, match="another model has filled the cache: reset"):
+            read(other, cache, [tokens(1, 1)])
+        read(MODEL, cache, [tokens(1, 1)])
+        cache.reset()
+        read(other, cache, [tokens(1, 20)])
+
+
 def test_it_is_saved_with_the_model_that_filled_it(tmp_path):
     with buzz.patch_model(MODEL):
         cache = buzz.BeehiveCache(MODEL, "h2o", budget=12)
