@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.paths import resolve_path
 from buzz.evaluation.tasks.data import read_text
 
 _TIMES = (
@@ -72,6 +73,15 @@ def invented(chance: random.Random) -> Iterator[str]:
     while True:
         time, person, deed, place, end = (chance.choice(part) for part in (_TIMES, _PEOPLE, _DEEDS, _PLACES, _ENDS))
         yield f"{time} {person} {deed} {place}{end}."
+
+
+def given_sentences(data: str | None, words: int) -> list[str] | None:
+    """Sentences of the text file `task.data`, which must hold so many words; None: text is to be invented.
+
+    Raises:
+        ConfigError: no such file, or one that is too short.
+    """
+    return None if data is None else sentences_of(resolve_path(data, "task.data"), words, "task.data")
 
 
 def sentences_of(path: Path, least: int, where: str) -> list[str]:

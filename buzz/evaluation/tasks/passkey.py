@@ -15,7 +15,7 @@ from buzz.evaluation.metrics import recall
 from buzz.evaluation.paths import fingerprint, resolve_path
 from buzz.evaluation.tasks.base import Sample, Task, continuation
 from buzz.evaluation.tasks.fields import Row
-from buzz.evaluation.tasks.filler import fill, insert, invented, passage, sentences_of
+from buzz.evaluation.tasks.filler import fill, given_sentences, insert, invented, passage
 from buzz.evaluation.tasks.grid import check_size, depth_list, length_list, spread
 from buzz.evaluation.tasks.section import TaskConfig
 
@@ -89,10 +89,7 @@ class Passkey(Task):
 
     def samples(self) -> list[Sample]:
         options = self.options
-        sentences = None
-        if self.config.data is not None:
-            path = resolve_path(self.config.data, "task.data")
-            sentences = sentences_of(path, max(options.lengths), "task.data")
+        sentences = given_sentences(self.config.data, max(options.lengths))
         cells = list(product(options.lengths, options.depths))
         grid = spread(cells, options.per_cell, self.config.limit, lambda cell, index: self.taken(_name(*cell, index)))
         return [self.sample(self._row(length, depth, index, sentences)) for (length, depth), index in grid]

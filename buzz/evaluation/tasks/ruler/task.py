@@ -13,7 +13,7 @@ from buzz.evaluation.metrics import string_match_all, string_match_part
 from buzz.evaluation.paths import fingerprint, resolve_path
 from buzz.evaluation.tasks.base import Sample, Task, continuation
 from buzz.evaluation.tasks.fields import Row
-from buzz.evaluation.tasks.filler import sentences_of
+from buzz.evaluation.tasks.filler import given_sentences
 from buzz.evaluation.tasks.grid import check_size, depth_list, length_list, listed, spread
 from buzz.evaluation.tasks.ruler import counts, needles, variables
 from buzz.evaluation.tasks.ruler.texts import Asked
@@ -100,11 +100,7 @@ class Ruler(Task):
 
     def samples(self) -> list[Sample]:
         options = self.options
-        sentences = None
-        if self.config.data is not None:
-            # A word is at least one token, so no text is read around.
-            path = resolve_path(self.config.data, "task.data")
-            sentences = sentences_of(path, max(options.lengths), "task.data")
+        sentences = given_sentences(self.config.data, max(options.lengths))  # a word is at least one token
         cells = [
             Cell(name, length, depth if _has_depth(name) else None, number)
             for length in options.lengths
