@@ -6,7 +6,7 @@ ARGS   ?=
 BIN   := .venv/bin
 STAMP := .venv/.installed
 TRITON := .venv/.triton
-PIP   := $(BIN)/python -m pip --disable-pip-version-check install -q --progress-bar off
+PIP   := $(BIN)/python -m pip --disable-pip-version-check install -q --progress-bar off --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: help .venv demo test lint package clean distclean
