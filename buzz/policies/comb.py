@@ -12,7 +12,7 @@ from buzz.policies.base import LONGEST, Policy, Scope
 from buzz.policies.held import Held
 from buzz.policies.lengths import Plan
 from buzz.policies.places import Places
-from buzz.policies.ranking import ends_and_highest
+from buzz.policies.ranking import by_recency, ends_and_highest
 from buzz.policies.sharing import share
 from buzz.policies.specs import ScoreSpec
 
@@ -46,8 +46,9 @@ class CombPolicy(Policy):
     The worth of a slot is the largest probability that a query of a step more than `near` slots behind it gave it. In a
     prompt, which is any call of several tokens, it is the largest from more than `beyond` slots away, and `afar` times
     the mean from more than `near`. At every eviction it is multiplied by `decay`. After a call that leaves more than
-    `capacity + slack + 1` slots it counts times the norm of the slot's value. On equal worth the older slot stays (of
-    the lower layer and head, where heads share). What was measured for these choices is in docs/comb.md.
+    `capacity + slack + 1` slots it counts times the norm of the slot's value; else, as after any step, times the place
+    of the slot among its head's, 1 / n of the oldest to 1 of the latest, since texts move on. On equal worth the older
+    slot stays (of the lower layer and head, where heads share). What was measured for these choices is in docs/comb.md.
 
     Args:
         capacity: slots that a head keeps at an eviction, in the mean over the heads that share, in tokens.
@@ -64,6 +65,7 @@ class CombPolicy(Policy):
             is told again, and the mean is that of the first reading.
         afar: weight of the mean beside the largest; None: 50, with budgets by worth 5, with an echo 30.
         values: whether the norms of values count.
+        recency: whether a slot's place among its head's counts.
         chunk: tokens that the second reading reads at once.
         budgets: what says how many slots each head gets: those "measured" of the model's heads, or "worth", at every
             eviction anew; None: measured, but by worth with an echo or a scope other than the model.
@@ -73,7 +75,7 @@ class CombPolicy(Policy):
     sink: int = 4
     window: int | None = None
     lazy: int | None = None
-    decay: float = 0.7
+    decay: float = 0.9
     scope: Scope = "model"
     floor: float = 0.2
     ceiling: float = 8.0
@@ -82,6 +84,7 @@ class CombPolicy(Policy):
     echo: bool = False
     afar: float | None = None
     values: bool = True
+    recency: bool = True
     chunk: int = 1024
     budgets: Budgets | None = None
 
@@ -161,7 +164,8 @@ class CombPolicy(Policy):
         return Plan(self.capacity, 0) if length > self.capacity + self.slack else None
 
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
-        return ends_and_highest(self._worth(held, length)[..., :length], self.capacity, self.sink, self.recent)
+        worth = self._worth(held.each(lambda t: t[:, :, :length]), length)
+        return ends_and_highest(worth, self.capacity, self.sink, self.recent)
 
     @property
     def measured(self) -> bool:
@@ -187,14 +191,16 @@ class CombPolicy(Policy):
             most = int(self.ceiling * kept)
             budgets = held.shares.part(kept, least, most, self.shortlist, places.first, places.heads)
         return share(
-            self._worth(held, length), places, kept, chosen, budgets=budgets,
+            self._worth(held, length, places), places, kept, chosen, budgets=budgets,
             sink=self.sink, window=self.recent, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.shortlist,
         )  # fmt: skip
 
-    def _worth(self, held: Held, length: int) -> torch.Tensor:
+    def _worth(self, held: Held, length: int, places: Places | None = None) -> torch.Tensor:
         """What slots are ranked by: float32, as the scores."""
         scores = held.scored(self.name)
-        if not self.reads or length <= self.capacity + self.slack + 1:  # a step, after which the norms do harm
+        if length <= self.capacity + self.slack + 1:  # a step
+            return by_recency(scores, places) if self.recency else scores
+        if not self.values:
             return scores
         values = held.valued(self.name)
         exact = torch.promote_types(values.dtype, torch.float32)  # without a copy of all values in float32

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from buzz.kernels.device import runs_triton
+from buzz.policies.places import Places
+
 
 def ranked(scores: torch.Tensor) -> torch.Tensor:
     """Slots by falling score along the last axis: the older one first on a tie, what is not a number at the end."""
@@ -26,6 +29,23 @@ def ends_and_highest(scores: torch.Tensor, kept: int, sink: int, window: int) ->
     first = torch.arange(sink, device=scores.device).expand(*scores.shape[:2], -1)
     last = torch.arange(length - window, length, device=scores.device).expand(*scores.shape[:2], -1)
     return torch.cat([first, heavy, last], dim=-1)
+
+
+def by_recency(worth: torch.Tensor, places: Places | None = None) -> torch.Tensor:
+    """Worth times the place of a slot among its head's, from 1 / n of the oldest of n to 1 of the latest.
+
+    Args:
+        worth: float32: [R, H, n] of equal heads; [R, P] with the places of a pool, of which free ones get anything.
+    """
+    if places is None:
+        number = torch.arange(1, worth.shape[-1] + 1, dtype=torch.float32, device=worth.device)
+        return worth * number * number[-1].reciprocal()
+    inverse = places.length.float().reciprocal()
+    if runs_triton(worth):
+        from buzz.kernels.recency import weigh
+
+        return weigh(worth.contiguous(), places.begin, places.length, inverse)
+    return worth * (places.slot + 1).float() * places.of_head(inverse)
 
 
 def worst_if_undefined(scores: torch.Tensor) -> torch.Tensor:

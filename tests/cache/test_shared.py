@@ -16,7 +16,7 @@ from buzz.policies import POLICIES, make_policy
 from tests.cache.held import heads_of
 from tests.policies.contract import shares_of
 from tests.policies.strategies import legal
-from tests.policies.test_comb import budgets_of
+from tests.policies.test_comb import budgets_of, by_place
 from tests.policies.test_sharing import naive_share, places_of
 
 HEADS, DIM, LAYERS = 2, 4, 3  # of four equal components, a norm is exact
@@ -55,13 +55,16 @@ class NaiveRow:
         places, policy = places_of([lengths], [lengths], len(layers)), self.policy
         slots = [slot for head in heads for slot in head]
         worth = torch.tensor([[score for _, score in slots]])
-        if policy.reads and weighed:  # in float32, like the policy: products that round may tie
+        if weighed and policy.values:  # in float32, like the policy: products that round may tie
             worth = worth * torch.tensor([[[label + 0.5] * DIM for label, _ in slots]]).norm(dim=-1)
+        elif policy.recency and not weighed:
+            worth = by_place(worth, lengths)
         budgets = budgets_of(policy, SHARES) if policy.measured else None
         rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist, budgets)
         stay, place = naive_share(worth, places, 0, kept, *rule), 0
         for head in heads:
-            some = [[label, score * policy.decay] for i, (label, score) in enumerate(head) if place + i in stay]
+            decayed = (torch.tensor([score for _, score in head]) * policy.decay).tolist()  # in float32 as well
+            some = [[head[i][0], score] for i, score in enumerate(decayed) if place + i in stay]
             place += len(head)
             head[:] = some
 

@@ -50,7 +50,7 @@ class NaiveHead:
             self.scores = [old + new for old, new in zip(self.scores, received, strict=True)]
         keep, self.sampled = self.kept()
         if self.name == "comb" and len(keep) < len(self.slots):
-            self.scores = [score * self.params["decay"] for score in self.scores]
+            self.scores = (torch.tensor(self.scores) * self.params["decay"]).tolist()  # in float32 as well
         self.slots = [self.slots[i] for i in keep]
         self.scores = [self.scores[i] for i in keep]
 
@@ -89,7 +89,10 @@ class NaiveHead:
                 return everything, 0
             weighed = p["values"] and n > p["capacity"] + lazy + 1
             norms = self.norms if weighed and self.norms else [1.0] * n
-            ranked = sorted(everything[sink : n - window], key=lambda i: (-self.scores[i] * norms[i], i))
+            worth = [score * norm for score, norm in zip(self.scores, norms, strict=True)]
+            if p["recency"] and n <= p["capacity"] + lazy + 1:  # in float32, as products that round may tie
+                worth = (torch.tensor(worth) * torch.arange(1, n + 1) * (1 / torch.tensor(n))).tolist()
+            ranked = sorted(everything[sink : n - window], key=lambda i: (-worth[i], i))
             heavy = sorted(ranked[: p["capacity"] - sink - window])
             return everything[:sink] + heavy + everything[n - window :], 0
         if self.name == "random":

@@ -16,7 +16,8 @@ from tests.policies.test_sharing import naive_share, places_of
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(legal(POLICIES["comb"])), st.integers(0, 2**16), st.data())
 def test_shares_equal_the_reference(policy, seed, data):
-    """The worth of a slot is its score; after a call of several tokens, that times the norm of its value."""
+    """The worth of a slot is its score times its place in its head; after a call of several tokens, times the norm of
+    its value."""
     generator = torch.Generator().manual_seed(seed)
     more = data.draw(st.integers(0, 3))
     length = policy.capacity + policy.slack + 1 + more
@@ -29,9 +30,20 @@ def test_shares_equal_the_reference(policy, seed, data):
     values = torch.randint(0, 3, (1, 4 * length, 1), generator=generator).half()
     shares = shares_of(2, seed) if policy.measured else None
     mask = policy.share(Held(scores, values=values, shares=shares), places, policy.capacity, length)
-    worth = scores * values[..., 0] if policy.values and more else scores
+    worth = scores
+    if more and policy.values:
+        worth = scores * values[..., 0]
+    elif not more and policy.recency:
+        worth = by_place(scores, lengths)
     rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist, budgets_of(policy, shares))
     assert set(mask[0].nonzero()[:, 0].tolist()) == naive_share(worth, places, 0, policy.capacity, *rule)
+
+
+def by_place(worth, lengths):
+    """Worth [1, P] of heads without free places, times 1 / n of the oldest of n slots to 1 of the latest."""
+    # In float32, and in this order, like the policy: products that round may tie.
+    weights = [torch.arange(1, n + 1) for n in lengths], [(1 / torch.tensor(n)).expand(n) for n in lengths]
+    return worth * torch.cat(weights[0]) * torch.cat(weights[1])
 
 
 def budgets_of(policy, shares):
@@ -90,7 +102,7 @@ def test_values_of_any_type_have_norms(dtype):
 
 def test_it_keeps_original_positions_and_decays_scores():
     assert make_policy("comb").positions == "original"
-    assert (make_policy("comb").decay, make_policy("comb", decay=1).decay) == (0.7, 1.0)
+    assert (make_policy("comb").decay, make_policy("comb", decay=1).decay) == (0.9, 1.0)
     assert {make_policy("comb", scope=scope).scope for scope in ("head", "layer", "model")} == {
         "head",
         "layer",
@@ -109,11 +121,17 @@ def test_it_evicts_once_in_so_many_tokens(lazy, slack):
 
 
 def test_slots_of_equal_worth_fall_to_the_lower_head_and_the_older_slot():
-    policy = make_policy(
-        "comb", capacity=3, sink=0, window=1, floor=0, lazy=1, budgets="worth"
-    )  # evicts at 5: norms do not count
+    # Evicts at 5, so norms do not count.
+    policy = make_policy("comb", capacity=3, sink=0, window=1, floor=0, lazy=1, budgets="worth", recency=False)
     mask = policy.share(Held(torch.ones(1, 10)), Places.equal(2, 2, 5, torch.device("cpu")), 3, 5)
     assert mask.view(2, 5).tolist() == [[True] * 5, [False] * 4 + [True]]
+
+
+def test_of_slots_looked_at_alike_the_later_one_stays_after_a_step_and_the_older_one_in_a_prompt():
+    policy = make_policy("comb", capacity=3, sink=0, window=1, lazy=1, scope="head", values=False)
+    assert policy.select(Held(torch.ones(1, 1, 5)), 5).tolist() == [[[2, 3, 4]]]
+    assert policy.select(Held(torch.tensor([[[7.0, 3, 1, 1, 1]]])), 5).tolist() == [[[0, 1, 4]]]  # 7/5 and 6/5 to 4/5
+    assert policy.select(Held(torch.ones(1, 1, 6)), 6).tolist() == [[[0, 1, 5]]]
 
 
 @pytest.mark.parametrize("scope", ["head", "model"])

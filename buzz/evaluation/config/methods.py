@@ -115,12 +115,13 @@ def policy_keys(policy: str) -> list[str]:
 
 
 def default_name(stem: str, values: Mapping[str, Any]) -> str:
-    """A stem and what was given, as a file name: `buzz-stride7-window64`, `h2o-match-buzz`."""
+    """A stem and what was given, as a file name: `buzz-stride7-window64`, `h2o-match-buzz`, `comb-echo-true`."""
     parts = [stem]
     for key, value in sorted(values.items()):
         if key not in ("policy", "name") and value is not None:
-            number = f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
-            parts.append(f"{key}-{value}" if isinstance(value, str) else f"{key}{number}")
+            told = f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
+            told = told.lower() if isinstance(value, bool) else told  # as YAML has it
+            parts.append(f"{key}-{told}" if isinstance(value, str | bool) else f"{key}{told}")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
 

@@ -101,6 +101,7 @@ def test_checking_a_config_does_not_use_up_the_policys_warning(base: Path) -> No
         ({"reduction": 2.5}, "buzz-reduction2.5"),
         ({"budget": 1e-5}, "buzz-budget1e-05"),
         ({"match": "h2o", "window": 64}, "buzz-match-h2o-window64"),
+        ({"echo": True, "values": False}, "buzz-echo-true-values-false"),
     ],
 )
 def test_names_say_what_was_given(values: dict[str, Any], name: str) -> None:
