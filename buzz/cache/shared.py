@@ -139,8 +139,9 @@ class SharedLayers:
             rows, policy = _rows(eviction, step), eviction.policy
             part = source.units(rows)
             new = policy.share(
-                part.held(policy, self.shares), part.places, eviction.kept, eviction.length, held[rows[0]]
-            )
+                part.held(policy, self.shares), part.places, eviction.kept, eviction.length, eviction.sampled,
+                held[rows[0]],
+            )  # fmt: skip
             stay = new if stay is None else stay.index_copy_(0, rows.on(new.device), new)
         assert stay is not None
         return stay
@@ -170,7 +171,9 @@ class SharedLayers:
             for eviction in due:
                 units, policy = pool.units_of(_rows(eviction, step)), eviction.policy
                 source = whole if eviction.rows is None else whole.units(units)
-                stay = policy.share(source.held(policy, self.shares), source.places, eviction.kept, eviction.length)
+                stay = policy.share(
+                    source.held(policy, self.shares), source.places, eviction.kept, eviction.length, eviction.sampled
+                )
                 if watch is not None:
                     self._tell(watch, members, source, stay, eviction)
                 deal(pool, source, stay, Rows([eviction.kept] * len(units)), units, [policy.decay] * len(units))

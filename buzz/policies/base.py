@@ -182,13 +182,16 @@ class Policy(Lengths):
         bound. A layer that is done with a prompt is cut to that much at once, so that no more is held meanwhile."""
         return None
 
-    def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:
+    def share(
+        self, held: Held, places: Places, kept: int, length: int, sampled: int = 0, chosen: int | None = None
+    ) -> torch.Tensor:
         """`select` where heads share: the places that stay, with `kept` slots a head in the mean.
 
         Args:
             held: of the pool of each row, [R, P].
             places: which slot of which head each place holds.
             kept, length: slots that a head keeps, and that it holds, in the mean; fewer than these.
+            sampled: as of `plan(length, sampled)`.
             chosen: of one layer, with scope "model": so many are marked, `kept * shortlist` or all that there are, and
                 among them are all that would stay of it with any other layers beside it; None: `kept`.
 

@@ -46,9 +46,10 @@ class CombPolicy(Policy):
     The worth of a slot is the largest probability that a query of a step more than `near` slots behind it gave it. In a
     prompt, which is any call of several tokens, it is the largest from more than `beyond` slots away, and `afar` times
     the mean from more than `near`. At every eviction it is multiplied by `decay`. After a call that leaves more than
-    `capacity + slack + 1` slots it counts times the norm of the slot's value; else, as after any step, times the place
-    of the slot among its head's, 1 / n of the oldest to 1 of the latest, since texts move on. On equal worth the older
-    slot stays (of the lower layer and head, where heads share). What was measured for these choices is in docs/comb.md.
+    `capacity + slack + 1` slots, a long prompt, it counts times the norm of the slot's value. Where there was none, in
+    a stream, it counts times the place of the slot among its head's, 1 / n of the oldest to 1 of the latest: a text
+    moves on, while an answer is about its prompt. On equal worth the older slot stays (of the lower layer and head,
+    where heads share). What was measured for these choices is in docs/comb.md.
 
     Args:
         capacity: slots that a head keeps at an eviction, in the mean over the heads that share, in tokens.
@@ -65,7 +66,7 @@ class CombPolicy(Policy):
             is told again, and the mean is that of the first reading.
         afar: weight of the mean beside the largest; None: 50, with budgets by worth 5, with an echo 30.
         values: whether the norms of values count.
-        recency: whether a slot's place among its head's counts.
+        recency: whether a slot's place among its head's counts in a stream.
         chunk: tokens that the second reading reads at once.
         budgets: what says how many slots each head gets: those "measured" of the model's heads, or "worth", at every
             eviction anew; None: measured, but by worth with an echo or a scope other than the model.
@@ -161,10 +162,12 @@ class CombPolicy(Policy):
         return "original"
 
     def plan(self, length: int, sampled: int = 0) -> Plan | None:
-        return Plan(self.capacity, 0) if length > self.capacity + self.slack else None
+        if length <= self.capacity + self.slack:
+            return None
+        return Plan(self.capacity, int(sampled or self._is_prompt(length)))  # 1: it holds what is left of a prompt
 
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
-        worth = self._worth(held.each(lambda t: t[:, :, :length]), length)
+        worth = self._worth(held.each(lambda t: t[:, :, :length]), length, sampled)
         return ends_and_highest(worth, self.capacity, self.sink, self.recent)
 
     @property
@@ -182,7 +185,9 @@ class CombPolicy(Policy):
     def longest_head(self, mean: int) -> int | None:
         return max(mean, int(self.ceiling * self.capacity) + mean - self.capacity)
 
-    def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:
+    def share(
+        self, held: Held, places: Places, kept: int, length: int, sampled: int = 0, chosen: int | None = None
+    ) -> torch.Tensor:
         budgets = None
         if self.measured:
             if held.shares is None:
@@ -191,15 +196,19 @@ class CombPolicy(Policy):
             most = int(self.ceiling * kept)
             budgets = held.shares.part(kept, least, most, self.shortlist, places.first, places.heads)
         return share(
-            self._worth(held, length, places), places, kept, chosen, budgets=budgets,
+            self._worth(held, length, sampled, places), places, kept, chosen, budgets=budgets,
             sink=self.sink, window=self.recent, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.shortlist,
         )  # fmt: skip
 
-    def _worth(self, held: Held, length: int, places: Places | None = None) -> torch.Tensor:
+    def _is_prompt(self, length: int) -> bool:
+        """Whether a call that leaves so many slots has compressed more than a step would."""
+        return length > self.capacity + self.slack + 1
+
+    def _worth(self, held: Held, length: int, sampled: int, places: Places | None = None) -> torch.Tensor:
         """What slots are ranked by: float32, as the scores."""
         scores = held.scored(self.name)
-        if length <= self.capacity + self.slack + 1:  # a step
-            return by_recency(scores, places) if self.recency else scores
+        if not self._is_prompt(length):
+            return by_recency(scores, places) if self.recency and not sampled else scores
         if not self.values:
             return scores
         values = held.valued(self.name)

@@ -62,7 +62,9 @@ class PromptPolicy(Policy):
         worth = self.worth(held, torch.full((), length, device=held.device))[..., :length]
         return ends_and_highest(worth, self.capacity, *self.ends)
 
-    def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:
+    def share(
+        self, held: Held, places: Places, kept: int, length: int, sampled: int = 0, chosen: int | None = None
+    ) -> torch.Tensor:
         sink, window = self.ends
         worth = self.worth(by_head(held, places), places.length[:, :1, None])
         return share(

@@ -98,8 +98,10 @@ class SnapKVPolicy(PromptPolicy):
         end, budgets = (torch.full((), n, device=held.device) for n in (length, self.capacity))
         return kept_slots(self._critical(held, end, budgets, 1), self.capacity)
 
-    def share(self, held: Held, places: Places, kept: int, length: int, chosen: int | None = None) -> torch.Tensor:
-        mask = super().share(held, places, kept, length, chosen)
+    def share(
+        self, held: Held, places: Places, kept: int, length: int, sampled: int = 0, chosen: int | None = None
+    ) -> torch.Tensor:
+        mask = super().share(held, places, kept, length, sampled, chosen)
         if not self.values:
             return mask
         budgets = mask.unflatten(1, (places.heads, -1)).sum(dim=-1, keepdim=True)  # [R, heads, 1]

@@ -31,7 +31,7 @@ class NaiveRow:
     def __init__(self, policy) -> None:
         self.policy = policy
         self.heads = [[[] for _ in range(HEADS)] for _ in range(LAYERS)]
-        self.length = 0
+        self.length = self.sampled = 0
 
     def call(self, labels: list[int], received: list[list[list[float]]]) -> None:
         """`received[layer][head]` of every slot in the call."""
@@ -41,13 +41,13 @@ class NaiveRow:
                 slots += [[label, 0.0] for label in labels]
                 for slot, new in zip(slots, received[layer][head], strict=True):
                     slot[1] = max(slot[1], new)
-        plan = self.policy.plan(self.length) if labels else None
+        plan = self.policy.plan(self.length, self.sampled) if labels else None
         if plan is None:
             return
         layers = list(range(LAYERS))
         for sharing in [layers] if self.policy.scope == "model" else [[layer] for layer in layers]:
             self.evict(sharing, plan.kept, weighed=self.length > self.policy.capacity + self.policy.slack + 1)
-        self.length = plan.kept
+        self.length, self.sampled = plan
 
     def evict(self, layers: list[int], kept: int, weighed: bool) -> None:
         heads = [slots for layer in layers for slots in self.heads[layer]]
@@ -57,7 +57,7 @@ class NaiveRow:
         worth = torch.tensor([[score for _, score in slots]])
         if weighed and policy.values:  # in float32, like the policy: products that round may tie
             worth = worth * torch.tensor([[[label + 0.5] * DIM for label, _ in slots]]).norm(dim=-1)
-        elif policy.recency and not weighed:
+        elif policy.recency and not weighed and not self.sampled:
             worth = by_place(worth, lengths)
         budgets = budgets_of(policy, SHARES) if policy.measured else None
         rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist, budgets)

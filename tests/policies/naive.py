@@ -86,15 +86,15 @@ class NaiveHead:
         if self.name == "comb":
             lazy = max(1, p["capacity"] // 8) if p["lazy"] is None else p["lazy"]
             if n <= p["capacity"] + lazy:
-                return everything, 0
-            weighed = p["values"] and n > p["capacity"] + lazy + 1
-            norms = self.norms if weighed and self.norms else [1.0] * n
-            worth = [score * norm for score, norm in zip(self.scores, norms, strict=True)]
-            if p["recency"] and n <= p["capacity"] + lazy + 1:  # in float32, as products that round may tie
+                return everything, self.sampled
+            prompt, worth = n > p["capacity"] + lazy + 1, self.scores
+            if prompt and p["values"] and self.norms:
+                worth = [score * norm for score, norm in zip(worth, self.norms, strict=True)]
+            if not prompt and not self.sampled and p["recency"]:  # in float32, as products that round may tie
                 worth = (torch.tensor(worth) * torch.arange(1, n + 1) * (1 / torch.tensor(n))).tolist()
             ranked = sorted(everything[sink : n - window], key=lambda i: (-worth[i], i))
             heavy = sorted(ranked[: p["capacity"] - sink - window])
-            return everything[:sink] + heavy + everything[n - window :], 0
+            return everything[:sink] + heavy + everything[n - window :], int(self.sampled or prompt)
         if self.name == "random":
             if n <= p["capacity"]:
                 return everything, self.sampled

@@ -16,10 +16,10 @@ from tests.policies.test_sharing import naive_share, places_of
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(legal(POLICIES["comb"])), st.integers(0, 2**16), st.data())
 def test_shares_equal_the_reference(policy, seed, data):
-    """The worth of a slot is its score times its place in its head; after a call of several tokens, times the norm of
-    its value."""
+    """The worth of a slot is its score: in a stream times its place in its head, in a prompt times the norm of its value,
+    after a prompt alone."""
     generator = torch.Generator().manual_seed(seed)
-    more = data.draw(st.integers(0, 3))
+    more, sampled = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 1))
     length = policy.capacity + policy.slack + 1 + more
     lengths = [length, length, length, length]
     for _ in range(2):
@@ -29,11 +29,11 @@ def test_shares_equal_the_reference(policy, seed, data):
     scores = torch.randint(0, 4, (1, 4 * length), generator=generator).float()
     values = torch.randint(0, 3, (1, 4 * length, 1), generator=generator).half()
     shares = shares_of(2, seed) if policy.measured else None
-    mask = policy.share(Held(scores, values=values, shares=shares), places, policy.capacity, length)
+    mask = policy.share(Held(scores, values=values, shares=shares), places, policy.capacity, length, sampled)
     worth = scores
     if more and policy.values:
         worth = scores * values[..., 0]
-    elif not more and policy.recency:
+    elif not more and not sampled and policy.recency:
         worth = by_place(scores, lengths)
     rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist, budgets_of(policy, shares))
     assert set(mask[0].nonzero()[:, 0].tolist()) == naive_share(worth, places, 0, policy.capacity, *rule)
@@ -127,11 +127,13 @@ def test_slots_of_equal_worth_fall_to_the_lower_head_and_the_older_slot():
     assert mask.view(2, 5).tolist() == [[True] * 5, [False] * 4 + [True]]
 
 
-def test_of_slots_looked_at_alike_the_later_one_stays_after_a_step_and_the_older_one_in_a_prompt():
+def test_of_slots_looked_at_alike_the_later_one_stays_in_a_stream_and_the_older_one_of_a_prompt():
     policy = make_policy("comb", capacity=3, sink=0, window=1, lazy=1, scope="head", values=False)
     assert policy.select(Held(torch.ones(1, 1, 5)), 5).tolist() == [[[2, 3, 4]]]
     assert policy.select(Held(torch.tensor([[[7.0, 3, 1, 1, 1]]])), 5).tolist() == [[[0, 1, 4]]]  # 7/5 and 6/5 to 4/5
-    assert policy.select(Held(torch.ones(1, 1, 6)), 6).tolist() == [[[0, 1, 5]]]
+    assert policy.select(Held(torch.ones(1, 1, 5)), 5, sampled=1).tolist() == [[[0, 1, 4]]]  # there was a prompt
+    assert policy.select(Held(torch.ones(1, 1, 6)), 6).tolist() == [[[0, 1, 5]]]  # this is one
+    assert (policy.plan(5), policy.plan(6), policy.plan(5, 1)) == ((3, 0), (3, 1), (3, 1))
 
 
 @pytest.mark.parametrize("scope", ["head", "model"])
