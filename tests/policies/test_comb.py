@@ -16,8 +16,8 @@ from tests.policies.test_sharing import naive_share, places_of
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(legal(POLICIES["comb"])), st.integers(0, 2**16), st.data())
 def test_shares_equal_the_reference(policy, seed, data):
-    """The worth of a slot is its score: in a stream times its place in its head, in a prompt times the norm of its value,
-    after a prompt alone."""
+    """The worth of a slot is its score: in a stream times its place in its head, in a prompt times the norm of its
+    value; after a prompt it is the score alone."""
     generator = torch.Generator().manual_seed(seed)
     more, sampled = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 1))
     length = policy.capacity + policy.slack + 1 + more

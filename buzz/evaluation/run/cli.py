@@ -13,6 +13,7 @@ from buzz.evaluation.run.distributed import PeerLostError, adopt_mpi, join, spea
 if TYPE_CHECKING:
     from buzz.evaluation.run.config import RunConfig
     from buzz.evaluation.run.grid import Sweep
+    from buzz.evaluation.show.verdict import Verdict
 
 _DESCRIPTION = """\
 Run an evaluation: a model summarises or answers under several KV-cache policies. Prints a table and fills the run
@@ -94,11 +95,12 @@ def _sweep(sweep: Sweep) -> int:
     return _status(summary["runs"].values())
 
 
-def _print(table: str, told: Sequence[str], where: str, folder: str) -> None:
+def _print(table: str, told: Sequence[Verdict], where: str, folder: str) -> None:
     """The results, what they show, and what to look at, by the main process; the others wait for it."""
     group = join()
     if group.main:
-        lines = (textwrap.fill(one, _WIDTH, break_on_hyphens=False, break_long_words=False) for one in told)
+        texts = (text for one in told for text in one if text)
+        lines = (textwrap.fill(text, _WIDTH, break_on_hyphens=False, break_long_words=False) for text in texts)
         say("\n\n".join([table, *lines, where, f"open {folder.rstrip('/')}/report.html"]))
     group.gather(None)
 

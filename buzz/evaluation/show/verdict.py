@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from buzz.evaluation.measure.metric_info import metric_info
 from buzz.evaluation.show.plot import series
@@ -21,8 +21,15 @@ _KL = "fidelity_kl"
 Group = Mapping[str, Any]
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
-    """What a run has shown, for a terminal and the top of a report; empty for summaries of older versions.
+class Verdict(NamedTuple):
+    """What a run has shown: a sentence, and the figures behind it, which may be none."""
+
+    sentence: str
+    figures: str
+
+
+def verdict(summary: Mapping[str, Any]) -> Verdict | None:
+    """What a run has shown, for a terminal and the top of a report; None for summaries of older versions.
 
     Args:
         summary: as in summary.json. Its `nearest` (see `measure.summary.nearest`) has what is compared, its `speed`
@@ -30,15 +37,18 @@ def verdict(summary: Mapping[str, Any]) -> str:
     """
     found = summary.get("nearest")
     if found is None:
-        return ""
-    parts = [_quality(found["metric"], found["groups"]), _memory(found["groups"]), _speed(summary.get("speed"))]
-    return " ".join(filter(None, parts))
+        return None
+    sentence, margins = _quality(found["metric"], found["groups"])
+    figures = [margins, _memory(found["groups"]), _speed(summary.get("speed"))]
+    return Verdict(sentence, " ".join(filter(None, figures)))
 
 
-def verdicts(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def verdicts(summaries: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
     """The verdicts of several runs, each with its name before it; that of a single one alone."""
-    told = {name: text for name, summary in summaries.items() if (text := verdict(summary))}
-    return list(told.values()) if len(summaries) == 1 else [f"{name}: {text}" for name, text in told.items()]
+    told = {name: found for name, summary in summaries.items() if (found := verdict(summary))}
+    if len(summaries) == 1:
+        return list(told.values())
+    return [found._replace(sentence=f"{name}: {found.sentence}") for name, found in told.items()]
 
 
 def least_p(units: int) -> float:
@@ -49,23 +59,26 @@ def least_p(units: int) -> float:
 # --- quality ---------------------------------------------------------------------------------------------------------
 
 
-def _quality(metric: str, groups: Sequence[Group]) -> str:
+def _quality(metric: str, groups: Sequence[Group]) -> tuple[str, str]:
+    """The sentence, and by how much."""
     if not groups:
-        return "No method let go of anything, so nothing is compared."
+        return "No method let go of anything, so nothing is compared.", ""
     compared = [group for group in groups if "other" in group]
     if not compared:
-        alone = ", ".join(f"{shown(metric, g['mean'])} for {g['method']} with {_less(g)}" for g in groups)
-        return f"{metric_info(metric).label} is {alone}; no other method holds about as much, so there is no winner."
-    clauses = [
-        _clause(metric, name, list(alike), tied)
-        for (name, tied), alike in groupby(compared, key=lambda group: (_name(group["method"]), _tied(group)))
-    ]
-    return f"{_best(metric)}: {'; '.join(clauses)}. {_decided(compared)}"
+        alone = ", ".join(f"{shown(metric, g['mean'])} for {g['method']} with {_sizes([g])}" for g in groups)
+        return "No two methods hold about as much, so there is no winner.", f"{metric_info(metric).label} is {alone}."
+    who = ", ".join(
+        f"{name} with {_sizes(list(alike))}" for name, alike in groupby(compared, key=lambda group: _winner(group))
+    )
+    decided, limit = _decided(compared)
+    margins = "; ".join(_margin(metric, group) for group in compared if not _tied(group))
+    figures = [f"{text}." for text in (margins, limit) if text]
+    return f"{_best(metric)}: {who}; {decided}.", " ".join(figures)
 
 
 def _best(metric: str) -> str:
-    info = metric_info(metric)
-    return "Nearest to the full cache" if metric == _KL else f"Best {info.label} among about equal memory"
+    best = "Nearest to the full cache" if metric == _KL else f"Best {metric_info(metric).label}"
+    return f"{best} at about equal memory"
 
 
 def _name(method: str) -> str:
@@ -73,53 +86,52 @@ def _name(method: str) -> str:
     return series(method) or method
 
 
-def _clause(metric: str, name: str, groups: Sequence[Group], tied: bool) -> str:
-    """The sizes at which a method is best, one after the other."""
-    if tied:
-        return ", ".join(f"with {_less(group)} {name} and {_name(group['other'])} alike" for group in groups)
-    sizes = (f"with {_less(group)} ({_margin(metric, group)})" for group in groups)
-    return f"{name} {', '.join(sizes)}"
+def _winner(group: Group) -> str:
+    name = _name(group["method"])
+    return f"{name} and {_name(group['other'])} alike" if _tied(group) else name
+
+
+def _sizes(groups: Sequence[Group]) -> str:
+    """`1.5x, 2.5x and 4x less cache`."""
+    *first, last = (f"{group['reduction']:.3g}x" for group in groups)
+    return f"{', '.join(first)}{' and ' if first else ''}{last} less cache"
 
 
 def _margin(metric: str, group: Group) -> str:
-    """By how much and in how many samples: `4.1x [2.2, 6.0] nearer than h2o, in 4 of 4`; of any metric but KL the
-    difference, as `-0.31 [-0.52, -0.10] to h2o, in 9 of 12`."""
-    share = f"in {group['better']} of {group['units']}"
-    if group["units"] == 1:  # no interval is one
-        return f"{_alone(metric, group)} {_name(group['other'])}"
+    """By how much and in how many samples: `comb is 4.1x [2.2, 6.0] nearer than h2o with 4x less cache, in 4 of 4`; of
+    any metric but KL the difference, as `comb -0.31 [-0.52, -0.10] against h2o ..., in 9 of 12`."""
+    name, other, interval = _name(group["method"]), _name(group["other"]), ""
+    several = group["units"] > 1  # no interval is one of a single unit
+    where = f"with {_sizes([group])}, in {group['better']} of {group['units']}"
     if metric == _KL and group.get("ratio", 0) > 0 and group["ratio_ci95"][0] > 0:
-        low, high = (1 / end for end in reversed(group["ratio_ci95"]))
-        return f"{1 / group['ratio']:.3g}x [{low:.3g}, {high:.3g}] nearer than {_name(group['other'])}, {share}"
-    apart = f"{shown(metric, group['difference'], sign=True)} {shown_interval(metric, group['ci95'], sign=True)}"
-    return f"{apart} to {_name(group['other'])}, {share}"
-
-
-def _alone(metric: str, group: Group) -> str:
-    if metric == _KL and group.get("ratio", 0) > 0:
-        return f"{1 / group['ratio']:.3g}x nearer than"
-    return f"{shown(metric, group['difference'], sign=True)} to"
+        if several:
+            interval = " [{:.3g}, {:.3g}]".format(*(1 / end for end in reversed(group["ratio_ci95"])))
+        return f"{name} is {1 / group['ratio']:.3g}x{interval} nearer than {other} {where}"
+    if several:
+        interval = f" {shown_interval(metric, group['ci95'], sign=True)}"
+    return f"{name} {shown(metric, group['difference'], sign=True)}{interval} against {other} {where}"
 
 
 def _tied(group: Group) -> bool:
     return bool(abs(group["difference"]) <= _TIE * abs(group["mean"]))
 
 
-def _decided(groups: Sequence[Group]) -> str:
-    """What the samples of a run can and cannot decide."""
+def _decided(groups: Sequence[Group]) -> tuple[str, str]:
+    """What the samples of a run can and cannot decide, and why they cannot."""
     level = LEVEL / sum(group["among"] - 1 for group in groups)
     units = min(group["units"] for group in groups)
     what = "sample" if all(group["units"] == group["samples"] for group in groups) else "block of a text"
-    counted = f"{units} {what}" if units == 1 else f"{units} {what.replace(what.split()[0], what.split()[0] + 's', 1)}"
+    counted = f"1 {what}" if units == 1 else f"{units} {what.replace(what.split()[0], what.split()[0] + 's', 1)}"
     if least_p(units) >= level:
-        p = f"a paired test of {counted} has no p below {shown_p(least_p(units))}, {shown_p(level)} is wanted"
-        return f"That is a look and no result: {p}." if units > 1 else f"That is a look and no result: {counted}."
+        limit = f"A paired test of {counted} has no p below {shown_p(least_p(units))}, {shown_p(level)} is wanted"
+        return f"{counted} {'is' if units == 1 else 'are'} a look and no result", limit if units > 1 else ""
+    test = f"decided by a paired test of {counted}"
     sure = [group for group in groups if not _tied(group) and group["p"] < level]
-    test = f"a paired test of {counted}"
     if len(sure) == len(groups):
-        return f"All of it is decided by {test} ({_p(max(group['p'] for group in groups))})."
+        return f"all of it {test} ({_p(max(group['p'] for group in groups))})", ""
     if not sure:
-        return f"None of it is decided by {test} ({_p(min(group['p'] for group in groups))} at best)."
-    return f"Decided by {test} is it with {', '.join(map(_less, sure))} alone."
+        return f"none of it {test} ({_p(min(group['p'] for group in groups))} at best)", ""
+    return f"with {_sizes(sure)} {test}, the rest is not", ""
 
 
 def _p(p: float) -> str:
@@ -129,10 +141,6 @@ def _p(p: float) -> str:
 # --- memory and speed ------------------------------------------------------------------------------------------------
 
 
-def _less(group: Group) -> str:
-    return f"{group['reduction']:.3g}x less cache"
-
-
 def _memory(groups: Sequence[Group]) -> str:
     """What the best one at the smallest memory holds; nothing where nobody is compared, or bytes are not known."""
     compared = [group for group in groups if "other" in group and "mean_mib" in group]
@@ -140,7 +148,9 @@ def _memory(groups: Sequence[Group]) -> str:
         return ""
     least = compared[-1]
     held, full = shown_mib(least["mean_mib"]), shown_mib(least["full_mib"])
-    return f"With {_less(least)} {_name(least['method'])} has {held} MiB allocated a sample, for a full cache's {full}."
+    return (
+        f"With {_sizes([least])} {_name(least['method'])} has {held} MiB allocated a sample, for a full cache's {full}."
+    )
 
 
 def _speed(rows: Sequence[Mapping[str, Any]] | None) -> str:

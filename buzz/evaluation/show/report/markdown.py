@@ -43,7 +43,8 @@ def render_markdown(
             more = [*_parts(run, "###"), *_pictures(others, "###"), *_needles(run, "###")]
             lines += ["", f"## Figures of {run.name}", *more] if more else []
     title_line, rest = text.rstrip("\n").split("\n", 1)
-    told = [line for one in verdicts({run.name: run.summary for run in runs}) for line in ("", f"**{one}**")]
+    found = verdicts({run.name: run.summary for run in runs})
+    told = [line for one in found for line in ("", f"**{one.sentence}** {one.figures}".rstrip())]
     return "\n".join([title_line, *told, rest, *lines, "", page]) + "\n"
 
 

@@ -13,7 +13,7 @@ from buzz.evaluation.show.report import fragments
 from buzz.evaluation.show.report.folders import Run
 from buzz.evaluation.show.report.page_data import page_data
 from buzz.evaluation.show.report.pictures import PALETTE, Figure, is_sweep
-from buzz.evaluation.show.verdict import verdicts
+from buzz.evaluation.show.verdict import Verdict, verdicts
 
 _SCRIPTS = ("hive.js", "samples.js")
 _HEXAGON = "M12 1.6 21 6.8v10.4l-9 5.2-9-5.2V6.8z"
@@ -41,6 +41,11 @@ def render_page(title: str, runs: Sequence[Run], figures: Sequence[Sequence[Figu
     sections.append(("about", "How it was made", "".join(map(fragments.about, runs))))
     told = verdicts({run.name: run.summary for run in runs})
     return _document(title, _subtitle(runs), told, [section for section in sections if section[2]], data)
+
+
+def _verdict(told: Verdict) -> str:
+    figures = f"<p>{escape(told.figures)}</p>" if told.figures else ""
+    return f'<div class="verdict"><p><strong>{escape(told.sentence)}</strong></p>{figures}</div>'
 
 
 def _of_one(run: Run, figures: Sequence[Figure]) -> Sections:
@@ -102,7 +107,7 @@ def _text(name: str) -> str:
 # --- the document ----------------------------------------------------------------------------------------------------
 
 
-def _document(title: str, subtitle: str, told: Sequence[str], sections: Sections, data: str) -> str:
+def _document(title: str, subtitle: str, told: Sequence[Verdict], sections: Sections, data: str) -> str:
     script = "".join(_text(name) for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     # Nothing may be fetched, and no script may run but this one.
@@ -135,7 +140,7 @@ def _document(title: str, subtitle: str, told: Sequence[str], sections: Sections
 <svg class="mark" viewBox="0 0 24 24" aria-hidden="true"><path d="{_HEXAGON}"/></svg>
 <h1>{escape(title)}</h1>
 <p>{escape(subtitle)}</p>
-{"".join(f'<p class="verdict">{escape(one)}</p>' for one in told)}
+{"".join(map(_verdict, told))}
 <nav aria-label="Sections">{links}</nav>
 </header>
 <main>
