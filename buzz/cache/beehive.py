@@ -178,7 +178,7 @@ class BeehiveCache(CacheView):
             lasting: until the cache is reset; else as well until a first call is refused.
 
         Raises:
-            ValueError: a row has no prompt, or one that is too short for such a share.
+            ValueError: a row has no prompt, or there is no budget that the policy can be fitted to.
         """
         if self._budget is not None and self.integers.is_empty:
             self._refit(self._budget.fitted(tokens))
