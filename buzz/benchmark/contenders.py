@@ -135,4 +135,4 @@ def _shares(file: Any, where: str) -> HeadShares:
     try:
         return HeadShares.load(resolve_path(file, where))
     except (ValueError, OSError) as error:
-        raise ConfigError(where, str(error), "a file that HeadShares.save wrote is wanted") from error
+        raise ConfigError(where, str(error)) from error

@@ -28,6 +28,7 @@ from buzz.cache.echo import Copy, Hearing, heard
 from buzz.cache.files import Setting, read, write
 from buzz.cache.heads import Heads
 from buzz.cache.identity import decoder_of
+from buzz.cache.interface import named_rows
 from buzz.cache.layer import BeehiveLayer, Memory
 from buzz.cache.packing import unpack
 from buzz.cache.per_row import PerRow
@@ -35,6 +36,7 @@ from buzz.cache.storage import OnEvict, Storage
 from buzz.cache.view import CacheView
 from buzz.policies import Asked, HeadShares, Policy
 from buzz.policies.window import SlidingWindow
+from buzz.words import shown
 
 _BY_A_CALL, _FOR_GOOD = 1, 2  # what fixed a budget that is a share of the prompt
 
@@ -122,11 +124,17 @@ class BeehiveCache(CacheView):
 
     @property
     def on_evict(self) -> OnEvict | None:
-        """Who watches the evictions."""
+        """Who watches the evictions.
+
+        Raises:
+            TypeError: it cannot be called.
+        """
         return self.storage.on_evict
 
     @on_evict.setter
     def on_evict(self, watch: OnEvict | None) -> None:
+        if watch is not None and not callable(watch):
+            raise TypeError(f"on_evict must be a function of (layer, eviction, slots), or None, got {shown(watch)}")
         self.storage.on_evict = watch
 
     @property
@@ -170,7 +178,7 @@ class BeehiveCache(CacheView):
             lasting: until the cache is reset; else as well until a first call is refused.
 
         Raises:
-            ValueError: a row has no prompt, or one that is too short for such a share.
+            ValueError: a row has no prompt, or there is no budget that the policy can be fitted to.
         """
         if self._budget is not None and self.integers.is_empty:
             self._refit(self._budget.fitted(tokens))
@@ -368,18 +376,18 @@ class BeehiveCache(CacheView):
 
     # What changes it besides calls; the rest of transformers' interface follows from these (`TransformersCache`).
 
-    def take(self, rows: torch.Tensor) -> None:
-        """Make row i what row rows[i] was; before the first call there is nothing to do.
+    def take(self, rows: torch.Tensor | Sequence[Any]) -> None:
+        """Make row i what row rows[i] was; before the first call there is nothing to do. See `named_rows`.
 
         Raises:
-            ValueError: no row would be left.
+            ValueError: no row would be left, or there is no such row. TypeError: these are no rows.
         """
         if self.integers.is_empty:
             return
-        taken = rows.tolist()
+        taken = named_rows(rows, len(self.tokens))
         if not taken:
             raise ValueError("no row of the cache would be left: reset() it instead")
-        self.storage.take(rows)
+        self.storage.take(taken)
         self.integers.take(taken)
 
     def copy(self) -> BeehiveCache:

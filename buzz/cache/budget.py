@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,11 @@ from buzz.words import shown
 
 
 class ShareOfPrompt(NamedTuple):
-    """A policy, and the share of each row's prompt that its mean cache length shall be, between 0 and 1."""
+    """A policy, and the share of each row's prompt that its mean cache length shall be, between 0 and 1.
+
+    Of a short prompt that may be less than the policy can hold at all: its sink and a slot, say. Such a row gets the
+    smallest cache that the policy can have, and a warning says so.
+    """
 
     policy: Policy
     share: float
@@ -21,8 +26,8 @@ class ShareOfPrompt(NamedTuple):
         """The policy for rows whose prompts have so many tokens; of each row its own, where these differ.
 
         Raises:
-            ValueError: a row has no prompt, or one that is too short for such a share (names it). TypeError: these are
-                not numbers of tokens.
+            ValueError: a row has no prompt (names it), or there is no budget that the policy can be fitted to.
+                TypeError: these are not numbers of tokens.
         """
         given = list(tokens) if isinstance(tokens, Sequence) and not isinstance(tokens, str) else []
         tokens = [n for n in map(integer, given) if n is not None and n >= 0]
@@ -37,14 +42,17 @@ class ShareOfPrompt(NamedTuple):
                 f"budget={self.share:g} is a share of the prompt, and row {row} of the first call has no token: "
                 "give a number of tokens (docs/limits.md)"
             )
-        budget = max(1, round(self.share * tokens))
         try:
-            return self.policy.from_budget(budget)
-        except ValueError as error:
-            raise ValueError(
-                f"budget={self.share:g} of the {tokens} tokens in row {row} is {budget}, and {error}: "
-                "give a number of tokens, or a larger share (docs/limits.md)"
-            ) from None
+            return self.policy.from_budget(max(1, round(self.share * tokens)))
+        except ValueError:
+            least = self.policy.least_budget()
+        # Neither row nor tokens are named: Python then shows it once, however many prompts are short.
+        warnings.warn(
+            f"budget={self.share:g} of so short a prompt is less than {self.policy.name} can hold: the cache has "
+            f"{least} tokens a head, the least; give a number of tokens where more text follows (docs/limits.md)",
+            stacklevel=2,
+        )
+        return self.policy.from_budget(least)
 
 
 def with_budget(policy: Any, budget: Any) -> tuple[Any, ShareOfPrompt | None]:

@@ -204,12 +204,12 @@ class BeehiveLayer(CacheLayerMixin):
     def update(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(UNPATCHED)
 
-    def take(self, rows: torch.Tensor) -> None:
+    def take(self, rows: Rows) -> None:
         """Make row i what row rows[i] was; the number of rows may change."""
         if self.is_initialized and self.pool is None:
-            rows = rows.to(self.keys.device)
+            index = rows.on(self.keys.device)
             with torch.inference_mode(False):  # normal tensors, as in `allocate`
-                self.adopt(Block(*(None if t is None else t.index_select(0, rows) for t in self.tensors)), None)
+                self.adopt(Block(*(None if t is None else t.index_select(0, index) for t in self.tensors)), None)
 
     def _write(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> None:
         """Put each row's tokens behind its slots."""

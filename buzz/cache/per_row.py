@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from buzz.policies import Policy, Scope
@@ -22,11 +22,12 @@ class PerRow:
     policies: tuple[Policy, ...]
 
     def __init__(self, policies: Sequence[Policy]) -> None:
-        object.__setattr__(self, "policies", tuple(policies))
-        if not self.policies:
+        given = tuple(policies) if isinstance(policies, Iterable) else (None,)
+        if not given:
             raise ValueError("PerRow needs a policy for every row, got none")
-        if not all(isinstance(policy, Policy) for policy in self.policies):
-            raise TypeError("PerRow takes buzz policies; build them with buzz.make_policy")
+        if not all(isinstance(policy, Policy) for policy in given):
+            raise TypeError("PerRow takes a list of buzz policies; build them with buzz.make_policy")
+        object.__setattr__(self, "policies", given)
         if len({type(policy) for policy in self.policies}) > 1:
             names = ", ".join(sorted({policy.name for policy in self.policies}))
             raise TypeError(f"the rows of a batch need policies of one family, got {names}")

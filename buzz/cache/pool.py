@@ -193,18 +193,18 @@ class Pool:
 
     # What other pools take over from it.
 
-    def taken(self, rows: torch.Tensor) -> Pool:
+    def taken(self, rows: Rows) -> Pool:
         """Another one whose row i is what row rows[i] is here."""
-        rows = rows.to(self.keys.device)
-        groups = torch.arange(self.layers // self.together, device=rows.device)
-        units = (groups[:, None] * self.rows + rows).flatten()
+        index = rows.on(self.keys.device)
+        groups = torch.arange(self.layers // self.together, device=index.device)
+        units = (groups[:, None] * self.rows + index).flatten()
         pool = self.another(self.capacity, len(rows))
         for name in ("keys", "values", "scores"):
             own, new = getattr(self, name), getattr(pool, name)
             if own is not None:
                 new.copy_(own.index_select(0, units))
-        pool.begin.copy_(self.begin.index_select(1, rows))
-        pool.length.copy_(self.length.index_select(1, rows))
+        pool.begin.copy_(self.begin.index_select(1, index))
+        pool.length.copy_(self.length.index_select(1, index))
         pool.forget_lengths()
         return pool
 

@@ -213,7 +213,7 @@ class SharedLayers:
             if layer.pool is pool:
                 layer.enter(other, layer.member)
 
-    def take(self, rows: torch.Tensor) -> None:
+    def take(self, rows: Rows) -> None:
         """Make row i what row rows[i] was; the number of rows may change."""
         for pool in self.pools:
             self._replace(pool, pool.taken(rows))
@@ -247,7 +247,7 @@ class SharedLayers:
         if pool in self.pools:
             assert pool is not None
             with torch.inference_mode(False):
-                self._replace(pool, pool.taken(torch.arange(pool.rows)))
+                self._replace(pool, pool.taken(Rows(range(pool.rows))))
 
 
 def _rows(eviction: Eviction, step: Step) -> Rows:

@@ -216,7 +216,7 @@ class Storage:
         for pool in self._pools:
             pool.forget_lengths()
 
-    def take(self, rows: torch.Tensor) -> None:
+    def take(self, rows: Rows) -> None:
         """Make row i what row rows[i] was; the number of rows may change."""
         for layer in self._layers:
             layer.take(rows)

@@ -8,6 +8,8 @@ from buzz.cache.calls import Calls
 from buzz.cache.figures import Curve
 from buzz.cache.interface import TransformersCache
 from buzz.cache.storage import Storage
+from buzz.policies.parameters import integer_within
+from buzz.words import shown
 
 
 class CacheView(TransformersCache):
@@ -30,8 +32,12 @@ class CacheView(TransformersCache):
         return self.integers.lengths(self.integers.counted[0])
 
     def layer_lengths(self, layer: int) -> list[int]:
-        """Cached tokens of each row in one layer."""
-        return self.integers.lengths(layer)
+        """Cached tokens of each row in one layer, counted from 0.
+
+        Raises:
+            TypeError: that is no integer. ValueError: there is no such layer.
+        """
+        return self.integers.lengths(integer_within("layer", layer, 0, len(self.layers) - 1))
 
     @property
     def tokens(self) -> list[int]:
@@ -50,11 +56,17 @@ class CacheView(TransformersCache):
 
     @property
     def curve(self) -> Curve | None:
-        """If set to a `Curve`, every later call is recorded there."""
+        """If set to a `Curve`, every later call is recorded there.
+
+        Raises:
+            TypeError: it is no `Curve`.
+        """
         return self.integers.curve
 
     @curve.setter
     def curve(self, curve: Curve | None) -> None:
+        if not isinstance(curve, Curve | None):
+            raise TypeError(f"curve must be a buzz.cache.Curve, or None, got {shown(curve)}")
         self.integers.curve = curve
 
     def stats(self) -> dict[str, Any]:

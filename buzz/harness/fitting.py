@@ -8,8 +8,6 @@ from buzz.evaluation.run.budgets import policy_for
 from buzz.policies import Policy
 from buzz.words import told
 
-_MOST = 2**16  # tokens: what no budget up to here can do, none can
-
 
 class Fitting:
     """Policies for texts of any length; nothing is lost because one of them is too short.
@@ -52,21 +50,9 @@ class Fitting:
 def _least(method: MethodConfig) -> Policy:
     """The policy for the smallest budget that it can be fitted to."""
     base, held = method.make_policy(), method.params
-    failed, high = 0, 1
-    while True:
-        try:
-            policy = base.from_budget(high, **held)
-            break
-        except ValueError as error:
-            failed, high = high, 2 * high
-            if high > _MOST:
-                key = "budget" if method.budget is not None else "reduction"
-                what = f"no budget fits {method.policy} with these parameters ({told(error)})"
-                raise ConfigError(f"model_args.{key}", what, "fewer parameters beside it are wanted") from error
-    while high - failed > 1:
-        middle = (failed + high) // 2
-        try:
-            policy, high = base.from_budget(middle, **held), middle
-        except ValueError:
-            failed = middle
-    return policy
+    try:
+        return base.from_budget(base.least_budget(**held), **held)
+    except ValueError as error:
+        key = "budget" if method.budget is not None else "reduction"
+        what = f"no budget fits {method.policy} with these parameters ({told(error)})"
+        raise ConfigError(f"model_args.{key}", what, "fewer parameters beside it are wanted") from error

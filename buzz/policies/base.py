@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -256,6 +257,27 @@ class Policy(Lengths):
         if wanted > LONGEST:
             raise ValueError(f"{self.name}: a budget must be at most {LONGEST} tokens, got {shown(wanted)}")
         return self.unfitted(**params)._fit(wanted, frozenset(params))
+
+    @_AlsoOfTheClass
+    def least_budget(self, **params: Any) -> int:
+        """The smallest whole number of tokens that `from_budget` takes with these parameters; it takes all above, too.
+
+        Raises:
+            ValueError: it takes none, or the parameters leave nothing to fit. TypeError: no such parameter.
+        """
+
+        def takes(tokens: int) -> bool:
+            try:
+                self.from_budget(tokens, **params)
+            except ValueError:
+                return False
+            return True
+
+        high = next((tokens for tokens in (2**power for power in range(31)) if takes(tokens)), LONGEST)
+        low = high // 2 + 1
+        least = low + bisect_left(range(low, high), True, key=takes)
+        self.from_budget(least, **params)  # for its error, if none is taken
+        return least
 
     @_AlsoOfTheClass
     def unfitted(self, **params: Any) -> Policy:

@@ -15,6 +15,7 @@ from typing import Any
 
 from buzz.policies.numbers import finite, number
 from buzz.rows import Rows
+from buzz.words import shown, told
 
 _VERSION = 1  # of the file
 
@@ -108,15 +109,20 @@ class HeadShares:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: it is no such file. OSError: there is none that can be read.
+            ValueError: it is no such file. OSError: it cannot be read; FileNotFoundError: there is none. TypeError: no
+                path.
         """
+        name, wanted = os.fspath(path), "HeadShares.save writes such a file"
         try:
-            content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content["version"] != _VERSION:
-                raise ValueError(f"its version is {content['version']!r}, this code reads {_VERSION}")
-            return cls(content["head_shares"])
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{os.fspath(path)}: no file of head shares: {error}") from None
+            content: Any = json.loads(Path(name).read_text(encoding="utf-8"))
+            found = content if isinstance(content, dict) else {}
+            if found.get("version") != _VERSION:
+                raise ValueError(f"its version is {shown(found.get('version'))}, this code reads {_VERSION}")
+            return cls(found.get("head_shares", ()))
+        except OSError as error:
+            raise type(error)(f"{name}: it cannot be read ({error.strerror}); {wanted}") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{name}: no file of head shares ({told(error)}); {wanted}") from None
 
     def __repr__(self) -> str:
         flat = [share for of in self.shares for share in of]

@@ -13,6 +13,8 @@ from buzz.benchmark.cli import main
 from buzz.benchmark.config import SECTIONS, SHAPES, load_bench
 from buzz.cache import Shape
 from buzz.evaluation.errors import ConfigError
+from buzz.evaluation.run.config import load_config
+from buzz.evaluation.run.grid import is_sweep
 from buzz.policies import HeadShares
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "bench").glob("*.yaml"))
@@ -52,6 +54,33 @@ def test_defaults_and_overrides(tmp_path):
     assert config.decode.contexts == [16, 64]
     assert list(config.sections) == ["decode"]
     assert config.output == "runs/bench/try"
+
+
+def test_a_file_without_head_shares_is_named_with_its_key(tmp_path):
+    (tmp_path / "heads.json").write_text("{}")
+    for name, told in (
+        ("none.json", "none.json does not exist, a local file or package:PKG/path/inside is wanted"),
+        ("heads.json", "heads.json: no file of head shares (its version is None, this code reads 1); HeadShares.save "),
+    ):
+        methods = [{"policy": "comb", "budget": 40, "head_shares": str(tmp_path / name)}]
+        with pytest.raises(ConfigError) as caught:
+            load_bench(write(tmp_path, methods=methods))
+        assert str(caught.value).startswith(f"methods[0] (comb).head_shares: {tmp_path}/{told}")
+
+
+def test_the_config_of_an_evaluation_is_none_of_a_benchmark(tmp_path):
+    path = tmp_path / "run.yaml"
+    for text in ("{name: a, model: {id: a/b}, task: {name: xsum}, methods: [full]}", "{name: a, sweep: {window: 3}}"):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load_bench(path, ["prefill.lengths=[3]"])
+        assert str(caught.value) == f"{path}: is the config of another command, run it with buzz eval"
+    for section in SECTIONS:
+        path.write_text(f"{{name: a, model: {{shape: tiny}}, {section}: {{}}}}")
+        for load in (load_config, is_sweep):
+            with pytest.raises(ConfigError) as caught:
+                load(path, ["task.name=xsum"])
+            assert str(caught.value) == f"{path}: is the config of another command, run it with buzz bench"
 
 
 def test_policies_take_their_parameters_and_limits(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -298,6 +299,68 @@ def test_rows_can_be_reordered_repeated_and_selected():
     assert cache.lengths == [9, 6]
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, list, tuple, np.array])
+def test_rows_are_named_by_what_a_tensor_could_be_made_of(kind):
+    for named, left in (([2, -3], [8, 5]), ([True, False, True], [5, 8])):
+        cache = buzz.BeehiveCache(make_policy("full"), CONFIG)
+        feed(cache, 20, rows=3, mask=torch.tensor([[0] * (20 - n) + [1] * n for n in (5, 20, 8)]))
+        cache.batch_select_indices(kind(named))
+        assert cache.lengths == left
+        cache.reorder_cache(kind([1, 0]))
+        assert cache.lengths == left[::-1]
+        feed(cache, 1, rows=2)
+
+
+NO_ROWS = "rows are named by a list of indices, or of a bool for each row, got "
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "says"),
+    [
+        (torch.tensor([0.0]), TypeError, NO_ROWS + r"tensor\(\[0\.\]\)"),
+        ([1.5], TypeError, NO_ROWS),
+        ([0, True], TypeError, NO_ROWS),
+        ("a", TypeError, NO_ROWS + "'a'"),
+        (0, TypeError, NO_ROWS + "0"),
+        (torch.tensor(1), TypeError, NO_ROWS),
+        (torch.tensor([[0, 1]]), TypeError, NO_ROWS),
+        (None, TypeError, NO_ROWS + "None"),
+        ([3], ValueError, "the cache holds 3 rows, there is no row 3"),
+        (torch.tensor([0, -4]), ValueError, "the cache holds 3 rows, there is no row -4"),
+        (torch.tensor([True, False]), ValueError, "the cache holds 3 rows, the mask of those that stay has 2"),
+        ([], ValueError, "no row of the cache would be left"),
+        ([False] * 3, ValueError, "no row of the cache would be left"),
+    ],
+)
+def test_what_names_no_rows_is_refused_in_one_line(rows, error, says):
+    cache = buzz.BeehiveCache(make_policy("h2o", heavy=6, window=3), CONFIG)
+    for act in (cache.batch_select_indices, cache.reorder_cache):
+        act(rows)  # there are no rows yet
+    feed(cache, 20, rows=3)
+    for act in (cache.batch_select_indices, cache.reorder_cache):
+        with pytest.raises(error, match=f"^{says}"):
+            act(rows)
+    feed(cache, 1, rows=3)  # as if nobody had asked
+
+
+@pytest.mark.parametrize(
+    ("repeats", "error", "says"),
+    [
+        (1.5, TypeError, "repeats must be an integer, got 1.5"),
+        ("a", TypeError, "repeats must be an integer, got 'a'"),
+        (True, TypeError, "repeats must be an integer, got True"),
+        (0, ValueError, "repeats must be at least 1, got 0"),
+        (-2, ValueError, "repeats must be at least 1, got -2"),
+    ],
+)
+def test_rows_are_repeated_a_whole_number_of_times(repeats, error, says):
+    cache = buzz.BeehiveCache(make_policy("h2o"), CONFIG)
+    for _ in range(2):
+        with pytest.raises(error, match=f"^{says}$"):
+            cache.batch_repeat_interleave(repeats)
+        feed(cache, 20, rows=3)
+
+
 def test_reset_gives_everything_back():
     cache = recorded(make_policy("buzz"), CONFIG)
     feed(cache, 700, rows=2)
@@ -325,6 +388,12 @@ def test_misuse_is_one_clear_line():
         cache.crop(-1)
     with pytest.raises(RuntimeError, match="without append"):
         cache.observe(None, 0)
+    with pytest.raises(TypeError, match=r"^on_evict must be a function of \(layer, eviction, slots\), or None, got 3$"):
+        cache.on_evict = 3
+    with pytest.raises(TypeError, match=r"^curve must be a buzz.cache.Curve, or None, got \[\]$"):
+        cache.curve = []
+    with pytest.raises(ValueError, match=r"^layer must be at most 2, got 3$"):
+        cache.layer_lengths(3)
     feed(cache, 5, rows=2)
     with pytest.raises(ValueError, match="holds 2 rows, the call has 3"):
         cache.begin(3, 1)

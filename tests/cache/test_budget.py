@@ -131,20 +131,37 @@ def test_a_refused_first_call_fixes_nothing():
         assert chosen.lengths == [40]
 
 
-def test_rows_without_a_prompt_or_with_too_short_a_one_are_named():
+def test_a_row_with_too_short_a_prompt_has_the_smallest_cache():
     with buzz.patch_model(MODEL), torch.no_grad():
         cache = buzz.BeehiveCache(MODEL, "comb", budget=0.4)
         mask = torch.tensor([[1] * 20, [0] * 12 + [1] * 8])
-        with pytest.raises(ValueError) as error:
-            MODEL(tokens(2, 20), attention_mask=mask, past_key_values=cache)
-        assert str(error.value) == (
-            "budget=0.4 of the 8 tokens in row 1 is 3, and comb: a budget of 3 tokens is too small for sink=4, "
-            "window=1: give a number of tokens, or a larger share (docs/limits.md)"
+        told = (
+            r"^budget=0\.4 of so short a prompt is less than comb can hold: the cache has 5 tokens a head, the least; "
+            r"give a number of tokens where more text follows \(docs/limits\.md\)$"
         )
+        with pytest.warns(UserWarning, match=told):
+            MODEL(tokens(2, 20), attention_mask=mask, past_key_values=cache)
+        assert cache.lengths == [8, 5]
+        cache.reset()
         with pytest.raises(ValueError, match="row 0 of the first call has no token: give a number of tokens"):
             MODEL(tokens(2, 20), attention_mask=mask.flip(0) * torch.tensor([[0], [1]]), past_key_values=cache)
         MODEL(tokens(2, 20), past_key_values=cache)
         assert cache.lengths == [8, 8]
+
+
+@BOTH
+@pytest.mark.parametrize("name", buzz.POLICIES)
+@pytest.mark.filterwarnings("ignore:budget=0.4 of so short a prompt")
+def test_no_prompt_is_too_short(run, name):
+    """As with a budget of as many tokens as the policy holds at the least, if that is more than the share."""
+    with run(MODEL):
+        for n in (1, 2, 5):
+            ids = tokens(1, n, seed=n)
+            least = max(round(0.4 * n), buzz.POLICIES[name].least_budget())
+            caches = [recorded(MODEL, name, budget=0.4), recorded(MODEL, name, budget=least)]
+            texts = [MODEL.generate(ids, past_key_values=cache, **GREEDY) for cache in caches]
+            assert texts[0].equal(texts[1])
+            assert_same_caches(caches[1], caches[0])
 
 
 @pytest.mark.parametrize("budget", [1.0, 0, 0.0, -3, -0.5, float("nan"), 0.999 - 1])

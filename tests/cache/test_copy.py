@@ -272,5 +272,5 @@ def test_rows_with_policies_of_their_own_are_repeated_with_them():
         twin = cache.copy()
         model(tokens(6, 9), past_key_values=twin)
         assert twin.lengths == [7, 7, 8, 8, 9, 9]
-        with pytest.raises(ValueError, match="no row of the cache would be left"):
+        with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
             cache.batch_repeat_interleave(0)

@@ -10,6 +10,7 @@ from buzz.cache.layer import BeehiveLayer, Memory, allocate
 from buzz.cache.schedule import Schedule
 from buzz.cache.stack import Stack
 from buzz.policies import make_policy
+from buzz.rows import Rows
 
 HEADS, DIM = 2, 4
 LOCAL = make_policy("local", window=20)
@@ -77,7 +78,7 @@ def test_memory_is_what_is_allocated():
     driven = Driven(make_policy("h2o"), rows=2)
     driven.call([1, 1])
     assert driven.memory.nbytes == 2 * HEADS * driven.layer.capacity * (2 * DIM + 1) * 4
-    driven.layer.take(torch.tensor([1]))
+    driven.layer.take(Rows([1]))
     assert driven.memory.nbytes == HEADS * driven.layer.capacity * (2 * DIM + 1) * 4
     driven.layer.reset()
     assert (driven.memory.nbytes, driven.layer.capacity, driven.layer.is_initialized) == (0, 0, False)

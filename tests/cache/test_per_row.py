@@ -21,8 +21,11 @@ def test_rows_need_policies_of_one_family():
         PerRow([])
     with pytest.raises(TypeError, match="one family, got buzz, local"):
         PerRow([LOCAL, make_policy("buzz")])
-    with pytest.raises(TypeError, match="PerRow takes buzz policies"):
+    with pytest.raises(TypeError, match="PerRow takes a list of buzz policies"):
         PerRow(["buzz"])
+    with pytest.raises(TypeError, match="PerRow takes a list of buzz policies"):
+        PerRow(LOCAL)
+    assert PerRow(iter([LOCAL, WIDER])) == rows
     with pytest.raises(ValueError, match="the same logn_base"):
         PerRow([LOCAL, make_policy("local", window=6, logn_base=512)])
 

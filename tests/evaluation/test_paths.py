@@ -20,6 +20,7 @@ BAD = [
     ("a\0b", "holds a NUL character"),
     ("~nobody-of-that-name/x", "~nobody-of-that-name/x is in the home of an unknown user"),
     ("/tmp/" + "x" * 5000, "cannot be read (File name too long)"),
+    ("https://host/a.jsonl", "https://host/a.jsonl is a URL, not a path"),
 ]
 
 

@@ -298,3 +298,25 @@ def test_a_policy_without_a_steady_state_has_no_budget():
     policy = make_policy("buzz", stride=2)
     with pytest.raises(ValueError, match="stride 3 or more"):
         policy.from_budget(100)
+    with pytest.raises(ValueError, match="stride 3 or more"):
+        policy.least_budget()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("sink", [None, 0, 37])
+def test_the_least_budget_is_where_budgets_begin_to_be_met(name, sink):
+    held = {"sink": sink} if sink is not None and "sink" in POLICIES[name].least else {}
+    least = POLICIES[name].least_budget(**held)
+    for tokens in range(max(1, least - 9), least):
+        with pytest.raises(ValueError, match=f"{name}: "):
+            POLICIES[name].from_budget(tokens, **held)
+    for tokens in range(least, least + 9):
+        POLICIES[name].from_budget(tokens, **held)
+
+
+def test_the_least_budget_of_what_cannot_be_fitted_says_why():
+    assert make_policy("streaming", sink=2**31 - 2).least_budget() == 2**31 - 1
+    with pytest.raises(ValueError, match="leaves no window beside 2147483647 sink tokens"):
+        make_policy("streaming", sink=2**31 - 1).least_budget()
+    with pytest.raises(TypeError, match="unknown parameter 'windw'"):
+        POLICIES["h2o"].least_budget(windw=3)

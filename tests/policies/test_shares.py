@@ -82,11 +82,12 @@ def test_a_file_gives_them_back_to_the_last_bit(tmp_path_factory, some):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("{}", "'version'"),
+        ("{}", "its version is None, this code reads 1"),
+        ('{"version": 1}', "layers of equally many KV heads, got layers of none"),
         ("not json", "Expecting value"),
         ('{"version": 9, "head_shares": [[1]]}', "its version is 9, this code reads 1"),
         ('{"version": 1, "head_shares": [[1], [1, 2]]}', "layers of equally many KV heads"),
-        ("[1]", "indices"),
+        ("[1]", "its version is None"),
         ('{"version": 1, "head_shares": [[1e999, 1]]}', "must be numbers above 0"),
         ("[" * 100_000, "recursion"),
     ],
@@ -94,5 +95,18 @@ def test_a_file_gives_them_back_to_the_last_bit(tmp_path_factory, some):
 def test_another_file_is_refused_in_one_line(tmp_path, text, why):
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"other.json: no file of head shares: .*{why}"):
+    with pytest.raises(
+        ValueError, match=rf"other.json: no file of head shares \(.*{why}.*\); HeadShares.save writes such"
+    ):
         HeadShares.load(path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "heads.json"
+    for error, why in ((FileNotFoundError, "No such file or directory"), (IsADirectoryError, "Is a directory")):
+        with pytest.raises(error) as caught:
+            HeadShares.load(path)
+        assert str(caught.value) == f"{path}: it cannot be read ({why}); HeadShares.save writes such a file"
+        path.mkdir(exist_ok=True)
+    with pytest.raises(TypeError, match="not int"):
+        HeadShares.load(3)

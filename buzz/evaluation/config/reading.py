@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,23 @@ from buzz.evaluation.config.schema import said
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.paths import read_regular, short, unspeakable
 
+# Top-level keys that the configs of one command alone have.
+_BENCH = {"ceilings", "kernels", "prefill", "decode", "stream", "evictions", "throughput", "agreement", "steps"}
+_COMMANDS = {"buzz eval": {"task", "sweep"}, "buzz bench": _BENCH}
+
 
 def read_config(path: str | Path, overrides: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
     """The YAML file with the overrides in it, as plain data; checked no further than that it is a mapping.
 
     Args:
         overrides: `key.sub=value` each, later ones win.
-        keys: of the config, for the error of a file that is no mapping.
+        keys: of the config, for the error of a file that is no mapping, or the config of another command.
 
     Raises:
-        ConfigError: the file is no YAML mapping, or an override is none.
+        ConfigError: the file is no YAML mapping, or one for another command; or an override is none.
     """
     raw = _read_yaml(Path(path), keys)
+    _refuse_others(raw, str(path), keys)
     for override in overrides:
         _apply(raw, override)
     _check_text(raw, "", set())
@@ -51,6 +56,13 @@ def _read_yaml(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(str(path), said(raw), f"a mapping with the keys {', '.join(keys)} is wanted")
     return raw
+
+
+def _refuse_others(raw: Mapping[str, Any], path: str, keys: Sequence[str]) -> None:
+    """Refuse the config of another command, whose keys would all be unknown."""
+    commands = [command for command, own in _COMMANDS.items() if own & raw.keys()]
+    if len(commands) == 1 and not _COMMANDS[commands[0]] & set(keys):
+        raise ConfigError(short(path), "is the config of another command", f"run it with {commands[0]}")
 
 
 def _check_text(raw: Any, where: str, seen: set[int]) -> None:

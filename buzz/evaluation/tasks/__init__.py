@@ -35,31 +35,34 @@ def make_task(config: TaskConfig) -> Task:
     Raises:
         ConfigError: no such task (lists them), or a prompt template that names unknown fields.
     """
-    if config.name not in TASKS:
-        raise ConfigError(
-            "task.name",
-            f"unknown task {config.name!r}{hint(config.name, TASKS)}",
-            f"one of {', '.join(TASKS)} is wanted",
-        )
-    return TASKS[config.name](config)
+    return _named(config.name, "task.name")(config)
 
 
 def parse_task(raw: Any, where: str) -> TaskConfig:
     """The `task` section: the keys that all tasks have, and those of this task's `Options`.
 
     Raises:
-        ConfigError: an unknown or missing key, or a value that is impossible.
+        ConfigError: no such task (lists them), an unknown or missing key, or a value that is impossible.
     """
     own = [key for key in keys_of(TaskConfig) if key != "options"]
     if not isinstance(raw, dict):
         raise ConfigError(where, said(raw), f"a mapping with the keys {', '.join(own)} is wanted")
-    if not isinstance(raw.get("name"), str) or raw["name"] not in TASKS:
-        return build(TaskConfig, raw, where)
-    options = TASKS[raw["name"]].Options
+    shared = {key: value for key, value in raw.items() if key in own}
+    if not isinstance(raw.get("name"), str):
+        return build(TaskConfig, shared, where)  # for its error
+    options = _named(raw["name"], f"{where}.name").Options  # first: which other keys there are depends on it
     refuse_unknown(raw, [*own, *keys_of(options)], where)
     given = {key: value for key, value in raw.items() if key not in own}
-    common = build(TaskConfig, {key: value for key, value in raw.items() if key in own}, where)
+    common = build(TaskConfig, shared, where)
     return dataclasses.replace(common, options=dataclasses.asdict(build(options, given, where)))
+
+
+def _named(name: str, where: str) -> type[Task]:
+    """The task of this name."""
+    if name not in TASKS:
+        what = f"unknown task {name!r}{hint(name, TASKS)}"
+        raise ConfigError(where, what, f"one of {', '.join(TASKS)} is wanted")
+    return TASKS[name]
 
 
 __all__ = ["TASKS", "Sample", "Task", "make_task", "parse_task"]

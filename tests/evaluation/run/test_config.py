@@ -239,6 +239,7 @@ def test_round_trip(
         ("model.device=gpu", "model.device: is 'gpu'", "cuda"),
         ("wandb.mode=off", "wandb.mode: is 'off' (text)", "one of disabled, offline, online"),
         ("task.data=''", "task.data: is ''", "a file"),
+        ("task={lengths: [500]}", "task: is '{lengths: [500]}' (text)", "a mapping with the keys name, data"),
         ("name=a/b", "name: is 'a/b'", "a name of letters"),
         ("name=..", "name: is '..'", "a name of letters"),
         ("methods=[{policy: full, name: a b}]", "methods[0] (full).name: is 'a b'", "a name of letters"),
@@ -370,6 +371,8 @@ def test_mistakes(base: Path, override: str, start: str, said: str) -> None:
         ("passkey", "lengths=[500, 500]", "task.lengths: is [500, 500]", "different"),
         ("passkey", "depths=[1.5]", "task.depths: is [1.5]", "from 0.0 to 1.0"),
         ("longbench", "datasets=[qasper, nothing]", "task.datasets", "qasper"),
+        ("rulr", "lengths=[500]", "task.name: unknown task 'rulr' (did you mean 'ruler'?)", "one of xsum, cnn_dm"),
+        ("[ruler]", "lengths=[500]", "task.name: is ['ruler'] (a list)", "text is wanted"),
     ],
 )
 def test_mistakes_in_a_tasks_own_keys(base: Path, task: str, override: str, start: str, said: str) -> None:
