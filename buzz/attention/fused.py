@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from buzz.attention import naive
+from buzz.attention import blocks, naive
 from buzz.attention.wanted import Wanted
 from buzz.kernels.device import HALF, runs_triton
 from buzz.rows import Rows
@@ -83,12 +84,16 @@ def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> t
     return torch.stack(heads, dim=2).flatten(1, 2)
 
 
-# --- output and scores, on a GPU -------------------------------------------------------------------------------------
+# --- output and scores -----------------------------------------------------------------------------------------------
 
 
 def gives_scores(q: torch.Tensor) -> bool:
-    """Whether this is a prompt or a chunk in half precision on a CUDA device, and Triton is installed."""
-    return q.dtype in HALF and q.shape[2] > 1 and q.shape[3] % 8 == 0 and q.shape[3] <= 256 and runs_triton(q)
+    """Whether this is a prompt or a chunk on a CPU, or in half precision on a CUDA device for which there is Triton."""
+    if q.shape[2] == 1:
+        return False
+    if q.device.type == "cpu":
+        return q.dtype in HALF or q.dtype == torch.float32
+    return q.dtype in HALF and q.shape[3] % 8 == 0 and q.shape[3] <= 256 and runs_triton(q)
 
 
 def attend_scored(
@@ -107,12 +112,15 @@ def attend_scored(
     Args:
         firsts: of row b the queries firsts[b] .. counts[b] - 1 count.
     """
-    from buzz.kernels.received import received
-
     if q.stride(-1) != 1:
         q = q.contiguous()
     output, lse = _by_rows(q, k, v, starts, counts, scale)
-    return output, received(q, k, lse, starts=starts, firsts=firsts, counts=counts, scale=scale, wanted=wanted)
+    given: dict[str, Any] = {"starts": starts, "firsts": firsts, "counts": counts, "scale": scale, "wanted": wanted}
+    if not runs_triton(q):
+        return output, blocks.received(q, k, lse, **given)
+    from buzz.kernels.received import received
+
+    return output, received(q, k, lse, **given)
 
 
 def _by_rows(
@@ -133,10 +141,32 @@ def _by_rows(
 
 
 def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and natural log-sum-exp float32 [B, Hq, Lq] of queries [B, Hq, Lq, D] that are the last of S tokens.
+    """Output and natural log-sum-exp float32 [B, Hq, Lq] of queries [B, Hq, Lq, D] that are the last of S tokens."""
+    return _causal_on_cpu(q, k, v, scale) if q.device.type == "cpu" else _causal_on_cuda(q, k, v, scale)
 
-    A whole prompt goes to cuDNN, which is faster; to flash attention what cuDNN cannot, and a chunk of a prompt: there
-    flash aligns the last query with the last key, as is wanted here, and cuDNN the first with the first.
+
+def _causal_on_cpu(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernel there aligns the first query with the first key, so what comes before a chunk is read by itself."""
+    group, before = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
+    k, v = (t if group == 1 else t.repeat_interleave(group, dim=1) for t in (k, v))  # not every version knows groups
+    flash = functools.partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, scale=scale)
+    output, lse = flash(q, k[:, :, before:], v[:, :, before:], 0.0, True)
+    if not before:
+        return output, lse.float()
+    past, lse_past = flash(q, k[:, :, :before], v[:, :, :before], 0.0, False)
+    both = torch.logaddexp(lse.float(), lse_past.float())
+    weighed = (o.float() * (part.float() - both).exp()[..., None] for o, part in ((output, lse), (past, lse_past)))
+    return sum(weighed, torch.zeros((), device=q.device)).to(q.dtype), both
+
+
+def _causal_on_cuda(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A whole prompt goes to cuDNN, which is faster; to flash attention what cuDNN cannot, and a chunk of a prompt.
+
+    There flash aligns the last query with the last key, as is wanted here, and cuDNN the first with the first.
     """
     aten, result = torch.ops.aten, None
     if q.shape[2] == k.shape[2]:

@@ -182,8 +182,8 @@ def test_scores_of_half_precision_are_summed_in_float32(dtype):
     _, scores = attend(q, k, k, starts=[0], scale=1.0, spec=ScoreSpec(True, None))
     assert scores.dtype == torch.float32
     harmonic = sum(1 / i for i in range(1, n + 1))
-    assert scores[0, 0, 0].item() == pytest.approx(harmonic, rel=1e-4)
-    assert scores.sum().item() == pytest.approx(n, rel=1e-4)
+    assert scores[0, 0, 0].item() == pytest.approx(harmonic, rel=1e-3)
+    assert scores.sum().item() == pytest.approx(n, rel=1e-3)
 
 
 def test_output_keeps_the_dtype():
