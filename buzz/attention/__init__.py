@@ -96,7 +96,7 @@ def attend(
     wanted = [Wanted("largest" if spec.of == "largest" else "sum", spec.beyond + 1 if spec.beyond else 0)]
     if spec.mean:
         wanted.append(Wanted("sum", spec.near + 1 if spec.near else 0))
-    if window is None and fused.gives_scores(q):
+    if window is None and fused.gives_scores(q, k):
         output, got = fused.attend_scored(
             q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale, wanted=wanted
         )  # fmt: skip

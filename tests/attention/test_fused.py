@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from buzz.attention import attend, fused, naive
+from buzz.attention import attend, blocks, fused, naive
 from buzz.attention.wanted import Wanted
 from buzz.benchmark.kernels import reference
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
-
-pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EVERYTHING = ScoreSpec(accumulate=True, queries=None)
@@ -48,6 +46,8 @@ def test_prompts_and_chunks(monkeypatch, starts, counts, last, wanted):
     k, v = (torch.randn(2, 2, slots, 16, generator=generator).to(DEVICE) for _ in range(2))
     if DEVICE == "cuda":  # whose kernels take half precision alone
         monkeypatch.setattr(fused, "causal", plain_causal)
+    monkeypatch.setattr(blocks, "_QUERIES", 16)
+    monkeypatch.setattr(blocks, "_SLOTS", 8)
     firsts = Rows([0, 0] if last is None else [max(0, c - n) for c, n in zip(counts, last, strict=True)])
     how = {"starts": Rows(starts), "counts": Rows(counts), "scale": 0.25}
     wanted = [Wanted(*one) for one in wanted]
@@ -68,6 +68,25 @@ def test_prompts_and_chunks(monkeypatch, starts, counts, last, wanted):
                 target[one] = part
     for result, target in zip(results, whole, strict=True):
         torch.testing.assert_close(result, target, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)], ids=str
+)
+@pytest.mark.parametrize("spec", [EVERYTHING, ScoreSpec(True, None, "largest", 48, 50.0, 16)], ids=["sum", "comb"])
+@pytest.mark.parametrize(("start", "width"), [(0, 700), (900, 333)])
+def test_long_prompts_on_a_cpu_have_the_scores_of_the_reference(monkeypatch, start, width, spec, dtype, most):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 6, width, 32, generator=generator).mul(2).to(dtype)
+    k, v = (torch.randn(1, 2, start + width, 32, generator=generator).to(dtype) for _ in range(2))
+    how = {"starts": [start], "scale": 32**-0.5, "spec": spec}
+    assert fused.gives_scores(q, k)
+    output, scores = attend(q, k, v, **how)
+    monkeypatch.setattr(fused, "_LONG", 2**40)
+    expected, exact = attend(q.float(), k.float(), v.float(), **how)
+    assert (output.float() - expected).norm() <= max(1e-6, 2 * most) * expected.norm()
+    assert (scores - exact).norm() <= most * exact.norm()
+    assert torch.equal(scores == 0, exact == 0)
 
 
 @pytest.mark.cuda
