@@ -19,6 +19,7 @@ _QUERIES, _SLOTS = 256, 512
 _ELEMENTS = 1 << 21  # of all heads of a block together
 
 
+@torch.no_grad()  # scores choose slots, through which no gradient goes
 def received(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -81,7 +81,10 @@ def test_long_prompts_on_a_cpu_have_the_scores_of_the_reference(monkeypatch, sta
     k, v = (torch.randn(1, 2, start + width, 32, generator=generator).to(dtype) for _ in range(2))
     how = {"starts": [start], "scale": 32**-0.5, "spec": spec}
     assert fused.gives_scores(q, k)
-    output, scores = attend(q, k, v, **how)
+    output, scores = attend(q.requires_grad_(), k, v, **how)  # as of a call outside of no_grad
+    assert output.requires_grad
+    assert not scores.requires_grad
+    q, output = q.detach(), output.detach()
     monkeypatch.setattr(fused, "_LONG", 2**40)
     expected, exact = attend(q.float(), k.float(), v.float(), **how)
     assert (output.float() - expected).norm() <= max(1e-6, 2 * most) * expected.norm()
