@@ -158,8 +158,8 @@ def _causal_on_cpu(
         return output, lse.float()
     past, lse_past = flash(q, k[:, :, :before], v[:, :, :before], 0.0, False)
     both = torch.logaddexp(lse.float(), lse_past.float())
-    weighed = (o.float() * (part.float() - both).exp()[..., None] for o, part in ((output, lse), (past, lse_past)))
-    return sum(weighed, torch.zeros((), device=q.device)).to(q.dtype), both
+    own, other = ((part.float() - both).exp()[..., None] for part in (lse, lse_past))
+    return (own * output.float() + other * past.float()).to(q.dtype), both
 
 
 def _causal_on_cuda(

@@ -9,7 +9,10 @@ _ROUNDS = 2**16  # evictions after which a stream must have repeated itself
 
 
 class Plan(NamedTuple):
-    """What one eviction leaves: `kept` slots, the first `sampled` of those after the sink being the new sample."""
+    """What one eviction leaves: `kept` slots, and an integer that the next one is told.
+
+    sampled: of BUZZ, the first so many slots after the sink are the new sample; other policies keep a state of theirs.
+    """
 
     kept: int
     sampled: int
