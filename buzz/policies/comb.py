@@ -18,7 +18,7 @@ from buzz.policies.specs import ScoreSpec
 
 Budgets = Literal["measured", "worth"]
 
-_WINDOW = 25  # per cent of the capacity, where no window is given
+_WINDOW, _WINDOW_OF_STREAMS = 25, 50  # per cent of the capacity, where no window is given
 _SLACK = 8  # what collects before the next eviction is such a part of the capacity
 # What the mean of a prompt counts beside the largest: with measured budgets, where worth decides within a head; with
 # budgets by worth, where it compares heads; beside the second reading.
@@ -40,21 +40,21 @@ class CombPolicy(Policy):
     2505.23416).
 
     Once more than `capacity + slack` slots are cached, `capacity` slots a head stay in the mean: the first `sink` and
-    the last `recent` of every head, and those of highest worth: in each head as many as it has in its budget; what
+    the last `window` of every head, and those of highest worth: in each head as many as it has in its budget; what
     heads are too short for, and all where budgets are by worth, goes to the highest worth of all heads that share.
 
     The worth of a slot is the largest probability that a query of a step more than `near` slots behind it gave it. In a
     prompt, which is any call of several tokens, it is the largest from more than `beyond` slots away, and `afar` times
     the mean from more than `near`. At every eviction it is multiplied by `decay`. After a call that leaves more than
     `capacity + slack + 1` slots, a long prompt, it counts times the norm of the slot's value. Where there was none, in
-    a stream, it counts times the place of the slot among its head's, 1 / n of the oldest to 1 of the latest: a text
-    moves on, while an answer is about its prompt. On equal worth the older slot stays (of the lower layer and head,
+    a stream, it counts times the place of the slot among its head's, 1 / n of the oldest to 1 of the latest, and the
+    window is wider: a text moves on, while an answer is about its prompt. On equal worth the older slot stays (of the lower layer and head,
     where heads share). What was measured for these choices is in docs/comb.md.
 
     Args:
         capacity: slots that a head keeps at an eviction, in the mean over the heads that share, in tokens.
         sink, window: first and last slots of every head that always stay, in tokens; part of the capacity. No window:
-            a quarter of the capacity.
+            a quarter of the capacity; in a stream half of it, or what the sink leaves.
         lazy: slots a head that collect beyond the capacity before the next eviction; None: an eighth of it.
         decay: what worth is multiplied by at every eviction, from 0 to 1.
         scope: heads that share their slots out: those of the "model", of a "layer", or none ("head").
@@ -121,8 +121,15 @@ class CombPolicy(Policy):
 
     @property
     def recent(self) -> int:
-        """The last slots of every head that always stay."""
+        """The last slots of every head that always stay of a prompt, and after one."""
         return max(1, self.capacity * _WINDOW // 100) if self.window is None else self.window
+
+    @property
+    def recent_of_streams(self) -> int:
+        """The last slots of every head that always stay where no prompt was compressed."""
+        if self.window is not None:
+            return self.window
+        return max(self.recent, min(self.capacity * _WINDOW_OF_STREAMS // 100, self.capacity - self.sink))
 
     @property
     def slack(self) -> int:
@@ -168,7 +175,7 @@ class CombPolicy(Policy):
 
     def select(self, held: Held, length: int, sampled: int = 0) -> torch.Tensor:
         worth = self._worth(held.each(lambda t: t[:, :, :length]), length, sampled)
-        return ends_and_highest(worth, self.capacity, self.sink, self.recent)
+        return ends_and_highest(worth, self.capacity, self.sink, self._window_of(length, sampled))
 
     @property
     def measured(self) -> bool:
@@ -188,28 +195,35 @@ class CombPolicy(Policy):
     def share(
         self, held: Held, places: Places, kept: int, length: int, sampled: int = 0, chosen: int | None = None
     ) -> torch.Tensor:
-        budgets = None
+        window, budgets = self._window_of(length, sampled), None
         if self.measured:
             if held.shares is None:
                 raise ValueError("comb: share needs the shares of the model's heads (buzz.head_shares)")
-            least = max(1, self.sink + self.recent, int(self.floor * kept))
+            least = max(1, self.sink + window, int(self.floor * kept))
             most = int(self.ceiling * kept)
             budgets = held.shares.part(kept, least, most, self.shortlist, places.first, places.heads)
         return share(
             self._worth(held, length, sampled, places), places, kept, chosen, budgets=budgets,
-            sink=self.sink, window=self.recent, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.shortlist,
+            sink=self.sink, window=window, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.shortlist,
         )  # fmt: skip
 
     def _is_prompt(self, length: int) -> bool:
         """Whether a call that leaves so many slots has compressed more than a step would."""
         return length > self.capacity + self.slack + 1
 
+    def _is_stream(self, length: int, sampled: int) -> bool:
+        """Whether a call that leaves so many slots is a step, and no prompt was compressed before it."""
+        return not sampled and not self._is_prompt(length)
+
+    def _window_of(self, length: int, sampled: int) -> int:
+        return self.recent_of_streams if self._is_stream(length, sampled) else self.recent
+
     def _worth(self, held: Held, length: int, sampled: int, places: Places | None = None) -> torch.Tensor:
         """What slots are ranked by: float32, as the scores."""
         scores = held.scored(self.name)
-        if not self._is_prompt(length):
-            return by_recency(scores, places) if self.recency and not sampled else scores
-        if not self.values:
+        if self._is_stream(length, sampled):
+            return by_recency(scores, places) if self.recency else scores
+        if not self.values or not self._is_prompt(length):
             return scores
         values = held.valued(self.name)
         exact = torch.promote_types(values.dtype, torch.float32)  # without a copy of all values in float32

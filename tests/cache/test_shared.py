@@ -57,10 +57,12 @@ class NaiveRow:
         worth = torch.tensor([[score for _, score in slots]])
         if weighed and policy.values:  # in float32, like the policy: products that round may tie
             worth = worth * torch.tensor([[[label + 0.5] * DIM for label, _ in slots]]).norm(dim=-1)
-        elif policy.recency and not weighed and not self.sampled:
+        stream = not weighed and not self.sampled
+        if stream and policy.recency:
             worth = by_place(worth, lengths)
-        budgets = budgets_of(policy, SHARES) if policy.measured else None
-        rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist, budgets)
+        window = policy.recent_of_streams if stream else policy.recent
+        budgets = budgets_of(policy, SHARES, window) if policy.measured else None
+        rule = (policy.sink, window, policy.floor, policy.ceiling, policy.shortlist, budgets)
         stay, place = naive_share(worth, places, 0, kept, *rule), 0
         for head in heads:
             decayed = (torch.tensor([score for _, score in head]) * policy.decay).tolist()  # in float32 as well

@@ -75,8 +75,6 @@ class NaiveHead:
         if self.name == "snapkv":
             return self.kept_of_prompt(everything)
         sink, window = p["sink"], p["window"]
-        if self.name == "comb" and window is None:
-            window = max(1, p["capacity"] // 4)
         if self.name == "kvzip":
             if self.sampled or n <= p["capacity"]:
                 return everything, self.sampled or n
@@ -88,6 +86,10 @@ class NaiveHead:
             if n <= p["capacity"] + lazy:
                 return everything, self.sampled
             prompt, worth = n > p["capacity"] + lazy + 1, self.scores
+            if window is None:
+                window = max(1, p["capacity"] // 4)
+                if not prompt and not self.sampled:
+                    window = max(window, min(p["capacity"] // 2, p["capacity"] - sink))
             if prompt and p["values"] and self.norms:
                 worth = [score * norm for score, norm in zip(worth, self.norms, strict=True)]
             if not prompt and not self.sampled and p["recency"]:  # in float32, as products that round may tie

@@ -17,7 +17,7 @@ from tests.policies.test_sharing import naive_share, places_of
 @given(st.sampled_from(legal(POLICIES["comb"])), st.integers(0, 2**16), st.data())
 def test_shares_equal_the_reference(policy, seed, data):
     """The worth of a slot is its score: in a stream times its place in its head, in a prompt times the norm of its
-    value; after a prompt it is the score alone."""
+    value; after a prompt it is the score alone. In a stream the window is wider."""
     generator = torch.Generator().manual_seed(seed)
     more, sampled = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 1))
     length = policy.capacity + policy.slack + 1 + more
@@ -35,7 +35,8 @@ def test_shares_equal_the_reference(policy, seed, data):
         worth = scores * values[..., 0]
     elif not more and not sampled and policy.recency:
         worth = by_place(scores, lengths)
-    rule = (policy.sink, policy.recent, policy.floor, policy.ceiling, policy.shortlist, budgets_of(policy, shares))
+    window = policy.recent if more or sampled else policy.recent_of_streams
+    rule = (policy.sink, window, policy.floor, policy.ceiling, policy.shortlist, budgets_of(policy, shares, window))
     assert set(mask[0].nonzero()[:, 0].tolist()) == naive_share(worth, places, 0, policy.capacity, *rule)
 
 
@@ -46,12 +47,12 @@ def by_place(worth, lengths):
     return worth * torch.cat(weights[0]) * torch.cat(weights[1])
 
 
-def budgets_of(policy, shares):
+def budgets_of(policy, shares, window):
     """Found by trying: the largest scale at which all shares together fit, and again in layers that have too much."""
     if shares is None:
         return None
     kept, each = policy.capacity, len(shares.shares[0])
-    least = max(1, policy.sink + policy.recent, int(policy.floor * kept))
+    least = max(1, policy.sink + window, int(policy.floor * kept))
     most = int(policy.ceiling * kept)
 
     def fitting(some, total):
@@ -108,6 +109,29 @@ def test_it_keeps_original_positions_and_decays_scores():
         "layer",
         "model",
     }
+
+
+@pytest.mark.parametrize(
+    ("params", "prompt", "stream"),
+    [
+        ({"capacity": 80}, 20, 40),
+        ({"capacity": 9}, 2, 4),
+        ({"capacity": 6}, 1, 2),  # what the sink leaves
+        ({"capacity": 80, "sink": 60}, 20, 20),
+        ({"capacity": 80, "window": 30}, 30, 30),
+        ({"capacity": 1, "sink": 0}, 1, 1),
+    ],
+)
+def test_the_window_of_a_stream_is_half_of_what_is_kept(params, prompt, stream):
+    policy = make_policy("comb", scope="head", lazy=2, recency=False, values=False, **params)
+    assert (policy.recent, policy.recent_of_streams) == (prompt, stream)
+    for length, sampled, window in (
+        (policy.capacity + 3, 0, stream),
+        (policy.capacity + 3, 1, prompt),
+        (policy.capacity + 4, 0, prompt),
+    ):
+        kept = policy.select(Held(torch.arange(length, 0, -1.0)[None, None]), length, sampled)[0, 0]
+        assert kept.tolist() == [*range(policy.capacity - window), *range(length - window, length)]
 
 
 @pytest.mark.parametrize(("lazy", "slack"), [(None, 10), (0, 0), (7, 7)])
