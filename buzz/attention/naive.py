@@ -148,9 +148,14 @@ def attend_step(
     beyond: int = 0,
     begin: torch.Tensor | None = None,
     longest: int | None = None,
+    own: bool = False,
 ) -> torch.Tensor:
     """`buzz.attention.step.attend_step`: all slots under a mask, float32 arithmetic (float64 for float64 inputs)."""
     dtype = torch.promote_types(q.dtype, torch.float32)
+    if own and cos is not None and sin is not None:
+        angles = cos.to(dtype)[:, None], sin.to(dtype)[:, None]  # [B, 1, D]
+        q, k = (_rotate(x.to(dtype), *angles).to(x.dtype) for x in (q, k))
+        cos = sin = None
     Hkv, D = k.shape[1:]
     if begin is None:
         slot, C, places = lengths.long()[:, None], keys.shape[2], None  # [B, 1]: of all heads
@@ -201,6 +206,6 @@ def attend_step(
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [B, H, L, D] with its halves rotated against each other; sin is signed."""
+    """x [..., D] with its halves rotated against each other; sin is signed."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat([x[..., half:], x[..., :half]], dim=-1) * sin

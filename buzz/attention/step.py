@@ -29,6 +29,7 @@ def attend_step(
     beyond: int = 0,
     begin: torch.Tensor | None = None,
     longest: int | None = None,
+    own: bool = False,
 ) -> torch.Tensor:
     """Append one token per row to a cache and attend to it; nothing here depends on the host knowing a length.
 
@@ -50,6 +51,8 @@ def attend_step(
         cos, sin: [at least C, D] in q's dtype, as `buzz.models.positions.RotaryTable` gives them: the halves of D
             repeat each other, sin's first half negated. The key of slot j is rotated to position j in every call and
             cached as it is, q to position lengths[b]. None: nothing is rotated.
+        own: cos and sin are [B, D], the angles of the tokens: q and k are rotated by them and rounded, k is cached so,
+            and cached keys are multiplied as they are.
         live: int32 [1] on q's device; 0: no score changes and what is written to keys and values lies past the row's
             end, so that the cache holds what it held; the output is then finite and of no use. None: as 1.
         window: slots that are seen at most, the token's own included; None: any number. It does not change what
@@ -94,15 +97,19 @@ def attend_step(
         raise ValueError(f"beyond must be at least 0, got {beyond}")
     if (cos is None) != (sin is None):
         raise ValueError("cos and sin come together")
-    if cos is not None and sin is not None and (D % 2 or len(cos) < C or cos.shape[1] != D or sin.shape != cos.shape):
-        raise ValueError(f"cos and sin must be [at least {C}, {D}] with an even {D}, got {tuple(cos.shape)}")
+    if cos is not None and sin is not None:
+        fits = len(cos) == B if own else len(cos) >= C
+        if D % 2 or not fits or cos.shape != (len(cos), D) or sin.shape != cos.shape:
+            wanted = f"[{B if own else f'at least {C}'}, {D}] with an even {D}"
+            raise ValueError(f"cos and sin must be {wanted}, got {tuple(cos.shape)} and {tuple(sin.shape)}")
     if logn_base is not None and logn_base <= 1:
         raise ValueError(f"logn_base must be above 1, got {logn_base}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     return torch.ops.buzz.attend_step(
-        q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live, window, of, beyond, begin, longest
-    )
+        q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live, window, of, beyond, begin, longest,
+        own and cos is not None,
+    )  # fmt: skip
 
 
 @torch.library.custom_op(
@@ -110,7 +117,7 @@ def attend_step(
     mutates_args=("keys", "values", "scores"),
     schema="(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor(c!)? scores, Tensor lengths,"
     " float scale, float? logn_base, Tensor? cos, Tensor? sin, Tensor? live, SymInt? window=None,"
-    ' str of="sum", int beyond=0, Tensor? begin=None, SymInt? longest=None) -> Tensor',
+    ' str of="sum", int beyond=0, Tensor? begin=None, SymInt? longest=None, bool own=False) -> Tensor',
 )
 def _attend_step(
     q: torch.Tensor,
@@ -130,8 +137,9 @@ def _attend_step(
     beyond: int = 0,
     begin: torch.Tensor | None = None,
     longest: int | None = None,
+    own: bool = False,
 ) -> torch.Tensor:
-    how: dict[str, Any] = {"cos": cos, "sin": sin, "live": live, "window": window}
+    how: dict[str, Any] = {"cos": cos, "sin": sin, "live": live, "window": window, "own": own}
     how |= {"scale": scale, "logn_base": logn_base, "of": of, "beyond": beyond, "begin": begin, "longest": longest}
     if q.dtype in (*HALF, torch.float32) and runs_triton(q):
         from buzz.kernels import step as decode

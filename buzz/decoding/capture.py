@@ -21,13 +21,13 @@ class Captured:
     Args:
         compiled: whether the layers are compiled first.
         options: inductor's, in place of those that are best known for the number of rows.
-        row: whether a step of one row is not compiled but run by the kernels that the model's family has for it.
+        kernels: whether a step is not compiled but run by kernels of our own, where they serve it.
     """
 
     spread: ClassVar[bool] = False
 
-    def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None, row: bool = True) -> None:
-        self._compiled, self._options, self._row = compiled, options, row
+    def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None, kernels: bool = True) -> None:
+        self._compiled, self._options, self._kernels = compiled, options, kernels
 
     def usable(self, device: torch.device) -> bool:
         return device.type == "cuda"
@@ -52,9 +52,9 @@ class Captured:
 
     def _ways(self, step: StaticStep) -> Iterator[tuple[Stages, str]]:
         """How a step can be run, the fastest way first; asked for the next one where one fails."""
-        if self._row and (stages := step.row_stages()) is not None:
-            yield stages, "run by the kernels for one row"
-            self._row = False
+        if self._kernels and (stages := step.kernel_stages()) is not None:
+            yield stages, "run by kernels of our own"
+            self._kernels = False
         if self._compiled:
             free_capacity(step)
             options = _options(len(step.ids)) if self._options is None else self._options

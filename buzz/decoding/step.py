@@ -11,10 +11,11 @@ from torch import nn
 from buzz.cache.pool import Pool
 from buzz.cache.stack import Stack
 from buzz.decoding.sizes import Received
-from buzz.kernels.device import runs_triton
+from buzz.kernels.device import HALF, runs_triton
 from buzz.models.family import Family
 from buzz.models.positions import Learned, Rotary
-from buzz.models.row import row_stages
+from buzz.models.row import has_kernels, row_stages
+from buzz.models.rows import rows_stages
 from buzz.models.slots import Stages, StaticLayer
 from buzz.rows import Rows
 
@@ -30,6 +31,7 @@ def run_head(family: Family, backbone: Any, head: nn.Module, hidden: torch.Tenso
 
 
 MODULES = Stages(run_layer, run_head)
+_FEW = 64  # rows that our own kernels serve
 
 
 class Place(NamedTuple):
@@ -107,12 +109,16 @@ class StaticStep:
             lengths += self.live
         self.seen += self.live
 
-    def row_stages(self) -> Stages | None:
-        """How the step is best run if it is of one row: without a compiler. None: by a compiler."""
-        positions = self._positions
-        if len(self.ids) > 1 or not self._slot_positions or not isinstance(positions, Rotary):
+    def kernel_stages(self) -> Stages | None:
+        """How the step is run by kernels of our own, without a compiler; None: they are not for this step."""
+        if not isinstance(self._positions, Rotary) or not runs_triton(self.ids):
             return None
-        return row_stages(self._family, positions, self._backbone, self._head) if runs_triton(self.ids) else None
+        if not has_kernels(self._family, self._backbone, self._head):
+            return None
+        if len(self.ids) == 1:
+            return row_stages(self._family, self._positions)
+        few = len(self.ids) <= _FEW and self._head.weight.dtype in HALF
+        return rows_stages(self._family, self._positions) if few else None
 
     def set_lengths(self, lengths: Sequence[Sequence[int]]) -> None:
         """Tell the device how many slots every row of every schedule holds; does not wait for it."""

@@ -37,6 +37,7 @@ def attend(
     beyond: int = 0,
     begin: torch.Tensor | None = None,
     longest: int | None = None,
+    own: bool = False,
     launch: Launch | None = None,
 ) -> torch.Tensor:
     """`buzz.attention.step.attend_step` in Triton: the keys and values that are seen are read once, whatever the group.
@@ -84,7 +85,8 @@ def attend(
             cosines.stride(0), sines.stride(0), Hkv, C, splits, least,
             scale * LOG2E, 1.0 if logn_base is None else 1.0 / math.log2(logn_base), window or 0,
             GROUP=group, GROUP_PADDED=max(side, triton.next_power_of_2(group)), D=D, HALF=half,
-            HALF_PADDED=max(side, triton.next_power_of_2(half)), N=N, ROTATE=cos is not None,
+            HALF_PADDED=max(side, triton.next_power_of_2(half)), N=N,
+            ROTATE=cos is not None and not own, OWN=cos is not None and own,
             LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot,
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
             STAGES=launch.stages or (1 if exact else 2), WINDOWED=window is not None, POOLED=pooled,

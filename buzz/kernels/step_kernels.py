@@ -80,7 +80,7 @@ def attend_split(
     q_row, q_head, k_new_row, k_new_head, v_new_row, v_new_head, k_row, k_head, k_slot, v_row, v_head, v_slot,
     cos_slot, sin_slot, kv_heads, slots, splits, least, scale, logn, window,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr,
-    N: tl.constexpr, ROTATE: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr, DOT: tl.constexpr,
+    N: tl.constexpr, ROTATE: tl.constexpr, OWN: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr, DOT: tl.constexpr,
     LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, WINDOWED: tl.constexpr,
     POOLED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -91,6 +91,7 @@ def attend_split(
     are read in halves, so that a rotation needs no exchange between threads; values too, for equal layouts. The new
     token belongs to split 0, which writes it to the cache; no program reads that slot. POOLED: LENGTHS and BEGIN int32
     [B, Hkv] say which places of its row a head has, of which C is the most; else all have C, and LENGTHS is [B].
+    ROTATE: by COS and SIN [C, D] of the slots; OWN: the queries and the new key alone, by COS and SIN [B, D].
     """
     if EARLY:
         let_next_start()
@@ -112,10 +113,14 @@ def attend_split(
     queries = Q + row * q_row + (head * GROUP + g[:, None]) * q_head + h[None, :]
     q1 = tl.load(queries, mask=in_group[:, None] & in_first[None, :], other=0.0).to(tl.float32)
     q2 = tl.load(queries + HALF, mask=in_group[:, None] & in_second[None, :], other=0.0).to(tl.float32)
-    if ROTATE:
-        cos = tl.load(COS + length.to(tl.int64) * cos_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
-        sin = tl.load(SIN + length.to(tl.int64) * sin_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
+    if ROTATE or OWN:
+        angle = row if OWN else length.to(tl.int64)
+        cos = tl.load(COS + angle * cos_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
+        sin = tl.load(SIN + angle * sin_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
         q1, q2 = q1 * cos[None, :] - q2 * sin[None, :], q2 * cos[None, :] + q1 * sin[None, :]
+        if OWN:
+            dtype: tl.constexpr = Q.dtype.element_ty
+            q1, q2 = q1.to(dtype).to(tl.float32), q2.to(dtype).to(tl.float32)
     if LOGN:
         scale *= tl.log2((length + 1).to(tl.float32)) * logn
     q1, q2 = q1 * scale, q2 * scale  # [GROUP_PADDED, HALF_PADDED]
@@ -178,8 +183,11 @@ def attend_split(
         new = V_NEW + row * v_new_row + head * v_new_head + h
         new_v1, new_v2 = tl.load(new, mask=in_first, other=0.0), tl.load(new + HALF, mask=in_second, other=0.0)
         logit_k1, logit_k2 = new_k1.to(tl.float32), new_k2.to(tl.float32)
-        if ROTATE:
+        if ROTATE or OWN:
             logit_k1, logit_k2 = logit_k1 * cos - logit_k2 * sin, logit_k2 * cos + logit_k1 * sin
+        if OWN:
+            new_k1, new_k2 = logit_k1.to(K.dtype.element_ty), logit_k2.to(K.dtype.element_ty)
+            logit_k1, logit_k2 = new_k1.to(tl.float32), new_k2.to(tl.float32)
         logit = tl.sum(q1 * logit_k1[None, :] + q2 * logit_k2[None, :], axis=1)  # [GROUP_PADDED]
         if length < slots:
             k_place, v_place = keys + length.to(tl.int64) * k_slot + h, values + length.to(tl.int64) * v_slot + h

@@ -141,11 +141,24 @@ def attend_in_step(
     return output_projection(module)(attend_static(q, k, v, slots, family.scale(module)))
 
 
-def attend_static(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: StaticLayer, scale: float) -> torch.Tensor:
-    """Take in one token per row, k and v [B, Hkv, D], and attend to all; output [B, 1, Hq * D] of q [B, Hq, D]."""
+def attend_static(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slots: StaticLayer,
+    scale: float,
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Take in one token per row, k and v [B, Hkv, D], and attend to all; output [B, 1, Hq * D] of q [B, Hq, D].
+
+    Args:
+        angles: cos and sin [B, 1, D] of the tokens' own positions, where q and k are to be rotated by them; keys are
+            then cached rotated. None: as `slots` says.
+    """
+    cos, sin = (slots.cos, slots.sin) if angles is None else (t[:, 0] for t in angles)
     output = attend_step(
         q, k, v, slots.keys, slots.values, slots.scores, slots.lengths,
-        scale=scale, window=slots.window, logn_base=slots.logn_base, cos=slots.cos, sin=slots.sin, live=slots.live,
-        of=slots.of, beyond=slots.beyond, begin=slots.begin, longest=slots.longest,
+        scale=scale, window=slots.window, logn_base=slots.logn_base, cos=cos, sin=sin, live=slots.live,
+        of=slots.of, beyond=slots.beyond, begin=slots.begin, longest=slots.longest, own=angles is not None,
     )  # fmt: skip
     return output.flatten(1)[:, None]

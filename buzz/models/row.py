@@ -15,31 +15,65 @@ from buzz.models.attention import attend_static
 from buzz.models.family import Family
 from buzz.models.mlp import activation_of, gate_and_up, has_matrices, is_gated
 from buzz.models.norms import epsilon_of, norms_of
-from buzz.models.positions import Rotary
+from buzz.models.positions import Rotary, Table
 from buzz.models.slots import Stages, StaticLayer
 from buzz.models.untouched import is_linear, is_rms_norm
 
 
-def row_stages(family: Family, positions: Rotary, backbone: Any, head: Any) -> Stages | None:
-    """How a layer and the head are run; None where some module is not as its library made it."""
+def has_kernels(family: Family, backbone: Any, head: Any) -> bool:
+    """Whether the kernels do what a model does: none where some module is not as its library made it."""
     dtype = head.weight.dtype
     if family.norms is None or not (_is_matrix(head, dtype) and _is_norm(family, backbone.norm, dtype)):
-        return None
-    if not all(_is_untouched_layer(family, layer, dtype) for layer in backbone.layers):
-        return None
-    return Stages(partial(_layer, family, positions), _head)
+        return False
+    return all(_is_untouched_layer(family, layer, dtype) for layer in backbone.layers)
+
+
+def row_stages(family: Family, positions: Rotary) -> Stages:
+    """How a layer and the head are run; for models that `has_kernels` takes."""
+    return Stages(partial(_layer, family, Rotation(family, positions)), _head)
+
+
+class Rotation:
+    """What a step's kernels need to rotate queries and keys. The angles of tokens are brought into their form once for
+    all layers that have the same."""
+
+    def __init__(self, family: Family, positions: Rotary) -> None:
+        self._family, self._positions = family, positions
+        self._known: list[tuple[Any, Table]] = []
+
+    def ordered(self, attention: Any, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys [..., D] in the order that angles are for."""
+        if not self._family.rotates(attention):
+            return q, k
+        return self._positions.ordered(attention, q), self._positions.ordered(attention, k)
+
+    def own(self, attention: Any, slots: StaticLayer, inputs: dict[str, Any]) -> Table | None:
+        """cos and sin [B, 1, D] of the tokens, where they are rotated by these, and not by slots."""
+        if slots.cos is not None or not self._family.rotates(attention):
+            return None
+        given = inputs["position_embeddings"]
+        for known, angles in self._known:
+            if known is given:
+                return angles
+        angles = self._positions.given(attention, inputs)
+        self._known = [*self._known[-3:], (given, angles)]  # of a few kinds of layers
+        return angles
 
 
 def _layer(
-    family: Family, positions: Rotary, layer: Any, hidden: torch.Tensor, slots: StaticLayer, inputs: dict[str, Any]
+    family: Family, rotation: Rotation, layer: Any, hidden: torch.Tensor, slots: StaticLayer, inputs: dict[str, Any]
 ) -> torch.Tensor:
     from buzz.kernels.product import product
 
     attention, mlp, norms, factor = layer.self_attn, layer.mlp, norms_of(family, layer), family.residual(layer)
-    q, k, v = _projected(family, attention, hidden, norms.before_attention)
-    if family.rotates(attention):
-        q, k = positions.ordered(attention, q), positions.ordered(attention, k)
-    attended = attend_static(q, k, v, slots, family.scale(attention))
+    linears = projections(attention)
+    joint = product(
+        hidden, [linear.weight for linear in linears], biases=[linear.bias for linear in linears],
+        **_normed(family, norms.before_attention),
+    )  # fmt: skip
+    q, k, v = split_heads(family, attention, joint[None])
+    q, k = rotation.ordered(attention, q, k)
+    attended = attend_static(q, k, v, slots, family.scale(attention), rotation.own(attention, slots, inputs))
     hidden = _added(family, hidden, attended, attention.o_proj, norms.after_attention, factor)
     weights, biases = gate_and_up(mlp)
     normed = _normed(family, norms.before_mlp)
@@ -47,22 +81,16 @@ def _layer(
     return _added(family, hidden, x, mlp.down_proj, norms.after_mlp, factor).view(1, 1, -1)
 
 
-def _projected(family: Family, attention: Any, hidden: torch.Tensor, norm: Any) -> list[torch.Tensor]:
-    """q [1, Hq, D], k and v [1, Hkv, D], normed where the family norms them."""
+def split_heads(family: Family, attention: Any, joint: torch.Tensor) -> list[torch.Tensor]:
+    """q [R, Hq, D], k and v [R, Hkv, D] of what the projections give, [R, sum], normed where the family norms them."""
     from buzz.kernels.norm import norm_heads_
-    from buzz.kernels.product import product
 
-    linears = _projections(attention)
-    joint = product(
-        hidden, [linear.weight for linear in linears], biases=[linear.bias for linear in linears],
-        **_normed(family, norm),
-    )  # fmt: skip
     config, width = attention.config, attention.head_dim
     q_size, kv_size = config.num_attention_heads * width, config.num_key_value_heads * width
     if hasattr(attention, "q_norm"):
         q_norm, k_norm = attention.q_norm, attention.k_norm
         norm_heads_(joint, q_norm.weight, k_norm.weight, q_size, kv_size, epsilon_of(q_norm), family.offset)
-    return [part.view(1, -1, width) for part in joint.split([q_size, kv_size, kv_size])]
+    return [part.unflatten(1, (-1, width)) for part in joint.split([q_size, kv_size, kv_size], dim=1)]
 
 
 def _added(
@@ -90,7 +118,8 @@ def _normed(family: Family, norm: Any) -> dict[str, Any]:
     return {} if norm is None else {"norm": norm.weight, "epsilon": epsilon_of(norm), "offset": family.offset}
 
 
-def _projections(attention: Any) -> list[Any]:
+def projections(attention: Any) -> list[Any]:
+    """The modules that make queries, keys and values, in this order."""
     return [attention.qkv_proj] if hasattr(attention, "qkv_proj") else [
         attention.q_proj, attention.k_proj, attention.v_proj
     ]  # fmt: skip
@@ -100,7 +129,7 @@ def _is_untouched_layer(family: Family, layer: Any, dtype: torch.dtype) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
     if type(layer) is not family.kind("DecoderLayer") or not (is_gated(family, mlp) and has_matrices(mlp, dtype)):
         return False
-    matrices = [*_projections(attention), attention.o_proj, mlp.down_proj]
+    matrices = [*projections(attention), attention.o_proj, mlp.down_proj]
     if not all(_is_matrix(matrix, dtype) for matrix in matrices):
         return False
     heads = [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
@@ -115,4 +144,4 @@ def _is_matrix(module: Any, dtype: torch.dtype) -> bool:
     return is_linear(module, dtype) and module.weight.is_contiguous()
 
 
-__all__ = ["row_stages"]
+__all__ = ["Rotation", "has_kernels", "projections", "row_stages", "split_heads"]

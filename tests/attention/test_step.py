@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import statistics
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -209,6 +209,29 @@ def test_lengths(function, lengths):
 
 
 @every_function
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("group", "dim"), [(1, 16), (3, 80), (4, 64)])
+def test_angles_of_the_tokens_themselves(function, group, dim, dtype):
+    """Queries and keys are rotated and rounded before all else, and keys cached so."""
+    case = make([19, 0, 42], group=group, dim=dim, dtype=dtype).copy(DEVICE)
+    positions = torch.tensor([33, 7, 2])
+    cos, sin = (t[positions.to(DEVICE)] for t in (case.cos, case.sin))
+
+    def rotated(x):
+        swapped = torch.cat([x[..., dim // 2 :], x[..., : dim // 2]], dim=-1).float()
+        return (x.float() * cos[:, None].float() + swapped * sin[:, None].float()).to(dtype)
+
+    plain = replace(case.copy(DEVICE), q=rotated(case.q), k=rotated(case.k), cos=None, sin=None)
+    case = replace(case, cos=cos, sin=sin)
+    how = {"scale": dim**-0.5, "beyond": 2, "of": "largest"}
+    expected, got = plain.run(function, **how), case.run(function, **how, own=True)
+    bound = 1e-5 if dtype == torch.float32 else 2e-3
+    assert (got.double() - expected.double()).norm() < bound * expected.double().norm()
+    for mine, others in zip(case.cache, plain.cache, strict=True):
+        torch.testing.assert_close(mine, others, rtol=bound, atol=bound)
+
+
+@every_function
 @pytest.mark.parametrize("rotate", [True, False])
 def test_without_scores(function, rotate):
     check(function, make([5, 30], group=4, rotate=rotate, scored=False))
@@ -386,6 +409,7 @@ def test_last_axis_must_be_contiguous():
         {"scores": torch.zeros(2, 4, 8)},
         {"cos": None},
         {"cos": torch.zeros(7, 16), "sin": torch.zeros(7, 16)},
+        {"cos": torch.zeros(3, 16), "sin": torch.zeros(3, 16), "own": True},
         {"logn_base": 1.0},
         {"window": 0},
         {"of": "least"},

@@ -1,4 +1,4 @@
-"""Steps of one row by kernels of our own: on a GPU where there is one, else interpreted."""
+"""Steps of one row and of a few by kernels of our own: on a GPU where there is one, else interpreted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from buzz.decoding import step as steps
 from buzz.decoding.arena import Off
 from buzz.decoding.capture import Captured
 from buzz.models.families import FAMILIES
-from buzz.models.positions import Rotary
-from buzz.models.row import row_stages
+from buzz.models.row import has_kernels
 from buzz.patching import supported_families
 from tests.conftest import recorded, tiny_llama, tiny_opt, tokens
 from tests.decoding.afar import Afar
@@ -22,12 +21,23 @@ from tests.models.tiny import tiny, tiny_config
 pytest.importorskip("triton")
 
 from buzz.kernels.product import Cut
+from buzz.kernels.skinny import Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@pytest.fixture(autouse=True)
+def kernels_everywhere(monkeypatch):
+    """On any device, with few programs to interpret; in float32 of a few rows, too, so that all digits can be compared."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(steps, "runs_triton", lambda x: True)
+        monkeypatch.setattr(Cut, "of", lambda *what, **how: Cut(rows=32, columns=64))
+        monkeypatch.setattr(Tile, "of", lambda *what, **how: Tile(rows=32, columns=32, parts=2, stages=1))
+    monkeypatch.setattr(steps, "HALF", (*steps.HALF, torch.float32))
+
+
 class Rows:
-    """Runs steps of one row by their kernels, on any device."""
+    """Runs steps by their kernels, on any device."""
 
     def __init__(self):
         self.steps = 0
@@ -36,7 +46,7 @@ class Rows:
         return True
 
     def prepare(self, step):
-        stages = step.row_stages()
+        stages = step.kernel_stages()
 
         def run():
             self.steps += 1
@@ -45,28 +55,32 @@ class Rows:
         return run
 
 
+@pytest.mark.parametrize("positions", ["cache", "original"])
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
     ("kv_heads", "policy"),
     [
         (4, buzz.make_policy("buzz", sink=2, window=6, stride=5, threshold=9)),
-        (2, buzz.make_policy("buzz", sink=2, window=6, stride=5, threshold=9)),
+        (2, buzz.make_policy("comb", capacity=16, lazy=3, budgets="worth")),
         (2, Afar(heavy=9, window=6)),
     ],
 )
-def test_steps_of_one_row_give_the_tokens_of_the_models_own_forward(monkeypatch, kv_heads, policy):
-    """Over evictions, in float32."""
-    monkeypatch.setattr(steps, "runs_triton", lambda x: True)
-    monkeypatch.setattr(Cut, "of", lambda *what, **how: Cut(rows=32, columns=64))  # few programs to interpret
-    model, prompt = tiny_llama(kv_heads).to(DEVICE), tokens(1, 30, seed=2).to(DEVICE)
-    results, rows = [], Rows()
-    for run in (Off(), rows):
+def test_steps_give_the_tokens_of_the_models_own_forward(kv_heads, policy, rows, positions):
+    """Over evictions, in float32, rows of different lengths."""
+    model, prompt = tiny_llama(kv_heads).to(DEVICE), tokens(rows, 30, seed=2).to(DEVICE)
+    mask = torch.ones_like(prompt)
+    mask[1:, :5] = 0
+    results, ran = [], Rows()
+    for run in (Off(), ran):
         with buzz.patch_model(model) as handle, torch.no_grad():
             handle.engine.run = run
-            cache = recorded(policy, model.config)
-            ids = model.generate(prompt, past_key_values=cache, max_new_tokens=9, do_sample=False)
-            logits = model(ids[:, -1:], past_key_values=cache).logits
+            cache = recorded(policy, model.config, positions=positions)
+            how = {"attention_mask": mask, "max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+            ids = model.generate(prompt, past_key_values=cache, **how)
+            mask_of_all = torch.cat([mask, torch.ones_like(ids[:, 30:])], dim=1)
+            logits = model(ids[:, -1:], past_key_values=cache, attention_mask=mask_of_all).logits
             results.append((ids, logits, cache.curve.lengths))
-    assert rows.steps == 8
+    assert ran.steps == 8
     held = [row[0] for row in results[1][2]]
     assert any(after <= before for before, after in pairwise(held[1:]))  # a step evicts
     assert results[0][0].tolist() == results[1][0].tolist()
@@ -83,19 +97,18 @@ ROWS = [
 ROWS += ["llama-biases", "phi3-partial", "gemma3_text-mixed", "granite-multipliers"]
 
 
+@pytest.mark.parametrize(("count", "positions"), [(1, "cache"), (2, "original")])
 @pytest.mark.parametrize("name", ROWS)
 @torch.no_grad()
-def test_a_row_of_every_family_that_has_matrices(monkeypatch, name):
+def test_rows_of_every_family_that_has_matrices(name, count, positions):
     """Biases, norms of heads, joint and partial things: logits of the model's own forward, over evictions."""
-    monkeypatch.setattr(steps, "runs_triton", lambda x: True)
-    monkeypatch.setattr(Cut, "of", lambda *what, **how: Cut(rows=32, columns=64))
     model = tiny(name).to(DEVICE)
-    prompt, results, rows = tokens(1, 12, seed=2).to(DEVICE), [], Rows()
+    prompt, results, rows = tokens(count, 12, seed=2).to(DEVICE), [], Rows()
     policy = buzz.make_policy("buzz", sink=1, window=3, stride=3, threshold=4)
     for run in (Off(), rows):
         with buzz.patch_model(model) as handle:
             handle.engine.run = run
-            cache = buzz.BeehiveCache(policy, model)
+            cache = buzz.BeehiveCache(policy, model, positions=positions)
             ids = model.generate(prompt, past_key_values=cache, max_new_tokens=4, do_sample=False, eos_token_id=None)
             results.append((ids, model(ids[:, -1:], past_key_values=cache).logits))
     assert rows.steps == 3
@@ -104,8 +117,8 @@ def test_a_row_of_every_family_that_has_matrices(monkeypatch, name):
 
 
 def test_other_steps_are_left_to_the_compiler(monkeypatch):
-    """Several rows, keys that keep their position, another family, and modules that are not as they were made."""
-    monkeypatch.setattr(steps, "runs_triton", lambda x: True)
+    """More rows than a few, or several in float32, another family, and modules that are not as they were made."""
+    monkeypatch.setattr(steps, "HALF", (torch.bfloat16,))
     found = []
 
     class Asked:
@@ -113,7 +126,7 @@ def test_other_steps_are_left_to_the_compiler(monkeypatch):
             return True
 
         def prepare(self, step):
-            found.append(step.row_stages() is not None)
+            found.append(step.kernel_stages() is not None)
             return step
 
     def ask(model, rows=1, **how):
@@ -124,14 +137,16 @@ def test_other_steps_are_left_to_the_compiler(monkeypatch):
 
     ask(tiny_llama())
     ask(tiny_llama(), rows=2)
+    ask(tiny_llama().bfloat16(), rows=2)
+    ask(tiny_llama().bfloat16(), rows=65)
     ask(tiny_llama(), positions="original")
     ask(tiny_opt())
     ask(tiny_llama(attention_bias=True))
-    assert found == [True, False, False, False, True]
+    assert found == [True, False, True, False, True, False, True]
 
 
-def stages_of(model):
-    return row_stages(FAMILIES["llama"], Rotary(model.model), model.model, model.lm_head)
+def is_taken(model):
+    return has_kernels(FAMILIES["llama"], model.model, model.lm_head)
 
 
 def test_modules_that_others_changed_are_left_to_the_compiler():
@@ -149,20 +164,21 @@ def test_modules_that_others_changed_are_left_to_the_compiler():
     for place in range(5):
         model = tiny_llama()
         with buzz.patch_model(model):
-            assert stages_of(model) is not None
+            assert is_taken(model)
         module, name, value = list(changes(model))[place]
         setattr(module, name, value)
         with buzz.patch_model(model):
-            assert stages_of(model) is None
+            assert not is_taken(model)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_captured_steps_of_one_row(dtype, recwarn):
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_captured_steps(rows, dtype, recwarn):
     """In float32 they give the tokens of the model's own forward; nothing is compiled, nothing fails."""
     torch._dynamo.reset()
-    model, prompt = tiny_llama().cuda().to(dtype), tokens(1, 40, seed=1).cuda()
+    model, prompt = tiny_llama().cuda().to(dtype), tokens(rows, 40, seed=1).cuda()
     policy = buzz.make_policy("buzz", sink=2, window=6, stride=5, threshold=9)
     ids = []
     for run in (Off(), Captured()):

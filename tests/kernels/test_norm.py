@@ -110,15 +110,17 @@ def test_heads_of_a_token(dtype, offset, q_width, k_width, q_pieces, k_pieces):
             normed(k.view(-1, k_width), k_weight, offset).flatten(),
         ]
     )
-    x = whole.clone()
+    x = torch.stack([whole.flip(0), whole])
     assert norm_heads_(x, q_weight, k_weight, q_size, k_size, 1e-5, *([offset] if offset else [])) is x
-    close(x[: q_size + k_size], expected)
-    assert torch.equal(x[q_size + k_size :], rest)
+    close(x[1, : q_size + k_size], expected)
+    assert torch.equal(x[1, q_size + k_size :], rest)
+    alone = whole.flip(0)[None].clone()
+    assert torch.equal(norm_heads_(alone, q_weight, k_weight, q_size, k_size, 1e-5, offset)[0], x[0])
 
 
 def test_heads_that_do_not_fit():
-    x, weight = torch.zeros(64), torch.ones(16)
-    for vector, q_size, k_size in ((x, 32, 24), (x, 40, 16), (x, 48, 32), (torch.zeros(128)[::2], 32, 16)):
+    x, weight = torch.zeros(1, 64), torch.ones(16)
+    for vector, q_size, k_size in ((x, 32, 24), (x, 40, 16), (x, 48, 32), (torch.zeros(2, 128)[:, ::2], 32, 16)):
         with pytest.raises(ValueError, match="contiguous and hold whole pieces"):
             norm_heads_(vector, weight, weight, q_size, k_size, 1e-5)
 
@@ -135,7 +137,7 @@ def test_heads_between_products_of_a_captured_graph():
 
     def steps(x):
         for _ in range(20):
-            heads = norm_heads_(product(x, [matrix]), weight, weight, 2048, 512, 1e-5)
+            heads = norm_heads_(product(x, [matrix])[None], weight, weight, 2048, 512, 1e-5)
             x = product(heads, [back], norm=ones, epsilon=1e-5)
         return x
 
