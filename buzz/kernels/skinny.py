@@ -17,6 +17,7 @@ from buzz.kernels.early import early_launch, let_next_start, wait_for_last
 from buzz.kernels.gate import Activation, opened
 
 MOST_ROWS = 64  # of x
+_SMALL = 2048  # rows of matrices
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,17 @@ class Tile:
     early: bool = True
 
     @classmethod
-    def of(cls, count: int, gated: bool, parts: bool) -> Tile:
+    def of(cls, count: int, rows: int, parts: bool) -> Tile:
         """What is taken by itself: what made products of Llama-2-7B's and Llama-3-8B's shapes the shortest on an H100.
 
         Args:
-            count: of vectors; gated: as for `skinny_product`; parts: whether for `skinny_parts`.
+            count: of vectors; rows: of all matrices together; parts: whether for `skinny_parts`.
         """
-        few = count <= 16
-        if gated:
-            return cls(32, 128, warps=4, stages=4) if few else cls(32, 256, warps=4, stages=2)
+        if rows < _SMALL:  # enough programs matter more than their pace
+            return cls(16, 128, parts=4 if parts else 1, warps=2)
         if parts:
-            return cls(128, 64, parts=4, warps=4, stages=4) if few else cls(64, 128, parts=2, warps=8, stages=6)
-        return cls(32, 128, warps=4, stages=4) if few else cls(64, 128, warps=4, stages=6)
+            return cls(128, 128, parts=4, warps=8, stages=3)
+        return cls(64, 128) if count <= 32 else cls(64, 64, stages=5)
 
 
 @triton.jit
@@ -141,7 +141,7 @@ def skinny_product(
     Raises:
         ValueError: sizes that do not fit together.
     """
-    tile = tile or Tile.of(len(x), gated, False)
+    tile = tile or Tile.of(len(x), sum(map(len, weights)), parts=False)
     rows = len(weights[0]) if gated else sum(map(len, weights))
     out = torch.empty(len(x), rows, dtype=x.dtype, device=x.device)
     _launch(x, weights, biases, gated, activation, tile, 1, out)
@@ -154,7 +154,7 @@ def skinny_parts(x: torch.Tensor, weight: torch.Tensor, *, tile: Tile | None = N
     Args:
         x, weight, tile: as of `skinny_product`.
     """
-    tile = tile or Tile.of(len(x), False, True)
+    tile = tile or Tile.of(len(x), len(weight), parts=True)
     parts = triton.cdiv(x.shape[1], _span(x.shape[1], tile))
     out = torch.empty(parts, len(x), len(weight), dtype=torch.float32, device=x.device)
     _launch(x, [weight], None, False, "silu", tile, parts, out)

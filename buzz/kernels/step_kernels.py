@@ -80,9 +80,9 @@ def attend_split(
     q_row, q_head, k_new_row, k_new_head, v_new_row, v_new_head, k_row, k_head, k_slot, v_row, v_head, v_slot,
     cos_slot, sin_slot, kv_heads, slots, splits, least, scale, logn, window,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr,
-    N: tl.constexpr, ROTATE: tl.constexpr, OWN: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr, DOT: tl.constexpr,
-    LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, WINDOWED: tl.constexpr,
-    POOLED: tl.constexpr, EARLY: tl.constexpr,
+    N: tl.constexpr, ROTATE: tl.constexpr, OWN: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr,
+    DOT: tl.constexpr, LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    WINDOWED: tl.constexpr, POOLED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program attends with the heads of a group to one split of the slots of one row and KV head.
 

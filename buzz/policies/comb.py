@@ -48,8 +48,8 @@ class CombPolicy(Policy):
     the mean from more than `near`. At every eviction it is multiplied by `decay`. After a call that leaves more than
     `capacity + slack + 1` slots, a long prompt, it counts times the norm of the slot's value. Where there was none, in
     a stream, it counts times the place of the slot among its head's, 1 / n of the oldest to 1 of the latest, and the
-    window is wider: a text moves on, while an answer is about its prompt. On equal worth the older slot stays (of the lower layer and head,
-    where heads share). What was measured for these choices is in docs/comb.md.
+    window is wider: a text moves on, while an answer is about its prompt. On equal worth the older slot stays (of the
+    lower layer and head, where heads share). What was measured for these choices is in docs/comb.md.
 
     Args:
         capacity: slots that a head keeps at an eviction, in the mean over the heads that share, in tokens.

@@ -28,7 +28,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(autouse=True)
 def kernels_everywhere(monkeypatch):
-    """On any device, with few programs to interpret; in float32 of a few rows, too, so that all digits can be compared."""
+    """On any device, with few programs to interpret; in float32 of a few rows, too, to compare all digits."""
     if DEVICE == "cpu":
         monkeypatch.setattr(steps, "runs_triton", lambda x: True)
         monkeypatch.setattr(Cut, "of", lambda *what, **how: Cut(rows=32, columns=64))

@@ -13,7 +13,7 @@ from buzz.kernels.skinny import MOST_ROWS, Tile, skinny_parts, skinny_product
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]  # the interpreter's products know no bfloat16
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]  # which the interpreter multiplies wrongly
 TILES = [*([None] if CUDA else []), Tile(rows=16, columns=64, stages=2, early=False)]
 BOUND = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
