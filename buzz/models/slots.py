@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -39,9 +39,10 @@ class StaticLayer(NamedTuple):
 class Stages(NamedTuple):
     """How the parts of a step are run: module by module, compiled, or by kernels of our own.
 
-    layer: (decoder layer, hidden [B, 1, width], StaticLayer, keyword arguments) -> hidden [B, 1, width].
+    layer: (decoder layer, hidden, StaticLayer, keyword arguments) -> hidden. The first one is given [B, 1, width]; what
+        a layer gives is for the next one, or the head, and need not be a tensor.
     head: (family, backbone, output layer, hidden) -> logits float32 [B, vocabulary].
     """
 
-    layer: Callable[..., torch.Tensor]
+    layer: Callable[..., Any]
     head: Callable[..., torch.Tensor]
