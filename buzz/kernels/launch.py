@@ -32,7 +32,7 @@ class Launch:
             head dimension.
         splits: programs that share a row and KV head; None: enough for `programs`, and where heads differ in length,
             as many of equal length as the longest head may need.
-        programs: programs per multiprocessor to aim at, over all rows and heads.
+        programs: programs per multiprocessor at most, over all rows and heads, where these are not more.
         warps: of a program; None: 2 up to 2048 slots, else 4.
         stages: depth of the pipeline of loads; 1: none; None: 2 in half precision, else 1.
         dot: matrix products for the heads of a group, padded to 16; None: from 3 heads on, for which the registers

@@ -68,6 +68,9 @@ def attend(
     if launch.splits is not None:
         splits, least = launch.splits, 1
     exact = q.dtype == torch.float32
+    halves = (
+        dot and not exact and (q.is_cuda or q.dtype == torch.float16)
+    )  # Triton's interpreter multiplies no bfloat16
     half = (D + 1) // 2
     side = 16 if dot else 1  # of a matrix product, at least
     out = torch.empty(B, Hq, D, dtype=q.dtype, device=q.device)
@@ -87,7 +90,7 @@ def attend(
             GROUP=group, GROUP_PADDED=max(side, triton.next_power_of_2(group)), D=D, HALF=half,
             HALF_PADDED=max(side, triton.next_power_of_2(half)), N=N,
             ROTATE=cos is not None and not own, OWN=cos is not None and own,
-            LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot,
+            LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot, HALVES=halves,
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
             STAGES=launch.stages or (1 if exact else 2), WINDOWED=window is not None, POOLED=pooled,
             EARLY=bool(early), num_warps=launch.warps or (2 if most <= _SHORT else 4), **early,
@@ -116,11 +119,11 @@ def _tile(dtype: torch.dtype, group: int, head_dim: int, dot: bool) -> int:
 def _splits(slots: int, heads: int, tile: int, device: torch.device, programs: int, pooled: bool) -> tuple[int, int]:
     """Programs for each of the B * Hkv rows and heads, at most, and tiles of each, at least.
 
-    Enough to fill the device, none without a tile of its own. Where heads differ in length, programs should not: a long
+    As many as the device runs at once, none without a tile of its own. Where heads differ in length, programs should not: a long
     head has more of them.
     """
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    tiles, wanted = triton.cdiv(slots, tile), triton.cdiv(programs * processors, heads)
+    tiles, wanted = triton.cdiv(slots, tile), max(1, programs * processors // heads)
     least = 1
     if pooled:
         least = max(triton.cdiv(_LEAST, tile), triton.cdiv(tiles, _LONGER * wanted))

@@ -81,7 +81,7 @@ def attend_split(
     cos_slot, sin_slot, kv_heads, slots, splits, least, scale, logn, window,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr,
     N: tl.constexpr, ROTATE: tl.constexpr, OWN: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr,
-    DOT: tl.constexpr, LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    DOT: tl.constexpr, HALVES: tl.constexpr, LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
     WINDOWED: tl.constexpr, POOLED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program attends with the heads of a group to one split of the slots of one row and KV head.
@@ -91,7 +91,8 @@ def attend_split(
     are read in halves, so that a rotation needs no exchange between threads; values too, for equal layouts. The new
     token belongs to split 0, which writes it to the cache; no program reads that slot. POOLED: LENGTHS and BEGIN int32
     [B, Hkv] say which places of its row a head has, of which C is the most; else all have C, and LENGTHS is [B].
-    ROTATE: by COS and SIN [C, D] of the slots; OWN: the queries and the new key alone, by COS and SIN [B, D].
+    ROTATE: by COS and SIN [C, D] of the slots; OWN: the queries and the new key alone, by COS and SIN [B, D]. HALVES:
+    DOT, of tensors in half precision, to which what was rotated is rounded, as models do.
     """
     if EARLY:
         let_next_start()
@@ -109,6 +110,7 @@ def attend_split(
     logits_out = LOGITS + first_query * slots
     g, h = tl.arange(0, GROUP_PADDED), tl.arange(0, HALF_PADDED)
     in_group, in_first, in_second = g < GROUP, h < HALF, h < D - HALF
+    dtype: tl.constexpr = Q.dtype.element_ty
 
     queries = Q + row * q_row + (head * GROUP + g[:, None]) * q_head + h[None, :]
     q1 = tl.load(queries, mask=in_group[:, None] & in_first[None, :], other=0.0).to(tl.float32)
@@ -119,11 +121,12 @@ def attend_split(
         sin = tl.load(SIN + angle * sin_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
         q1, q2 = q1 * cos[None, :] - q2 * sin[None, :], q2 * cos[None, :] + q1 * sin[None, :]
         if OWN:
-            dtype: tl.constexpr = Q.dtype.element_ty
             q1, q2 = q1.to(dtype).to(tl.float32), q2.to(dtype).to(tl.float32)
     if LOGN:
         scale *= tl.log2((length + 1).to(tl.float32)) * logn
-    q1, q2 = q1 * scale, q2 * scale  # [GROUP_PADDED, HALF_PADDED]
+    as_cached: tl.constexpr = HALVES and not ROTATE  # queries and keys are multiplied as they are
+    if not as_cached:
+        q1, q2 = q1 * scale, q2 * scale  # [GROUP_PADDED, HALF_PADDED]
 
     # Without a matrix product, every place of a tile keeps statistics of its own until the end: no thread waits.
     # They start at a finite number, since -inf less -inf is none.
@@ -142,11 +145,15 @@ def attend_split(
         n = n0 + tl.arange(0, N)
         k1, k2 = _halves(keys, k_slot, n, end, D, HALF, HALF_PADDED, DOT)  # [N, HALF_PADDED], or [1, N, HALF_PADDED]
         v1, v2 = _halves(values, v_slot, n, end, D, HALF, HALF_PADDED, DOT)
-        k1, k2 = k1.to(tl.float32), k2.to(tl.float32)
+        if not as_cached:
+            k1, k2 = k1.to(tl.float32), k2.to(tl.float32)
         if ROTATE:
             c, s = _angles(COS, cos_slot, SIN, sin_slot, n, end, HALF, HALF_PADDED, DOT)
             k1, k2 = k1 * c - k2 * s, k2 * c + k1 * s
-        if DOT:
+        if as_cached:
+            logits = tl.dot(q1.to(dtype), tl.trans(k1))
+            logits = tl.dot(q2.to(dtype), tl.trans(k2), logits) * scale
+        elif DOT:
             logits = tl.dot(q1, tl.trans(k1), input_precision=LOGITS_PRECISION)
             logits = tl.dot(q2, tl.trans(k2), logits, input_precision=LOGITS_PRECISION)
         else:
@@ -155,13 +162,21 @@ def attend_split(
         if WITH_LOGITS:
             places = logits_out + g[:, None] * slots + n[None, :]
             tl.store(places, logits, mask=in_group[:, None] & (n < end)[None, :])
-        v1, v2 = v1.to(tl.float32), v2.to(tl.float32)
+        if not HALVES:
+            v1, v2 = v1.to(tl.float32), v2.to(tl.float32)
         if DOT:
             larger = tl.maximum(maximum, tl.max(logits, axis=1))
             shrink, weights = tl.exp2(maximum - larger), tl.exp2(logits - larger[:, None])
             total = total * shrink + tl.sum(weights, axis=1)
-            part1 = tl.dot(weights, v1, part1 * shrink[:, None], input_precision=PRECISION)
-            part2 = tl.dot(weights, v2, part2 * shrink[:, None], input_precision=PRECISION)
+            part1, part2 = part1 * shrink[:, None], part2 * shrink[:, None]
+            if HALVES:  # what rounding takes from the weights comes in a second product
+                large = weights.to(dtype)
+                small = (weights - large.to(tl.float32)).to(dtype)
+                part1 = tl.dot(small, v1, tl.dot(large, v1, part1))
+                part2 = tl.dot(small, v2, tl.dot(large, v2, part2))
+            else:
+                part1 = tl.dot(weights, v1, part1, input_precision=PRECISION)
+                part2 = tl.dot(weights, v2, part2, input_precision=PRECISION)
         else:
             larger = tl.maximum(maximum, logits)
             shrink, weights = tl.exp2(maximum - larger), tl.exp2(logits - larger)
@@ -186,9 +201,11 @@ def attend_split(
         if ROTATE or OWN:
             logit_k1, logit_k2 = logit_k1 * cos - logit_k2 * sin, logit_k2 * cos + logit_k1 * sin
         if OWN:
-            new_k1, new_k2 = logit_k1.to(K.dtype.element_ty), logit_k2.to(K.dtype.element_ty)
+            new_k1, new_k2 = logit_k1.to(dtype), logit_k2.to(dtype)
             logit_k1, logit_k2 = new_k1.to(tl.float32), new_k2.to(tl.float32)
         logit = tl.sum(q1 * logit_k1[None, :] + q2 * logit_k2[None, :], axis=1)  # [GROUP_PADDED]
+        if as_cached:
+            logit *= scale
         if length < slots:
             k_place, v_place = keys + length.to(tl.int64) * k_slot + h, values + length.to(tl.int64) * v_slot + h
             tl.store(k_place, new_k1, mask=in_first)

@@ -287,8 +287,9 @@ def test_means_and_largest_from_afar(function, beyond, window, of):
 
 @every_function
 @pytest.mark.parametrize(("dtype", "group"), [(torch.float16, 4), (torch.bfloat16, 1), (torch.bfloat16, 4)])
-def test_half_precision_keeps_float32_statistics(function, dtype, group):
-    case = make([19, 42], group=group, dim=64, dtype=dtype)
+@pytest.mark.parametrize("rotate", [True, False])
+def test_half_precision_keeps_float32_statistics(function, dtype, group, rotate):
+    case = make([19, 42], group=group, dim=64, dtype=dtype, rotate=rotate)
     check(function, case, tolerance=4e-3 if dtype == torch.bfloat16 else 5e-4)
     # The output is rounded, the scores are not.
     received = naive(case, 0.125)[1]

@@ -153,4 +153,4 @@ def test_heads_between_products_of_a_captured_graph():
     exact = product(x, [matrix])
     parts = exact.split([2048, 512, 512])
     wanted = torch.cat([*(normed(p.view(-1, 128), weight).flatten() for p in parts[:2]), parts[2].float()])
-    close(norm_heads_(exact, weight, weight, 2048, 512, 1e-5), wanted)
+    close(norm_heads_(exact[None], weight, weight, 2048, 512, 1e-5)[0], wanted)
