@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from buzz.cache import Shape
 from buzz.evaluation.config.methods import NAME, MethodConfig, own_keys, parse_method, policy_keys
-from buzz.evaluation.config.schema import at_least, build, refuse_unknown, said
+from buzz.evaluation.config.schema import at_least, build, keys_of, refuse_unknown, said
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.paths import resolve_path
 from buzz.policies import POLICIES, HeadShares
@@ -17,6 +17,8 @@ BASELINES = {
     "dynamic": "DynamicCache and SDPA",
     "eager": "DynamicCache and eager attention",
     "static": "StaticCache, decoding compiled by generate()",
+    "quantized": "QuantizedCache and SDPA",
+    "paged": "continuous batching: paged attention, by ContinuousBatchingManager",
 }
 _UNFITTED = ("reduction", "match")  # they need samples or another method's run
 
@@ -30,6 +32,33 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """Keys of the baseline `quantized`.
+
+    Args:
+        backend: what quantises keys and values: the package hqq, the package optimum-quanto, or transformers itself
+            (fp8, from 5.18 on).
+        bits: of a number in the cache; fp8 has 8 whatever this says.
+    """
+
+    backend: Literal["hqq", "quanto", "fp8"] = "hqq"
+    bits: int = field(default=4, metadata=at_least(1, 8))
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Keys of the baseline `paged`.
+
+    Args:
+        graphs: whether calls are captured as CUDA graphs; None: as transformers decides (with flash-attn alone).
+        batch_tokens: tokens of a call at most, of all rows together; longer prompts are read in several.
+    """
+
+    graphs: bool | None = None
+    batch_tokens: int = field(default=8192, metadata=at_least(1))
+
+
+@dataclass(frozen=True)
 class Contender:
     """One row of the tables.
 
@@ -38,6 +67,7 @@ class Contender:
         method: the policy and its parameters; None for a baseline.
         limits: which points it takes part in.
         shares: of heads, in place of those that are measured on the model; of another model, too.
+        settings: keys of the baselines `quantized` and `paged`; None for all others.
     """
 
     name: str
@@ -45,6 +75,7 @@ class Contender:
     method: MethodConfig | None = None
     limits: Limits = field(default_factory=Limits)
     shares: HeadShares | None = None
+    settings: Quantized | Paged | None = None
 
     @property
     def patched(self) -> bool:
@@ -78,10 +109,13 @@ class Contender:
 class _Baseline:
     """The keys of a baseline that is given as a mapping."""
 
-    policy: Literal["dynamic", "eager", "static"]
+    policy: Literal["dynamic", "eager", "static", "quantized", "paged"]
     name: str | None = field(default=None, metadata=NAME)
     max_length: int | None = field(default=None, metadata=at_least(1))
     max_batch: int | None = field(default=None, metadata=at_least(1))
+
+
+_SETTINGS: dict[str, type[Quantized] | type[Paged]] = {"quantized": Quantized, "paged": Paged}
 
 
 def parse_contenders(raw: Any, where: str) -> list[Contender]:
@@ -108,9 +142,13 @@ def _contender(raw: Any, where: str) -> Contender:
         raise ConfigError(where, said(raw), "a method's name or a mapping with the key policy is wanted")
     kind = entry.get("policy")
     if isinstance(kind, str) and kind in BASELINES:
-        baseline: _Baseline = build(_Baseline, entry, where)
+        of = _SETTINGS.get(kind)
+        own = [] if of is None else keys_of(of)
+        refuse_unknown(entry, [*keys_of(_Baseline), *own], f"{where} ({kind})")
+        settings = None if of is None else build(of, {k: v for k, v in entry.items() if k in own}, f"{where} ({kind})")
+        baseline: _Baseline = build(_Baseline, {k: v for k, v in entry.items() if k not in own}, where)
         limits = Limits(baseline.max_length, baseline.max_batch)
-        return Contender(baseline.name or baseline.policy, baseline.policy, None, limits)
+        return Contender(baseline.name or baseline.policy, baseline.policy, None, limits, settings=settings)
     if not isinstance(kind, str) or kind not in POLICIES:
         names = [*BASELINES, *POLICIES]
         what = f"unknown method {kind!r}{hint(str(kind), names)}" if "policy" in entry else "is missing"
