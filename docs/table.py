@@ -35,10 +35,10 @@ is measured: [benchmark.md](../benchmark.md#one-row-and-many). This page is made
 | full | the patched model, nothing is evicted |
 | buzz, comb | the patched model with these policies, 560 tokens a head in the mean of a stream |
 
-`buzz` and `comb` forget: what that costs in quality is in [results.md](../results.md). One row: a prompt up to 32k
-tokens is read in one call, a longer one in chunks of 8192 (`paged`: in calls of 8192 at most). Many rows: all methods
-have the same memory above the weights for caches, activations and graphs, and PyTorch allocates no more; prompts are
-read in chunks of 1024. A dash: not measured.
+`buzz` and `comb` forget: what that costs in quality is in [results.md](../results.md). One row: a prompt is read in one
+call; one of 128k tokens by `buzz` and `comb` in chunks of 8192, which they evict from in between; by `paged` always in
+calls of 8192 at most. Many rows: all methods have the same memory above the weights for caches, activations and graphs,
+and PyTorch allocates no more; prompts are read in chunks of 1024. A dash: not measured.
 """
 MISSING = ["Not measured yet.", ""]
 

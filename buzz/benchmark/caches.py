@@ -151,7 +151,7 @@ def one_row(bench: Bench, config: OneRow, contenders: Sequence[Contender]) -> No
 
 
 def _one_row(bench: Bench, config: OneRow, contender: Contender, context: int) -> dict[str, Any]:
-    chunk = None if context <= config.whole else config.prefill_chunk_size
+    chunk = None if context <= (contender.limits.whole or config.whole) else config.prefill_chunk_size
     read = [context] if chunk is None else [min(chunk, context - at) for at in range(0, context, chunk)]
     counted = steps_to_measure(contender.policy(), read, config.steps)
     new = 1 + WARM + counted
@@ -161,7 +161,8 @@ def _one_row(bench: Bench, config: OneRow, contender: Contender, context: int) -
     memory = Memory(bench.device)
     with _answering(bench, contender, 1, context, new) as answer:
         # What is compiled, captured and tuned; of a long prompt two chunks do.
-        answer(ids[:, : context if chunk is None else 2 * chunk], chunk, Steps(_FIRST, 1))
+        enough = context if context <= config.whole else 2 * config.prefill_chunk_size
+        answer(ids[:, :enough], chunk, Steps(_FIRST, 1))
         begin = time.perf_counter()
         answered = answer(ids, chunk, Steps(WARM, counted, config.seconds))
         first = [answered.first_s]

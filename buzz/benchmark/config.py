@@ -170,7 +170,8 @@ class Throughput:
 class OneRow:
     """A prompt of each of `contexts` with the beginning of its answer, one row: the first token, and those after it.
 
-    whole: prompts up to so many tokens are read in one call; longer ones in chunks of `prefill_chunk_size`.
+    whole: prompts up to so many tokens are read in one call; longer ones in chunks of `prefill_chunk_size`, unless a
+        contender has a `whole` of its own.
     repeats: of the prompt, none later than twice `seconds`; steps: none later than `seconds`.
     """
 

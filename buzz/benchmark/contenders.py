@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,10 +26,17 @@ _UNFITTED = ("reduction", "match")  # they need samples or another method's run
 
 @dataclass(frozen=True)
 class Limits:
-    """Keys that every contender takes: points beyond them are not measured for it."""
+    """Keys that every contender takes: points beyond `max_length` and `max_batch` are not measured for it.
+
+    whole: of the section `one_row`, in place of its own.
+    """
 
     max_length: int | None = field(default=None, metadata=at_least(1))
     max_batch: int | None = field(default=None, metadata=at_least(1))
+    whole: int | None = field(default=None, metadata=at_least(1))
+
+
+_LIMITS = keys_of(Limits)
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Quantized:
 
     Args:
         backend: what quantises keys and values: the package hqq, the package optimum-quanto, or transformers itself
-            (fp8, from 5.18 on).
+            (fp8: 5.23 has it, 5.17 has not).
         bits: of a number in the cache; fp8 has 8 whatever this says.
     """
 
@@ -107,12 +115,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class _Baseline:
-    """The keys of a baseline that is given as a mapping."""
+    """The keys of a baseline that is given as a mapping, beside those of `Limits` and its own."""
 
     policy: Literal["dynamic", "eager", "static", "quantized", "paged"]
     name: str | None = field(default=None, metadata=NAME)
-    max_length: int | None = field(default=None, metadata=at_least(1))
-    max_batch: int | None = field(default=None, metadata=at_least(1))
 
 
 _SETTINGS: dict[str, type[Quantized] | type[Paged]] = {"quantized": Quantized, "paged": Paged}
@@ -142,12 +148,12 @@ def _contender(raw: Any, where: str) -> Contender:
         raise ConfigError(where, said(raw), "a method's name or a mapping with the key policy is wanted")
     kind = entry.get("policy")
     if isinstance(kind, str) and kind in BASELINES:
-        of = _SETTINGS.get(kind)
+        of, here = _SETTINGS.get(kind), f"{where} ({kind})"
         own = [] if of is None else keys_of(of)
-        refuse_unknown(entry, [*keys_of(_Baseline), *own], f"{where} ({kind})")
-        settings = None if of is None else build(of, {k: v for k, v in entry.items() if k in own}, f"{where} ({kind})")
-        baseline: _Baseline = build(_Baseline, {k: v for k, v in entry.items() if k not in own}, where)
-        limits = Limits(baseline.max_length, baseline.max_batch)
+        refuse_unknown(entry, [*keys_of(_Baseline), *_LIMITS, *own], here)
+        baseline: _Baseline = build(_Baseline, _some(entry, keys_of(_Baseline)), here)
+        limits = build(Limits, _some(entry, _LIMITS), here)
+        settings = None if of is None else build(of, _some(entry, own), here)
         return Contender(baseline.name or baseline.policy, baseline.policy, None, limits, settings=settings)
     if not isinstance(kind, str) or kind not in POLICIES:
         names = [*BASELINES, *POLICIES]
@@ -155,16 +161,20 @@ def _contender(raw: Any, where: str) -> Contender:
         raise ConfigError(f"{where}.policy", what, f"one of {', '.join(names)} is wanted")
     own = [key for key in own_keys() if key not in _UNFITTED]
     here = f"{where} ({kind})"
-    refuse_unknown(entry, [*own, *policy_keys(kind), "max_length", "max_batch", "head_shares"], here)
-    limits = build(Limits, {key: entry[key] for key in ("max_length", "max_batch") if key in entry}, where)
+    refuse_unknown(entry, [*own, *policy_keys(kind), *_LIMITS, "head_shares"], here)
+    limits = build(Limits, _some(entry, _LIMITS), where)
     file = entry.get("head_shares")
-    method = parse_method({k: v for k, v in entry.items() if k not in (*vars(limits), "head_shares")}, where)
+    method = parse_method({k: v for k, v in entry.items() if k not in (*_LIMITS, "head_shares")}, where)
     if isinstance(method.budget, float):
         raise ConfigError(f"{here}.budget", said(method.budget), "an integer (tokens) is wanted")
     if file is not None and not method.make_policy().measured:
         raise ConfigError(f"{here}.head_shares", said(file), "a policy that needs head shares is wanted for them")
     shares = None if file is None else _shares(file, f"{here}.head_shares")
     return Contender(method.name, "policy", method, limits, shares)
+
+
+def _some(entry: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key in keys}
 
 
 def _shares(file: Any, where: str) -> HeadShares:

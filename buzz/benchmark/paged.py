@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from buzz.evaluation.memory import is_out_of_memory, release_memory
 
 _PAGE = 256  # tokens, transformers' default
 _GRAPHS = 1024  # cached tokens by which captured calls differ; by default 16384, which short contexts are padded to
+_WAIT = 1.0  # seconds, between two looks at whether the manager still runs
+_PATIENCE = 120.0  # seconds without a row that is done, after which none is expected
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,22 @@ class Server:
         """So many new tokens after each row of ids [B, L], greedily.
 
         Raises:
-            torch.OutOfMemoryError: there is too little memory. RuntimeError: any other error of the manager's thread.
+            torch.OutOfMemoryError: there is too little memory. RuntimeError: any other error of the manager's thread,
+                or no row is done for two minutes.
         """
         names = self._manager.add_requests(ids.tolist(), max_new_tokens=tokens, record_timestamps=True)
         found: dict[str, Any] = {}
+        last = time.perf_counter()
         while len(found) < len(names):
-            result = self._manager.get_result(timeout=1)
+            result = self._manager.get_result(timeout=_WAIT)
             if result is None and not self._manager.is_running():
                 raise RuntimeError("continuous batching ended before its rows")
+            if result is None and time.perf_counter() - last > _PATIENCE:
+                for name in names:
+                    self._manager.cancel_request(name)
+                raise RuntimeError(f"continuous batching: no row was done within {_PATIENCE:g} s")
             if result is not None and result.is_finished():
+                last = time.perf_counter()
                 if result.error is not None:
                     raise _error(result.error)
                 found[result.request_id] = result

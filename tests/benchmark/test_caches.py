@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import yaml
 from transformers import LlamaForCausalLM
 
-from buzz.benchmark import caches
+from buzz.benchmark import caches, paged
 from buzz.benchmark.caches import rows_within
 from buzz.benchmark.cli import main
 from buzz.benchmark.config import load_bench
@@ -92,6 +93,21 @@ def test_an_error_of_continuous_batching_is_raised(monkeypatch, capfd):
     wanted = greedy(model, ids, 4).tolist()  # the model is whole
     with serving(model, Paged(), 1, 20) as server:
         assert server.answer(ids, 4).tokens == wanted
+
+
+def test_rows_that_never_come_are_not_waited_for(monkeypatch):
+    real = LlamaForCausalLM.forward
+
+    def forward(self, *args, **kwargs):
+        time.sleep(0.3)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    monkeypatch.setattr(paged, "_WAIT", 0.02)
+    monkeypatch.setattr(paged, "_PATIENCE", 0.1)
+    told = "continuous batching: no row was done within 0.1 s"
+    with pytest.raises(RuntimeError, match=told), serving(tiny_llama(), Paged(), 1, 40) as server:
+        server.answer(tokens(1, 8), 30)  # would take nine seconds, which are not waited for at the end either
 
 
 def test_steps_count_while_all_rows_decode():
@@ -213,6 +229,20 @@ def test_what_cannot_fit_is_not_tried(tmp_path, monkeypatch):
     found = rows(tmp_path, "one_row")
     assert [key for key, row in found.items() if "failed" in row] == [("dynamic", 70), ("full", 70)]
     assert found["full", 70]["failed"] == "out of memory: 0.0 GiB of keys and values, there are 0.0"
+
+
+def test_how_a_long_prompt_is_read(tmp_path, monkeypatch):
+    real, calls = LlamaForCausalLM.forward, []
+
+    def forward(self, input_ids=None, **kwargs):
+        calls.append(input_ids.shape[1])
+        return real(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    one = {**BASE["one_row"], "contexts": [70], "repeats": 1, "steps": 4}
+    methods = ["dynamic", {"policy": "dynamic", "name": "at-once", "whole": 70}]
+    assert main(bench(tmp_path, many_rows=None, one_row=one, methods=methods)) == 0
+    assert [n for n in calls if n > 1] == [16, 16, *[16] * 4, 6, 32, 70]  # a warm-up of two chunks first
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
