@@ -64,7 +64,7 @@ def _compare(
     def answer(run: Any) -> Any:
         cache = new_cache(contender, model.config, ids.shape[1] + tokens)
         settings.output_logits = isinstance(run, Off)  # which the static loop does not record
-        with _decoding(model, run), torch.inference_mode():
+        with decoding(model, run), torch.inference_mode():
             return model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=settings)
 
     own = answer(Off())
@@ -83,7 +83,7 @@ def _compare(
 
 
 @contextlib.contextmanager
-def _decoding(model: Any, run: Any) -> Iterator[None]:
+def decoding(model: Any, run: Any) -> Iterator[None]:
     """Steps of generate() run like this inside the block; None: as they do anyway."""
     engine = model._buzz_handle.engine
     before = engine.run

@@ -13,7 +13,8 @@ from transformers import DynamicCache, StaticCache
 import buzz
 from buzz.benchmark.book import Book
 from buzz.benchmark.clocks import Clock, attempt
-from buzz.benchmark.contenders import Contender
+from buzz.benchmark.contenders import Contender, Quantized
+from buzz.benchmark.quantized import quantized_cache
 from buzz.cache import Shape
 from buzz.evaluation.command_line import tell
 from buzz.evaluation.paths import resolve_path
@@ -68,12 +69,20 @@ def new_cache(contender: Contender, config: Any, room: int) -> Any:
 
     Args:
         room: tokens that a static cache must hold; the others find their size themselves.
+
+    Raises:
+        ImportError: the package that a quantised cache needs is not installed. ValueError: transformers has no such
+            quantised cache, or the contender has no cache of its own (`paged`).
     """
     if contender.method is not None:
         shares = contender.shares_of(Shape.of(config))
         return buzz.BeehiveCache(contender.policy(), config, positions=contender.method.positions, shares=shares)
     if contender.kind == "static":
         return StaticCache(config=config, max_cache_len=room)
+    if isinstance(contender.settings, Quantized):
+        return quantized_cache(contender.settings, config)
+    if contender.kind == "paged":
+        raise ValueError("continuous batching makes its cache itself")
     return DynamicCache(config=config)
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, QuantizedCache, StoppingCriteria, StoppingCriteriaList
 
+from buzz.benchmark.quantized import quantized_bytes
 from buzz.evaluation.memory import is_out_of_memory, release_memory
 from buzz.words import one_line
 
@@ -189,7 +190,7 @@ def generate(model: Any, ids: torch.Tensor, cache: Any, tokens: int, watch: Any,
 
 def cache_mib(cache: Any) -> float:
     """Allocated MiB of a cache's keys, values and scores."""
-    size = getattr(cache, "nbytes", None)
+    size = quantized_bytes(cache) if isinstance(cache, QuantizedCache) else getattr(cache, "nbytes", None)
     if size is None:
         layers = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
         size = sum(t.numel() * t.element_size() for t in layers)

@@ -167,6 +167,41 @@ class Throughput:
 
 
 @dataclass(frozen=True)
+class OneRow:
+    """A prompt of each of `contexts` with the beginning of its answer, one row: the first token, and those after it.
+
+    whole: prompts up to so many tokens are read in one call; longer ones in chunks of `prefill_chunk_size`, unless a
+        contender has a `whole` of its own.
+    repeats: of the prompt, none later than twice `seconds`; steps: none later than `seconds`.
+    """
+
+    contexts: list[int] = field(default_factory=lambda: [1024, 8192, 32768, 131072], metadata=_INTEGERS)
+    methods: list[str] | None = field(default=None, metadata=_NAMES)
+    whole: int = _count(32768)
+    prefill_chunk_size: int = _count(8192)
+    repeats: int = _count(3)
+    steps: int = _count(32)
+    seconds: float = _seconds(2.0)
+
+
+@dataclass(frozen=True)
+class ManyRows:
+    """As many prompts of each of `contexts` as fit into `memory_gib` GiB above the weights, `limit` at most.
+
+    new_tokens: of an answer; of its steps as many are measured as begin within `seconds`, `steps` at most.
+    """
+
+    contexts: list[int] = field(default_factory=lambda: [8192], metadata=_INTEGERS)
+    methods: list[str] | None = field(default=None, metadata=_NAMES)
+    memory_gib: float = _seconds(8.0)
+    prefill_chunk_size: int = _count(1024)
+    new_tokens: int = field(default=256, metadata=at_least(2))
+    steps: int = _count(64)
+    limit: int = _count(256)
+    seconds: float = _seconds(2.0)
+
+
+@dataclass(frozen=True)
 class Agreement:
     """Greedy answers of `new_tokens` to `prompts` texts of `shortest` to `longest` tokens, decoded in two ways.
 
@@ -191,6 +226,7 @@ class Steps:
     batches: list[int] = field(default_factory=lambda: [1, 4], metadata=_INTEGERS)
 
 
+_SERVED = (OneRow, ManyRows)  # sections that continuous batching, which makes its cache itself, can take part in
 SECTIONS: dict[str, type] = {
     "ceilings": Ceilings,
     "kernels": Kernels,
@@ -199,6 +235,8 @@ SECTIONS: dict[str, type] = {
     "stream": Stream,
     "evictions": Evictions,
     "throughput": Throughput,
+    "one_row": OneRow,
+    "many_rows": ManyRows,
     "agreement": Agreement,
     "steps": Steps,
 }
@@ -230,6 +268,8 @@ class BenchConfig:
     stream: Stream | None = field(default=None, metadata=_optional(Stream))
     evictions: Evictions | None = field(default=None, metadata=_optional(Evictions))
     throughput: Throughput | None = field(default=None, metadata=_optional(Throughput))
+    one_row: OneRow | None = field(default=None, metadata=_optional(OneRow))
+    many_rows: ManyRows | None = field(default=None, metadata=_optional(ManyRows))
     agreement: Agreement | None = field(default=None, metadata=_optional(Agreement))
     steps: Steps | None = field(default=None, metadata=_optional(Steps))
     only: list[str] | None = field(default=None, metadata=parsed_by(_names))
@@ -248,8 +288,9 @@ class BenchConfig:
         return {name: section for name, section in there.items() if self.only is None or name in self.only}
 
     def contenders(self, section: Any) -> list[Contender]:
-        """Those of a section, in its order, but the unpatched ones first."""
-        known = {contender.name: contender for contender in self.methods}
+        """Those of a section, in its order, but the unpatched ones first; `paged` only where it can take part."""
+        able = [c for c in self.methods if c.kind != "paged" or isinstance(section, _SERVED)]
+        known = {contender.name: contender for contender in able}
         named = [known[name] for name in (known if section.methods is None else section.methods)]
         return sorted(named, key=lambda contender: contender.patched)
 
@@ -279,6 +320,12 @@ def parse_bench(raw: Mapping[str, Any]) -> BenchConfig:
         if not names:
             raise ConfigError("methods", "is missing", f"a list of at least one method is wanted for {section}")
         _known(settings.methods, names, f"{section}.methods")
+        paged = [c.name for c in config.methods if c.kind == "paged" and c.name in (settings.methods or [])]
+        if paged and not isinstance(settings, _SERVED):
+            what = f"{paged[0]!r} makes its cache itself"
+            raise ConfigError(f"{section}.methods", what, "it takes part in one_row and many_rows alone")
+        if not config.contenders(settings):
+            raise ConfigError(f"{section}.methods", "is empty", "at least one method that can take part is wanted")
     if config.throughput is not None and not config.throughput.largest and config.throughput.batches is None:
         raise ConfigError("throughput.batches", "is null", "a list of integers is wanted where largest is false")
     if config.stream is not None and min(config.stream.tokens) < 2:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from buzz.cache import Shape
 from buzz.evaluation.config.methods import NAME, MethodConfig, own_keys, parse_method, policy_keys
-from buzz.evaluation.config.schema import at_least, build, refuse_unknown, said
+from buzz.evaluation.config.schema import at_least, build, keys_of, refuse_unknown, said
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.paths import resolve_path
 from buzz.policies import POLICIES, HeadShares
@@ -17,16 +18,52 @@ BASELINES = {
     "dynamic": "DynamicCache and SDPA",
     "eager": "DynamicCache and eager attention",
     "static": "StaticCache, decoding compiled by generate()",
+    "quantized": "QuantizedCache and SDPA",
+    "paged": "continuous batching: paged attention, by ContinuousBatchingManager",
 }
 _UNFITTED = ("reduction", "match")  # they need samples or another method's run
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Keys that every contender takes: points beyond them are not measured for it."""
+    """Keys that every contender takes: points beyond `max_length` and `max_batch` are not measured for it.
+
+    whole: of the section `one_row`, in place of its own.
+    """
 
     max_length: int | None = field(default=None, metadata=at_least(1))
     max_batch: int | None = field(default=None, metadata=at_least(1))
+    whole: int | None = field(default=None, metadata=at_least(1))
+
+
+_LIMITS = keys_of(Limits)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Keys of the baseline `quantized`.
+
+    Args:
+        backend: what quantises keys and values: the package hqq, the package optimum-quanto, or transformers itself
+            (fp8: 5.23 has it, 5.17 has not).
+        bits: of a number in the cache; fp8 has 8 whatever this says.
+    """
+
+    backend: Literal["hqq", "quanto", "fp8"] = "hqq"
+    bits: int = field(default=4, metadata=at_least(1, 8))
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Keys of the baseline `paged`.
+
+    Args:
+        graphs: whether calls are captured as CUDA graphs; None: as transformers decides (with flash-attn alone).
+        batch_tokens: tokens of a call at most, of all rows together; longer prompts are read in several.
+    """
+
+    graphs: bool | None = None
+    batch_tokens: int = field(default=8192, metadata=at_least(1))
 
 
 @dataclass(frozen=True)
@@ -38,6 +75,7 @@ class Contender:
         method: the policy and its parameters; None for a baseline.
         limits: which points it takes part in.
         shares: of heads, in place of those that are measured on the model; of another model, too.
+        settings: keys of the baselines `quantized` and `paged`; None for all others.
     """
 
     name: str
@@ -45,6 +83,7 @@ class Contender:
     method: MethodConfig | None = None
     limits: Limits = field(default_factory=Limits)
     shares: HeadShares | None = None
+    settings: Quantized | Paged | None = None
 
     @property
     def patched(self) -> bool:
@@ -76,12 +115,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class _Baseline:
-    """The keys of a baseline that is given as a mapping."""
+    """The keys of a baseline that is given as a mapping, beside those of `Limits` and its own."""
 
-    policy: Literal["dynamic", "eager", "static"]
+    policy: Literal["dynamic", "eager", "static", "quantized", "paged"]
     name: str | None = field(default=None, metadata=NAME)
-    max_length: int | None = field(default=None, metadata=at_least(1))
-    max_batch: int | None = field(default=None, metadata=at_least(1))
+
+
+_SETTINGS: dict[str, type[Quantized] | type[Paged]] = {"quantized": Quantized, "paged": Paged}
 
 
 def parse_contenders(raw: Any, where: str) -> list[Contender]:
@@ -108,25 +148,33 @@ def _contender(raw: Any, where: str) -> Contender:
         raise ConfigError(where, said(raw), "a method's name or a mapping with the key policy is wanted")
     kind = entry.get("policy")
     if isinstance(kind, str) and kind in BASELINES:
-        baseline: _Baseline = build(_Baseline, entry, where)
-        limits = Limits(baseline.max_length, baseline.max_batch)
-        return Contender(baseline.name or baseline.policy, baseline.policy, None, limits)
+        of, here = _SETTINGS.get(kind), f"{where} ({kind})"
+        own = [] if of is None else keys_of(of)
+        refuse_unknown(entry, [*keys_of(_Baseline), *_LIMITS, *own], here)
+        baseline: _Baseline = build(_Baseline, _some(entry, keys_of(_Baseline)), here)
+        limits = build(Limits, _some(entry, _LIMITS), here)
+        settings = None if of is None else build(of, _some(entry, own), here)
+        return Contender(baseline.name or baseline.policy, baseline.policy, None, limits, settings=settings)
     if not isinstance(kind, str) or kind not in POLICIES:
         names = [*BASELINES, *POLICIES]
         what = f"unknown method {kind!r}{hint(str(kind), names)}" if "policy" in entry else "is missing"
         raise ConfigError(f"{where}.policy", what, f"one of {', '.join(names)} is wanted")
     own = [key for key in own_keys() if key not in _UNFITTED]
     here = f"{where} ({kind})"
-    refuse_unknown(entry, [*own, *policy_keys(kind), "max_length", "max_batch", "head_shares"], here)
-    limits = build(Limits, {key: entry[key] for key in ("max_length", "max_batch") if key in entry}, where)
+    refuse_unknown(entry, [*own, *policy_keys(kind), *_LIMITS, "head_shares"], here)
+    limits = build(Limits, _some(entry, _LIMITS), where)
     file = entry.get("head_shares")
-    method = parse_method({k: v for k, v in entry.items() if k not in (*vars(limits), "head_shares")}, where)
+    method = parse_method({k: v for k, v in entry.items() if k not in (*_LIMITS, "head_shares")}, where)
     if isinstance(method.budget, float):
         raise ConfigError(f"{here}.budget", said(method.budget), "an integer (tokens) is wanted")
     if file is not None and not method.make_policy().measured:
         raise ConfigError(f"{here}.head_shares", said(file), "a policy that needs head shares is wanted for them")
     shares = None if file is None else _shares(file, f"{here}.head_shares")
     return Contender(method.name, "policy", method, limits, shares)
+
+
+def _some(entry: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key in keys}
 
 
 def _shares(file: Any, where: str) -> HeadShares:

@@ -119,7 +119,7 @@ def _decoded(
     options = {} if chunk is None else {"prefill_chunk_size": chunk}
     generate(bench.model, ids, cache, marks.tokens, marks, **options)
     times = marks.times()
-    figures = step_figures(times, _lengths(cache, len(times), ids.shape[1]))
+    figures = step_figures(times, cached_lengths(cache, len(times), ids.shape[1]))
     return {
         **figures,
         **_rates(bench, cache, ids.shape[0], figures),
@@ -160,7 +160,7 @@ def step_figures(times: Sequence[float], lengths: Sequence[float]) -> dict[str, 
     return figures
 
 
-def _lengths(cache: Any, steps: int, prompt: int) -> list[float]:
+def cached_lengths(cache: Any, steps: int, prompt: int) -> list[float]:
     """Cached tokens of a row before the first of the last so many steps, and after each of them."""
     if isinstance(cache, buzz.BeehiveCache):
         assert cache.curve is not None

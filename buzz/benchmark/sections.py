@@ -8,6 +8,7 @@ from typing import Any
 from buzz.benchmark.agreement import agreement
 from buzz.benchmark.bench import Bench
 from buzz.benchmark.book import RESULTS, Book, OutOfTimeError
+from buzz.benchmark.caches import many_rows, one_row
 from buzz.benchmark.ceilings import ceilings
 from buzz.benchmark.config import BenchConfig
 from buzz.benchmark.decoding import decode, evictions, stream
@@ -29,6 +30,8 @@ _CONTENDED: dict[str, Callable[..., None]] = {
     "stream": stream,
     "evictions": evictions,
     "throughput": throughput,
+    "one_row": one_row,
+    "many_rows": many_rows,
     "agreement": agreement,
 }
 

@@ -44,6 +44,8 @@ ALL = {
     "stream": {"tokens": [33, 70], "chunk": 16, "steps": 6, "methods": ["buzz"]},
     "evictions": {"context": 32, "steps": 50, "profiled": 4, "methods": ["dynamic", "buzz"]},
     "throughput": {"prompt": 24, "new_tokens": 12, "batches": [2], "limit": 5, "methods": ["dynamic", "buzz"]},
+    "one_row": {"contexts": [16], "steps": 4, "methods": ["dynamic"]},  # more of both in test_caches.py
+    "many_rows": {"contexts": [16], "new_tokens": 6, "limit": 2, "methods": ["dynamic"]},
     "agreement": {"prompts": 3, "batch": 2, "shortest": 20, "longest": 40, "new_tokens": 30, "methods": ["buzz"]},
     "steps": {"prompt": 40, "steps": 9, "lengths": [16], "batches": [1, 2]},
 }

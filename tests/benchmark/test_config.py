@@ -39,7 +39,7 @@ def test_shipped_configs(path):
 def test_the_acceptance_table_is_whole():
     config = load_bench(CONFIGS[0].parent / "h100.yaml")
     assert config.model.shape == "llama-2-7b"
-    assert set(config.sections) == set(SECTIONS) - {"agreement", "steps"}
+    assert set(config.sections) == set(SECTIONS) - {"one_row", "many_rows", "agreement", "steps"}
     assert {4096, 8192, 16384, 32768} <= set(config.prefill.lengths)
     assert {c.name for c in config.contenders(config.prefill)} >= {"dynamic", "eager", "full", "buzz"}
     assert config.stream.tokens == [1024, 131072]
@@ -141,7 +141,10 @@ def test_head_shares_of_another_model_are_spread_over_the_heads(tmp_path):
             {"methods": [{"policy": "comb", "head_shares": "none.json"}]},
             "methods[0] (comb).head_shares: none.json does",
         ),
-        ({"methods": [{"policy": "static", "window": 4}]}, "methods[0].window: unknown key, allowed: policy, name"),
+        (
+            {"methods": [{"policy": "static", "window": 4}]},
+            "methods[0] (static).window: unknown key, allowed: policy, name",
+        ),
         ({"methods": []}, "methods: is [] (a list), a list of at least one method is wanted"),
         ({"agreement": {"shortest": 9, "longest": 8}}, "agreement.longest: is 8, shortest is 9"),
         ({"agreement": {"methods": ["dynamic"]}}, "agreement.methods: has no policy"),

@@ -14,7 +14,10 @@ from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.paths import read_regular, short, unspeakable
 
 # Top-level keys that the configs of one command alone have.
-_BENCH = {"ceilings", "kernels", "prefill", "decode", "stream", "evictions", "throughput", "agreement", "steps"}
+_BENCH = {
+    *("ceilings", "kernels", "prefill", "decode", "stream", "evictions", "throughput", "one_row", "many_rows"),
+    *("agreement", "steps"),
+}
 _COMMANDS = {"buzz eval": {"task", "sweep"}, "buzz bench": _BENCH}
 
 
