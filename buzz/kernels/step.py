@@ -119,8 +119,8 @@ def _tile(dtype: torch.dtype, group: int, head_dim: int, dot: bool) -> int:
 def _splits(slots: int, heads: int, tile: int, device: torch.device, programs: int, pooled: bool) -> tuple[int, int]:
     """Programs for each of the B * Hkv rows and heads, at most, and tiles of each, at least.
 
-    As many as the device runs at once, none without a tile of its own. Where heads differ in length, programs should not: a long
-    head has more of them.
+    As many as the device runs at once, none without a tile of its own. Where heads differ in length, programs should
+    not: a long head has more of them.
     """
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     tiles, wanted = triton.cdiv(slots, tile), max(1, programs * processors // heads)

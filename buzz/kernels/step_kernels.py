@@ -81,8 +81,8 @@ def attend_split(
     cos_slot, sin_slot, kv_heads, slots, splits, least, scale, logn, window,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr,
     N: tl.constexpr, ROTATE: tl.constexpr, OWN: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr,
-    DOT: tl.constexpr, HALVES: tl.constexpr, LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-    WINDOWED: tl.constexpr, POOLED: tl.constexpr, EARLY: tl.constexpr,
+    DOT: tl.constexpr, HALVES: tl.constexpr, LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, WINDOWED: tl.constexpr, POOLED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program attends with the heads of a group to one split of the slots of one row and KV head.
 
