@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -23,8 +23,6 @@ class Captured:
         options: inductor's, in place of those that are best known for the number of rows.
         kernels: whether a step is not compiled but run by kernels of our own, where they serve it.
     """
-
-    spread: ClassVar[bool] = False
 
     def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None, kernels: bool = True) -> None:
         self._compiled, self._options, self._kernels = compiled, options, kernels
@@ -52,6 +50,9 @@ class Captured:
 
     def _ways(self, step: StaticStep) -> Iterator[tuple[Stages, str]]:
         """How a step can be run, the fastest way first; asked for the next one where one fails."""
+        if step.is_spread():  # what brings the processes' parts together is in the modules' own forwards
+            yield MODULES, "captured"
+            return
         if self._kernels and (stages := step.kernel_stages()) is not None:
             yield stages, "run by kernels of our own"
             self._kernels = False

@@ -17,6 +17,7 @@ from buzz.models.positions import Learned, Rotary
 from buzz.models.row import has_kernels, row_stages
 from buzz.models.rows import rows_stages
 from buzz.models.slots import Stages, StaticLayer
+from buzz.models.tensor_parallel import is_spread
 from buzz.rows import Rows
 
 
@@ -108,6 +109,10 @@ class StaticStep:
         for lengths in self._lengths:
             lengths += self.live
         self.seen += self.live
+
+    def is_spread(self) -> bool:
+        """Whether it waits for other processes, which run the same step with their parts of the weights."""
+        return any(is_spread(weight) for weight in (*self._backbone.parameters(), *self._head.parameters()))
 
     def kernel_stages(self) -> Stages | None:
         """How the step is run by kernels of our own, without a compiler; None: they are not for this step."""
