@@ -164,7 +164,7 @@ def _check(name: str, pairs: dict[int, tuple[Any, Any]]) -> Iterator[str]:
         if (name, positions) not in PLACED or (how == "captured" and not torch.cuda.is_available()):
             continue
         with buzz.patch_model(pairs[kv_heads][0]) as one, buzz.patch_model(pairs[kv_heads][1]) as many:
-            one.engine.run = many.engine.run = Uncaptured() if how == "static memory" else Off()
+            one.engine.run = many.engine.run = Off() if how in ("generate", "forward", "chunks") else Uncaptured()
             if how == "captured":
                 many.engine.run = Captured()
             for rows, policy in policies.items():
