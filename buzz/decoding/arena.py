@@ -16,7 +16,9 @@ from buzz.decoding.step import StaticStep
 
 
 class Run(Protocol):
-    """How steps are run."""
+    """How steps are run. spread: whether steps may wait for other processes, which run the same ones."""
+
+    spread: bool
 
     def usable(self, device: torch.device) -> bool:
         """Whether it can on this device."""
@@ -28,6 +30,8 @@ class Run(Protocol):
 class Uncaptured:
     """Runs a step as it stands, on any device."""
 
+    spread = True
+
     def usable(self, device: torch.device) -> bool:
         return True
 
@@ -37,6 +41,8 @@ class Uncaptured:
 
 class Off:
     """Runs no steps: all decoding goes through the model's own forward."""
+
+    spread = False
 
     def usable(self, device: torch.device) -> bool:
         return False

@@ -22,10 +22,18 @@ class Captured:
         compiled: whether the layers are compiled first.
         options: inductor's, in place of those that are best known for the number of rows.
         kernels: whether a step is not compiled but run by kernels of our own, where they serve it.
+        spread: whether a step whose weights are spread over processes is captured, with what NCCL does in it. It is not
+            by default, as its answers have not been held against those of one process yet.
     """
 
-    def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None, kernels: bool = True) -> None:
-        self._compiled, self._options, self._kernels = compiled, options, kernels
+    def __init__(
+        self,
+        compiled: bool = True,
+        options: Mapping[str, Any] | None = None,
+        kernels: bool = True,
+        spread: bool = False,
+    ) -> None:
+        self._compiled, self._options, self._kernels, self.spread = compiled, options, kernels, spread
 
     def usable(self, device: torch.device) -> bool:
         return device.type == "cuda"
