@@ -25,6 +25,12 @@ is measured: [benchmark.md](../benchmark.md#one-row-and-many). This page is made
       python scripts/benchmark.py configs/bench/table.yaml model.shape=$shape output=runs/bench/table/$shape
     done
 
+The figures so far are of runs that ended before their last points (many rows, `comb`, and `buzz` but at a few): what has
+a dash, or no row, has not been measured. Llama-2-7B was run with `'one_row.methods=[dynamic, quantized, paged, full,
+buzz, comb]' 'one_row.contexts=[1024, 8192, 32768]'`, Qwen3-8B with `'one_row.methods=[dynamic, full, buzz, comb]'
+'one_row.contexts=[8192, 131072]'`. The first eviction of a process compiles its kernels: where it falls into the few
+steps that are measured it shows in the tokens a second (`buzz` at 8k, Qwen3-8B), not in the median.
+
 | method | what runs |
 | --- | --- |
 | dynamic | `DynamicCache` and PyTorch's SDPA, by `generate()` |
@@ -38,7 +44,7 @@ is measured: [benchmark.md](../benchmark.md#one-row-and-many). This page is made
 `buzz` and `comb` forget: what that costs in quality is in [results.md](../results.md). One row: a prompt is read in one
 call; one of 128k tokens by `buzz` and `comb` in chunks of 8192, which they evict from in between; by `paged` always in
 calls of 8192 at most. Many rows: all methods have the same memory above the weights for caches, activations and graphs,
-and PyTorch allocates no more; prompts are read in chunks of 1024. A dash: not measured.
+and PyTorch allocates no more; prompts are read in chunks of 1024.
 """
 MISSING = ["Not measured yet.", ""]
 
