@@ -25,9 +25,9 @@ is measured: [benchmark.md](../benchmark.md#one-row-and-many). This page is made
       python scripts/benchmark.py configs/bench/table.yaml model.shape=$shape output=runs/bench/table/$shape
     done
 
-The figures so far are of runs that ended before their last points (many rows, `comb`, and `buzz` but at a few): what has
-a dash, or no row, has not been measured. Llama-2-7B was run with `'one_row.methods=[dynamic, quantized, paged, full,
-buzz, comb]' 'one_row.contexts=[1024, 8192, 32768]'`, Qwen3-8B with `'one_row.methods=[dynamic, full, buzz, comb]'
+The figures so far are of runs that ended before their last points (many rows, `comb`, and `buzz` but at a few): what
+has a dash, or no row, has not been measured. Llama-2-7B was run with `'one_row.methods=[dynamic, quantized, paged,
+full, buzz, comb]' 'one_row.contexts=[1024, 8192, 32768]'`, Qwen3-8B with `'one_row.methods=[dynamic, full, buzz, comb]'
 'one_row.contexts=[8192, 131072]'`. The first eviction of a process compiles its kernels: where it falls into the few
 steps that are measured it shows in the tokens a second (`buzz` at 8k, Qwen3-8B), not in the median.
 

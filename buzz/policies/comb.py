@@ -67,6 +67,8 @@ class CombPolicy(Policy):
         afar: weight of the mean beside the largest; None: 50, with budgets by worth 5, with an echo 30.
         values: whether the norms of values count.
         recency: whether a slot's place among its head's counts in a stream.
+        sums: whether what a slot gets from more than `near` slots away adds up, over queries and calls, in place of the
+            largest and the mean; for models of which few heads look at the whole text (docs/comb.md, Gemma 3).
         chunk: tokens that the second reading reads at once.
         budgets: what says how many slots each head gets: those "measured" of the model's heads, or "worth", at every
             eviction anew; None: measured, but by worth with an echo or a scope other than the model.
@@ -86,6 +88,7 @@ class CombPolicy(Policy):
     afar: float | None = None
     values: bool = True
     recency: bool = True
+    sums: bool = False
     chunk: int = 1024
     budgets: Budgets | None = None
 
@@ -119,6 +122,10 @@ class CombPolicy(Policy):
                 f"comb: measured budgets are those of a model's heads, so scope must be model, got {self.scope}"
             )
 
+        if self.sums and (self.echo or self.afar is not None):
+            what = "echo must be False" if self.echo else "afar must be None"
+            raise ValueError(f"comb: sums are of one reading, and have no mean beside them: {what}")
+
     @property
     def recent(self) -> int:
         """The last slots of every head that always stay of a prompt, and after one."""
@@ -138,10 +145,12 @@ class CombPolicy(Policy):
 
     @property
     def score_spec(self) -> ScoreSpec | None:
-        return ScoreSpec(accumulate=True, queries=None, of="largest", beyond=self.near)
+        return ScoreSpec(accumulate=True, queries=None, of="sum" if self.sums else "largest", beyond=self.near)
 
     @property
     def prompt_spec(self) -> ScoreSpec | None:
+        if self.sums:
+            return self.score_spec
         if not self.echo:
             return ScoreSpec(True, None, of="largest", beyond=self.beyond, mean=self.weight, near=self.near)
         return ScoreSpec(accumulate=True, queries=None, of="mean", beyond=self.near) if self.weight else None

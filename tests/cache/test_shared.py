@@ -40,7 +40,7 @@ class NaiveRow:
             for head, slots in enumerate(of_layer):
                 slots += [[label, 0.0] for label in labels]
                 for slot, new in zip(slots, received[layer][head], strict=True):
-                    slot[1] = max(slot[1], new)
+                    slot[1] = slot[1] + new if getattr(self.policy, "sums", False) else max(slot[1], new)
         plan = self.policy.plan(self.length, self.sampled) if labels else None
         if plan is None:
             return

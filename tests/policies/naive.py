@@ -44,7 +44,7 @@ class NaiveHead:
         self.scores += [0.0] * len(labels)
         if self.name in LATEST:
             self.scores = list(received)
-        elif self.name == "comb":
+        elif self.name == "comb" and not self.params["sums"]:
             self.scores = [max(old, new) for old, new in zip(self.scores, received, strict=True)]
         else:
             self.scores = [old + new for old, new in zip(self.scores, received, strict=True)]

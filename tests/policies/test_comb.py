@@ -87,6 +87,15 @@ def test_what_is_read():
     assert not policy.is_blind
 
 
+def test_sums_are_of_one_reading_alone():
+    policy = make_policy("comb", sums=True, near=7)
+    assert policy.score_spec == policy.prompt_spec == ScoreSpec(True, None, "sum", 7)
+    with pytest.raises(ValueError, match="sums are of one reading, and have no mean beside them: echo must be False"):
+        make_policy("comb", sums=True, echo=True)
+    with pytest.raises(ValueError, match="afar must be None"):
+        make_policy("comb", sums=True, afar=0)
+
+
 def test_what_is_heard_is_the_echo_and_some_of_the_first_reading():
     first, echo = torch.rand(2, 1, 2, 5, generator=torch.Generator().manual_seed(0))
     policy = make_policy("comb", echo=True, afar=2)

@@ -44,7 +44,7 @@ def test_rows_without_tokens_are_not_called(setting, data):
         for head, count, got in zip(heads, step.counts, received, strict=True):
             old = torch.zeros(got.shape[2])
             old[: len(head.slots)] = torch.tensor(head.scores)
-            together = torch.maximum(old, got) if name == "comb" else old + got
+            together = torch.maximum(old, got) if name == "comb" and not params["sums"] else old + got
             scores.append(got if name in LATEST else together)
             if count:
                 head.slots = list(range(len(head.slots)))
