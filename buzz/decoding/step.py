@@ -32,7 +32,6 @@ def run_head(family: Family, backbone: Any, head: nn.Module, hidden: torch.Tenso
 
 
 MODULES = Stages(run_layer, run_head)
-_FEW = 64  # rows that our own kernels serve
 
 
 class Place(NamedTuple):
@@ -122,7 +121,9 @@ class StaticStep:
             return None
         if len(self.ids) == 1:
             return row_stages(self._family, self._positions)
-        few = len(self.ids) <= _FEW and self._head.weight.dtype in HALF
+        from buzz.kernels.skinny import MOST_ROWS
+
+        few = len(self.ids) <= MOST_ROWS and self._head.weight.dtype in HALF
         return rows_stages(self._family, self._positions) if few else None
 
     def set_lengths(self, lengths: Sequence[Sequence[int]]) -> None:
