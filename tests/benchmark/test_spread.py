@@ -1,4 +1,4 @@
-"""Decoding with spread weights: what is measured, on one process and a CPU. Several GPUs are for those who have them."""
+"""Decoding with spread weights: what is measured, on one process and a CPU. Several GPUs are for who has them."""
 
 from __future__ import annotations
 
