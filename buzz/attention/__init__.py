@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from buzz.attention import fused, naive
+from buzz.attention import fused, naive, one
 from buzz.attention.wanted import Wanted
 from buzz.rows import Rows
 
@@ -96,7 +96,9 @@ def attend(
     wanted = [Wanted("largest" if spec.of == "largest" else "sum", spec.beyond + 1 if spec.beyond else 0)]
     if spec.mean:
         wanted.append(Wanted("sum", spec.near + 1 if spec.near else 0))
-    if window is None and fused.gives_scores(q, k):
+    if q.shape[2] == 1 and window is None and min(counts) == 1 and not any(firsts):
+        output, got = one.attend_scored(q, k, v, starts=starts, scale=scale, wanted=wanted)
+    elif window is None and fused.gives_scores(q, k):
         output, got = fused.attend_scored(
             q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale, wanted=wanted
         )  # fmt: skip

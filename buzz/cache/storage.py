@@ -98,8 +98,8 @@ class Storage:
             least = max(least, hearing.slots(schedule))
         if store.pool is None:
             keys, values = store.append(k, v, step, least, borrow=hearing is None)
-            steps = _steps(step, 1)
-            return Slots(keys, values, step.starts, step.counts, step.spec, window, steps=steps)
+            steps, rotated = _steps(step, 1), store.rotated_for(k, step)
+            return Slots(keys, values, step.starts, step.counts, step.spec, window, steps=steps, rotated=rotated)
         self._shared[schedule].make_room(self._calls.groups[schedule].index(layer), step, least)
         keys, values, starts = store.append_to_pool(k, v, step)
         heads, spec = k.shape[1], step.spec

@@ -13,7 +13,7 @@ from buzz.cache import BeehiveCache, Slots
 from buzz.models.family import Family
 from buzz.models.moments import moments
 from buzz.models.outputs import output_projection, projected_norms
-from buzz.models.positions import Learned, Rotary, rotate
+from buzz.models.positions import Learned, Rotary, Table, rotate
 from buzz.models.slots import StaticLayer
 from buzz.policies import Asked
 from buzz.rows import Rows, brought
@@ -29,8 +29,9 @@ def attend_in_call(
 ) -> torch.Tensor:
     """Append a call's tokens to a cache, attend to what is there, and tell the cache what it received.
 
-    With slots for positions, keys are cached as they were projected, and rotated to their slots in every call; else
-    they are rotated to their positions in the text, and cached so.
+    With slots for positions, keys are cached as they were projected, and rotated to their slots in every call, but for
+    those that a step finds rotated (`Slots.rotated`); else they are rotated to their positions in the text, and cached
+    so.
 
     Args:
         module: an attention module. hidden: [B, L, width], the tokens of every row at the left.
@@ -50,12 +51,11 @@ def attend_in_call(
         asked = _moments(module, family, positions, q, cache, kwargs)
         if cache.positions == "cache":
             slots = cache.append(k, v, layer)
-            n = slots.keys.shape[2]
-            cos, sin = positions.table(module, n, q)
+            table = positions.table(module, slots.keys.shape[2], q)
             q = slots.fold(q)
             at = slots.query_slots(q.shape[2], q.device)
-            q = rotate(q, cos[at], sin[at])
-            keys = rotate(slots.keys, cos[:n], sin[:n])
+            angles = table[0][at], table[1][at]
+            q, keys = rotate(q, *angles), _rotated(slots, table, k, at, angles)
         else:
             cos, sin = (t[:, None] for t in positions.given(module, kwargs))  # [1 or B, 1, L, D]
             q = rotate(q, cos, sin)
@@ -67,6 +67,24 @@ def attend_in_call(
         asked = Asked(projected=norms) if asked is None else asked._replace(projected=norms)
     cache.observe(scores, layer, asked)
     return output_projection(module)(slots.unfold(output).transpose(1, 2).flatten(2))
+
+
+def _rotated(slots: Slots, table: Table, k: torch.Tensor, at: slice | torch.Tensor, angles: Table) -> torch.Tensor:
+    """The keys [B, H, S, D] that a call looks at, rotated to their slots.
+
+    Args:
+        k: the call's own, [B, H, L, D], in slots `at`, of these angles.
+    """
+    kept, n = slots.rotated, slots.keys.shape[2]
+    if kept is None or not kept.is_by(table):  # angles that are made anew for every call never are those before
+        if kept is not None:
+            kept.forget(table)
+        return rotate(slots.keys, table[0][:n], table[1][:n])
+    if kept.keys is None:
+        kept.fill(rotate(slots.keys, table[0][:n], table[1][:n]))
+    else:
+        kept.add(rotate(k, *angles), at)
+    return kept.keys[:, :, :n]
 
 
 def _moments(
