@@ -1,4 +1,4 @@
-"""One query in every row, as in a decode step: its probabilities are few, and stand in the open where they are wanted."""
+"""One query in every row, as in a decode step: where its probabilities are wanted they stand in the open, being few."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def attend(
 def attend_scored(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, scale: float, wanted: Sequence[Wanted]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Output and what is wanted, as `buzz.attention.naive.attend` gives them, by fewer operators; every query counts."""
+    """Output and what is wanted, as of `buzz.attention.naive.attend`, by fewer operators; every query counts."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     (B, Hq, _, D), (Hkv, C) = q.shape, k.shape[1:3]
     rows, keys, values = (q.to(dtype) * scale).reshape(B * Hkv, -1, D), k.to(dtype).flatten(0, 1), v.to(dtype)

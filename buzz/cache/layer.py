@@ -10,8 +10,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from buzz.cache.columns import Columns
 from buzz.cache.compaction import Block
+from buzz.cache.memory import Memory
 from buzz.cache.pool import Pool
-from buzz.cache.rotated import Memory, Rotated
+from buzz.cache.rotated import Rotated
 from buzz.cache.schedule import Step
 from buzz.cache.stack import Stack
 from buzz.policies import Asked, ScoreSpec

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from buzz.cache.memory import Memory
+
 Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of all slots
-
-
-class Memory:
-    """Bytes that the layers of a cache have allocated: one number that they share."""
-
-    def __init__(self) -> None:
-        self.nbytes = 0
 
 
 class Rotated:
@@ -35,7 +30,7 @@ class Rotated:
         self.keys: torch.Tensor | None = None
 
     def is_by(self, angles: Angles) -> bool:
-        """Whether the step before had these angles: the same tensors, or, of a model that was patched anew, equal ones."""
+        """Whether the step before had these angles: the same, or, of a model that was patched anew, equal ones."""
         if self.by is None or not (self.by is angles or all(map(torch.equal, self.by, angles))):
             return False
         self.by = angles
@@ -47,21 +42,24 @@ class Rotated:
             self._memory.nbytes -= self.keys.nbytes
         self.by, self.keys = by, None
 
-    def fill(self, keys: torch.Tensor) -> None:
-        """Keep the keys [B, H, S, D] of all slots."""
+    def fill(self, keys: torch.Tensor) -> torch.Tensor:
+        """Keep the keys [B, H, S, D] of all slots; gives `keys`."""
         # Normal tensors even under inference mode, and zeros: as in a layer's own buffers.
         with torch.inference_mode(False):
-            self.keys = keys.new_zeros(*keys.shape[:2], self._capacity, keys.shape[3])
-        self.keys[:, :, : keys.shape[2]] = keys
-        self._memory.nbytes += self.keys.nbytes
+            kept = keys.new_zeros(*keys.shape[:2], self._capacity, keys.shape[3])
+        kept[:, :, : keys.shape[2]] = keys
+        self._memory.nbytes += kept.nbytes
+        self.keys = kept
+        return kept
 
-    def add(self, keys: torch.Tensor, at: slice | torch.Tensor) -> None:
-        """Keep a step's keys [B, H, 1, D] too, in slots `at` as `Slots.query_slots` gives them."""
+    def add(self, keys: torch.Tensor, at: slice | torch.Tensor) -> torch.Tensor:
+        """Keep a step's keys [B, H, 1, D] too, in slots `at` as `Slots.query_slots` names them; gives `keys`."""
         assert self.keys is not None
         if isinstance(at, slice):
             self.keys[:, :, at] = keys
         else:
             self.keys[torch.arange(len(keys), device=keys.device), :, at[:, 0, 0]] = keys[:, :, 0]
+        return self.keys
 
 
-__all__ = ["Memory", "Rotated"]
+__all__ = ["Rotated"]

@@ -10,7 +10,8 @@ from buzz.cache.call import Call, Slots
 from buzz.cache.calls import Calls
 from buzz.cache.compaction import Watch
 from buzz.cache.echo import Hearing
-from buzz.cache.layer import BeehiveLayer, Memory
+from buzz.cache.layer import BeehiveLayer
+from buzz.cache.memory import Memory
 from buzz.cache.pool import Pool
 from buzz.cache.schedule import Eviction, Step
 from buzz.cache.settle import Waiting, settle, settle_alike, settle_stack

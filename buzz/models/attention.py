@@ -81,10 +81,8 @@ def _rotated(slots: Slots, table: Table, k: torch.Tensor, at: slice | torch.Tens
             kept.forget(table)
         return rotate(slots.keys, table[0][:n], table[1][:n])
     if kept.keys is None:
-        kept.fill(rotate(slots.keys, table[0][:n], table[1][:n]))
-    else:
-        kept.add(rotate(k, *angles), at)
-    return kept.keys[:, :, :n]
+        return kept.fill(rotate(slots.keys, table[0][:n], table[1][:n]))[:, :, :n]
+    return kept.add(rotate(k, *angles), at)[:, :, :n]
 
 
 def _moments(

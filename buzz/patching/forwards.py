@@ -176,7 +176,7 @@ def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: d
     cache.filled_by(backbone)
     given = _positions(inputs.get("position_ids"), tokens)
     cache.heads = spread_heads(backbone.layers[0].self_attn, patched.shape.heads)
-    cache.check_place(len({next(layer.parameters()).device for layer in backbone.layers}), cache.heads is not None)
+    cache.check_place((next(layer.parameters()).device for layer in backbone.layers), cache.heads is not None)
     for layer, block in enumerate(backbone.layers):
         if "projected" in cache.integers.policy(layer).reads:
             output_weight(block.self_attn)  # which says what is wrong
