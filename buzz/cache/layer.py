@@ -228,10 +228,11 @@ class BeehiveLayer(CacheLayerMixin):
     def _write(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> None:
         """Put each row's tokens behind its slots."""
         if step.uniform:
-            place = slice(step.starts[0], step.ends[0])
-            n = step.counts[0]
-            self.keys[:, :, place] = k[:, :, :n]
-            self.values[:, :, place] = v[:, :, :n]
+            place, n = slice(step.starts[0], step.ends[0]), step.counts[0]
+            if n < k.shape[2]:
+                k, v = k[:, :, :n], v[:, :, :n]
+            self.keys[:, :, place] = k
+            self.values[:, :, place] = v
         elif k.shape[2] == 1 and min(step.counts) == 1:
             rows, slots = torch.arange(k.shape[0], device=k.device), step.positions(1, k.device)[:, 0]
             self.keys[rows, :, slots] = k[:, :, 0]

@@ -52,10 +52,7 @@ def attend_in_call(
         if cache.positions == "cache":
             slots = cache.append(k, v, layer)
             table = positions.table(module, slots.keys.shape[2], q)
-            q = slots.fold(q)
-            at = slots.query_slots(q.shape[2], q.device)
-            angles = table[0][at], table[1][at]
-            q, keys = rotate(q, *angles), _rotated(slots, table, k, at, angles)
+            q, keys = _rotated(slots, table, slots.fold(q), k)
         else:
             cos, sin = (t[:, None] for t in positions.given(module, kwargs))  # [1 or B, 1, L, D]
             q = rotate(q, cos, sin)
@@ -69,20 +66,24 @@ def attend_in_call(
     return output_projection(module)(slots.unfold(output).transpose(1, 2).flatten(2))
 
 
-def _rotated(slots: Slots, table: Table, k: torch.Tensor, at: slice | torch.Tensor, angles: Table) -> torch.Tensor:
-    """The keys [B, H, S, D] that a call looks at, rotated to their slots.
+def _rotated(slots: Slots, table: Table, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A call's queries, as `Slots.fold` gives them, and the keys [B, H, S, D] that they see, rotated to their slots.
 
     Args:
-        k: the call's own, [B, H, L, D], in slots `at`, of these angles.
+        k: the call's own keys, [B, H, L, D].
     """
-    kept, n = slots.rotated, slots.keys.shape[2]
-    if kept is None or not kept.is_by(table):  # angles that are made anew for every call never are those before
-        if kept is not None:
-            kept.forget(table)
-        return rotate(slots.keys, table[0][:n], table[1][:n])
-    if kept.keys is None:
-        return kept.fill(rotate(slots.keys, table[0][:n], table[1][:n]))[:, :, :n]
-    return kept.add(rotate(k, *angles), at)[:, :, :n]
+    (cos, sin), kept, n = table, slots.rotated, slots.keys.shape[2]
+    at = slots.query_slots(q.shape[2], q.device)
+    if kept is not None and kept.is_by(table) and kept.keys is not None:
+        q, k = rotate(torch.cat([q, k], dim=1), cos[at], sin[at]).split([q.shape[1], k.shape[1]], dim=1)
+        return q, kept.add(k, at)[:, :, :n]
+    q, keys = rotate(q, cos[at], sin[at]), rotate(slots.keys, cos[:n], sin[:n])
+    if kept is None:
+        return q, keys
+    if kept.is_by(table):
+        return q, kept.fill(keys)[:, :, :n]
+    kept.forget(table)  # angles that every call makes anew never are those before
+    return q, keys
 
 
 def _moments(
