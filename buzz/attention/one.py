@@ -24,8 +24,9 @@ def attend(
     if min(starts) != max(starts):
         end = C if window is None else end
         mask = naive.seen(starts, 0, 1, begin, end, q.device, window)[:, None]
-    q = q.view(B, Hkv, Hq // Hkv, D)
-    output = F.scaled_dot_product_attention(q, k[:, :, begin:end], v[:, :, begin:end], attn_mask=mask, scale=scale)
+    if end - begin < C:
+        k, v = k[:, :, begin:end], v[:, :, begin:end]
+    output = F.scaled_dot_product_attention(q.view(B, Hkv, Hq // Hkv, D), k, v, attn_mask=mask, scale=scale)
     return output.reshape(B, Hq, 1, D)
 
 

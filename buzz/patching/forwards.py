@@ -112,10 +112,10 @@ def _attend(
     """The attention of a call against a cache; a compiled layer breaks its graph here."""
     if cache.skip(module.layer_idx):
         return torch.zeros_like(hidden)
+    if not torch.is_grad_enabled():
+        return attend_in_call(module, patched.family, patched.positions, hidden, cache, kwargs)
     with torch.no_grad():
         output = attend_in_call(module, patched.family, patched.positions, hidden, cache, kwargs)
-    if not torch.is_grad_enabled():
-        return output
     asking = (t for t in (hidden, *module.parameters()) if t.requires_grad)
     return output if (first := next(asking, None)) is None else _NoGradient.apply(output, first)
 
