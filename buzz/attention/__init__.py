@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from buzz.attention import fused, naive
+from buzz.attention import fused, naive, one
 from buzz.attention.wanted import Wanted
 from buzz.rows import Rows
 
@@ -72,16 +72,16 @@ def attend(
     Raises:
         ValueError: shapes that do not fit together, a window of no slot, a mean beside something else.
     """
-    B, Hq, Lq, _ = q.shape
-    if k.shape != v.shape or k.shape[0] != B or Hq % k.shape[1]:
+    (B, Hq, Lq, _), (rows, Hkv, C, _) = q.shape, k.shape
+    if k.shape != v.shape or rows != B or Hq % Hkv:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together")
     starts = _integers(starts)
     counts = Rows([Lq] * B) if counts is None else _integers(counts)
     if len(starts) != B or len(counts) != B:
         raise ValueError(f"starts and counts need one number per row, {B}, got {len(starts)} and {len(counts)}")
     longest = max(s + c for s, c in zip(starts, counts, strict=True))
-    if longest > k.shape[2]:
-        raise ValueError(f"a row ends past the {k.shape[2]} slots of k and v")
+    if longest > C:
+        raise ValueError(f"a row ends past the {C} slots of k and v")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     if window is not None and window >= longest:
@@ -91,12 +91,16 @@ def attend(
     how: dict[str, Any] = {"scale": scale, "window": window}
     if spec is None:
         return fused.attend(q, k, v, starts=starts, **how), None
-    last = counts if spec.queries is None else [spec.queries] * B if isinstance(spec.queries, int) else spec.queries
-    firsts = Rows(max(0, count - n) for count, n in zip(counts, last, strict=True))
+    firsts = Rows([0] * B)
+    if spec.queries is not None:
+        last = [spec.queries] * B if isinstance(spec.queries, int) else spec.queries
+        firsts = Rows(max(0, count - n) for count, n in zip(counts, last, strict=True))
     wanted = [Wanted("largest" if spec.of == "largest" else "sum", spec.beyond + 1 if spec.beyond else 0)]
     if spec.mean:
         wanted.append(Wanted("sum", spec.near + 1 if spec.near else 0))
-    if window is None and fused.gives_scores(q, k):
+    if Lq == 1 and window is None and min(counts) == 1 and not any(firsts):
+        output, got = one.attend_scored(q, k, v, starts=starts, scale=scale, wanted=wanted)
+    elif window is None and fused.gives_scores(q, k):
         output, got = fused.attend_scored(
             q, k, v, starts=starts, firsts=firsts, counts=counts, scale=scale, wanted=wanted
         )  # fmt: skip
@@ -109,8 +113,8 @@ def attend(
         output, got = naive.attend(q, k, v, starts=starts, counts=counts, wanted=wanted, **how)
 
     def mean(index: int) -> torch.Tensor:
-        number = naive.counted(starts, firsts, counts, k.shape[2], q.device, window, wanted[index].lag)
-        return got[index] / (number * (Hq // k.shape[1])).clamp(min=1)[:, None]
+        number = naive.counted(starts, firsts, counts, C, q.device, window, wanted[index].lag)
+        return got[index] / (number * (Hq // Hkv)).clamp(min=1)[:, None]
 
     scores = mean(0) if spec.of == "mean" else got[0]
     return output.to(q.dtype), scores + spec.mean * mean(1) if spec.mean else scores

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from buzz.attention import blocks, naive
+from buzz.attention import blocks, naive, one
 from buzz.attention.wanted import Wanted
 from buzz.kernels.device import HALF, runs_triton
 from buzz.rows import Rows
@@ -37,7 +37,7 @@ def attend(
                 for b, start in enumerate(starts)]  # fmt: skip
         return torch.cat(rows)
     if Lq == 1:
-        return _one_query(q, k, v, starts, scale, window)
+        return one.attend(q, k, v, starts, scale, window)
     whole, outputs = 0, []  # queries that are done
     if window is not None:
         whole = min(Lq, max(0, window - max(starts)))  # so many see all that is before them
@@ -57,22 +57,6 @@ def attend(
         part = (q[:, :, i : i + n], k[:, :, begin:end], v[:, :, begin:end])
         outputs.append(_grouped(*part, attn_mask=mask, scale=scale))
     return torch.cat(outputs, dim=2)
-
-
-def _one_query(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: Rows, scale: float, window: int | None
-) -> torch.Tensor:
-    """The heads of a group become queries of their KV head: nothing is repeated, and where rows are alike, no mask."""
-    B, Hq, _, D = q.shape
-    Hkv, C = k.shape[1:3]
-    begin, end = naive.span(starts, 0, 1, C, window)
-    mask = None
-    if min(starts) != max(starts):
-        end = C if window is None else end
-        mask = naive.seen(starts, 0, 1, begin, end, q.device, window)[:, None]
-    q = q.view(B, Hkv, Hq // Hkv, D)
-    output = F.scaled_dot_product_attention(q, k[:, :, begin:end], v[:, :, begin:end], attn_mask=mask, scale=scale)
-    return output.reshape(B, Hq, 1, D)
 
 
 def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> torch.Tensor:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from buzz.cache.call import Shape
@@ -135,12 +136,12 @@ def refuse_shares(shares: Any, shape: Shape) -> None:
         )
 
 
-def refuse_spread_heads(policies: Iterable[Policy | PerRow], devices: int, spread: bool) -> None:
+def refuse_spread_heads(policies: Iterable[Policy | PerRow], devices: Iterable[torch.device], spread: bool) -> None:
     """Whether heads that share their slots are where they can.
 
     Args:
-        policies: of each layer.
-        devices: that the layers of the model are on. spread: whether processes have some of a layer's heads each.
+        policies, devices: of each layer; devices are looked at only where they matter.
+        spread: whether processes have some of a layer's heads each.
 
     Raises:
         ValueError: no: what a row's heads hold together is known beforehand, what some of them hold is not.
@@ -150,8 +151,8 @@ def refuse_spread_heads(policies: Iterable[Policy | PerRow], devices: int, sprea
         raise ValueError(
             f"the heads that share slots in {name} are spread over processes: take scope='head' (docs/limits.md)"
         )
-    if devices > 1 and "model" in scopes:
+    if "model" in scopes and (several := len(set(devices))) > 1:
         raise ValueError(
-            f"the layers that share slots in {scopes['model']} are on {devices} devices: take scope='layer' or "
+            f"the layers that share slots in {scopes['model']} are on {several} devices: take scope='layer' or "
             "scope='head' (docs/limits.md)"
         )

@@ -29,7 +29,8 @@ from buzz.cache.files import Setting, read, write
 from buzz.cache.heads import Heads
 from buzz.cache.identity import decoder_of
 from buzz.cache.interface import named_rows
-from buzz.cache.layer import BeehiveLayer, Memory
+from buzz.cache.layer import BeehiveLayer
+from buzz.cache.memory import Memory
 from buzz.cache.packing import unpack
 from buzz.cache.per_row import PerRow
 from buzz.cache.storage import OnEvict, Storage
@@ -220,11 +221,12 @@ class BeehiveCache(CacheView):
         """What is pickled: not the model."""
         return {**vars(self), "_filler": None}
 
-    def check_place(self, devices: int, spread: bool) -> None:
+    def check_place(self, devices: Iterable[torch.device], spread: bool) -> None:
         """Whether heads that share their slots are where they can.
 
         Args:
-            devices: that the layers of the model are on. spread: whether processes have some of a layer's heads each.
+            devices: of each layer of the model, looked at only where they matter.
+            spread: whether processes have some of a layer's heads each.
 
         Raises:
             ValueError: no.

@@ -112,10 +112,10 @@ def _attend(
     """The attention of a call against a cache; a compiled layer breaks its graph here."""
     if cache.skip(module.layer_idx):
         return torch.zeros_like(hidden)
+    if not torch.is_grad_enabled():
+        return attend_in_call(module, patched.family, patched.positions, hidden, cache, kwargs)
     with torch.no_grad():
         output = attend_in_call(module, patched.family, patched.positions, hidden, cache, kwargs)
-    if not torch.is_grad_enabled():
-        return output
     asking = (t for t in (hidden, *module.parameters()) if t.requires_grad)
     return output if (first := next(asking, None)) is None else _NoGradient.apply(output, first)
 
@@ -176,7 +176,7 @@ def _run(backbone: Any, patched: PatchedBackbone, cache: BeehiveCache, inputs: d
     cache.filled_by(backbone)
     given = _positions(inputs.get("position_ids"), tokens)
     cache.heads = spread_heads(backbone.layers[0].self_attn, patched.shape.heads)
-    cache.check_place(len({next(layer.parameters()).device for layer in backbone.layers}), cache.heads is not None)
+    cache.check_place((next(layer.parameters()).device for layer in backbone.layers), cache.heads is not None)
     for layer, block in enumerate(backbone.layers):
         if "projected" in cache.integers.policy(layer).reads:
             output_weight(block.self_attn)  # which says what is wrong

@@ -9,8 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buzz.attention import attend
+from buzz.attention import attend, one
+from buzz.attention import naive as naive_attention
+from buzz.attention.wanted import Wanted
 from buzz.policies import ScoreSpec
+from buzz.rows import Rows
 
 
 def naive(q, k, v, starts, counts, scale, queries, window=None, of="sum", beyond=0, mean=0.0, near=0):
@@ -226,3 +229,19 @@ def test_a_gpu_gives_what_the_cpu_gives(groups, window, dtype, tolerance):
             check(output.cpu(), expected.double(), counts, tolerance)
             if spec is not None:
                 torch.testing.assert_close(scores.cpu(), expected_scores, atol=10 * tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("starts", [[8, 8, 8], [8, 3, 0], [4, 4, 4]])
+def test_one_query_is_the_reference_with_fewer_operators(starts, dtype):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, heads, n, 16, generator=g).to(dtype) for heads, n in ((6, 1), (2, 12), (2, 12)))
+    k, v = k[:, :, :9], v[:, :, :9]  # of longer buffers
+    wanted = [Wanted(), Wanted("largest"), Wanted("sum", 3), Wanted("largest", 2)]
+    output, got = one.attend_scored(q, k, v, starts=Rows(starts), scale=0.3, wanted=wanted)
+    how = {"starts": Rows(starts), "counts": Rows([1] * 3), "scale": 0.3, "wanted": wanted}
+    expected, scores = naive_attention.attend(q, k, v, **how)
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-6)
+    for some, others in zip(got, scores, strict=True):
+        assert some.dtype == torch.float32
+        torch.testing.assert_close(some, others, atol=1e-6, rtol=1e-6)

@@ -43,6 +43,6 @@ def test_layers_on_several_devices_cannot_share(monkeypatch):
 def test_heads_in_several_processes_cannot_share(scope):
     cache = buzz.BeehiveCache(buzz.make_policy("comb", **SMALL, scope=scope), tiny_llama())
     with pytest.raises(ValueError, match="share slots in comb are spread over processes: take scope='head'"):
-        cache.check_place(1, spread=True)
+        cache.check_place([], spread=True)
     alike = buzz.BeehiveCache(buzz.make_policy("comb", **SMALL, scope="head"), tiny_llama())
-    alike.check_place(2, spread=True)
+    alike.check_place([torch.device("cpu"), torch.device("meta")], spread=True)
