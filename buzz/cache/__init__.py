@@ -4,8 +4,6 @@ To be read in this order, each file knowing only those before it:
 
     heads       what a policy needs that looks across heads, where processes share them
     per_row     PerRow: policies of a batch whose rows have parameters of their own
-    memory      Memory: what a cache has allocated
-    rotated     Rotated: keys as a model rotates them, kept from one step to the next on a CPU
     schedule    when rows evict, in integers: Eviction, Step (one call of one schedule), Schedule
     call        one forward pass, what it may see of a layer (Slots), what model and cache agree in (Shape)
     columns     which columns held tokens, as attention masks said, and whether a later mask agrees

@@ -29,8 +29,7 @@ from buzz.cache.files import Setting, read, write
 from buzz.cache.heads import Heads
 from buzz.cache.identity import decoder_of
 from buzz.cache.interface import named_rows
-from buzz.cache.layer import BeehiveLayer
-from buzz.cache.memory import Memory
+from buzz.cache.layer import BeehiveLayer, Memory
 from buzz.cache.packing import unpack
 from buzz.cache.per_row import PerRow
 from buzz.cache.storage import OnEvict, Storage

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
-from buzz.cache.rotated import Rotated
 from buzz.cache.schedule import Step
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
@@ -25,7 +24,6 @@ class Slots(NamedTuple):
     slots at most, its own included: the newest up to there; None: all up to there. apart: the KV heads of a layer whose
     heads hold unequal numbers of slots: here each head of each row is a row of its own, [B * H, 1, S, D], and queries,
     output and scores must be so too; None: heads are alike. steps: rows that get other scores, and which; None: none.
-    rotated: where the keys as a model rotates them stay from step to step, if they do.
     """
 
     keys: torch.Tensor
@@ -36,7 +34,6 @@ class Slots(NamedTuple):
     window: int | None = None
     apart: int | None = None
     steps: tuple[Rows, ScoreSpec] | None = None
-    rotated: Rotated | None = None
 
     def fold(self, q: torch.Tensor) -> torch.Tensor:
         """Queries [B, Hq, L, D] for these keys: [B * H, Hq / H, L, D] where heads are apart."""

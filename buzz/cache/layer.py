@@ -10,15 +10,20 @@ from transformers.cache_utils import CacheLayerMixin
 
 from buzz.cache.columns import Columns
 from buzz.cache.compaction import Block
-from buzz.cache.memory import Memory
 from buzz.cache.pool import Pool
-from buzz.cache.rotated import Rotated
 from buzz.cache.schedule import Step
 from buzz.cache.stack import Stack
 from buzz.policies import Asked, ScoreSpec
 from buzz.rows import Rows
 
 UNPATCHED = "a BeehiveCache needs a patched model: call buzz.patch_model(model) first"
+
+
+class Memory:
+    """Bytes that the layers of a cache have allocated: one number that they share."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
 
 
 class BeehiveLayer(CacheLayerMixin):
@@ -29,7 +34,7 @@ class BeehiveLayer(CacheLayerMixin):
     alone. asked: what else an eviction asks of the open call. borrowed: keys and values are the
     model's own, of a first prompt that is still to be settled. home: the stack that these are views of, None for
     buffers of its own. offered: a stack and a place in it for buffers to come. pool: what it shares with other heads,
-    in place of all buffers; it is number `member` of the layers in there. rotated: the keys of steps, rotated.
+    in place of all buffers; it is number `member` of the layers in there.
     """
 
     keys: Any  # a tensor once `is_initialized`
@@ -43,7 +48,6 @@ class BeehiveLayer(CacheLayerMixin):
         super().__init__()
         self._columns, self._memory, self._nbytes = columns, memory, 0
         self.offered: tuple[Stack, int] | None = None
-        self.rotated: Rotated | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -99,23 +103,6 @@ class BeehiveLayer(CacheLayerMixin):
         self.is_initialized = True
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def rotated_for(self, k: torch.Tensor, step: Step) -> Rotated | None:
-        """Where a call, which has been appended, finds a layer's keys rotated and leaves them so; None: nowhere.
-
-        That is for steps on a CPU, as long as slots stay where they are.
-        """
-        if k.shape[2] > 1 or min(step.counts) < 1 or self.home is not None or k.device.type != "cpu":
-            self.forget_rotated()
-        elif self.rotated is None and not step.evictions:  # where every step evicts there is none
-            self.rotated = Rotated(self.capacity, self._memory)
-        return self.rotated
-
-    def forget_rotated(self) -> None:
-        """Slots have moved, or something was appended by another call than a step."""
-        if self.rotated is not None:
-            self.rotated.forget()
-        self.rotated = None
-
     def append_to_pool(self, k: torch.Tensor, v: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor, Rows]:
         """`append` of a layer in a pool; what its queries may see as of `Pool.seen`."""
         pool = self.pool
@@ -161,7 +148,6 @@ class BeehiveLayer(CacheLayerMixin):
         """From now on these are the layer's buffers, views of the stack `home` if that is given."""
         self.keys, self.values, self.scores = block
         self.borrowed, self.home = False, home
-        self.forget_rotated()
         if home is not None:
             nbytes = home.nbytes // home.layers  # scores of the last call included
         else:

@@ -67,7 +67,6 @@ def settle(layer: BeehiveLayer, step: Step, least: int, watch: Watch | None = No
             _into_new_buffers([layer], step, least, watch)
         else:
             compact(layer.tensors, layer.tensors, layer.call_scores, step, 1, watch, layer.asked)
-            layer.forget_rotated()
     layer.close_call()
 
 

@@ -10,8 +10,7 @@ from buzz.cache.call import Call, Slots
 from buzz.cache.calls import Calls
 from buzz.cache.compaction import Watch
 from buzz.cache.echo import Hearing
-from buzz.cache.layer import BeehiveLayer
-from buzz.cache.memory import Memory
+from buzz.cache.layer import BeehiveLayer, Memory
 from buzz.cache.pool import Pool
 from buzz.cache.schedule import Eviction, Step
 from buzz.cache.settle import Waiting, settle, settle_alike, settle_stack
@@ -99,8 +98,8 @@ class Storage:
             least = max(least, hearing.slots(schedule))
         if store.pool is None:
             keys, values = store.append(k, v, step, least, borrow=hearing is None)
-            steps, rotated = _steps(step, 1), store.rotated_for(k, step)
-            return Slots(keys, values, step.starts, step.counts, step.spec, window, steps=steps, rotated=rotated)
+            steps = _steps(step, 1)
+            return Slots(keys, values, step.starts, step.counts, step.spec, window, steps=steps)
         self._shared[schedule].make_room(self._calls.groups[schedule].index(layer), step, least)
         keys, values, starts = store.append_to_pool(k, v, step)
         heads, spec = k.shape[1], step.spec

@@ -13,7 +13,7 @@ from buzz.cache import BeehiveCache, Slots
 from buzz.models.family import Family
 from buzz.models.moments import moments
 from buzz.models.outputs import output_projection, projected_norms
-from buzz.models.positions import Learned, Rotary, Table, rotate
+from buzz.models.positions import Learned, Rotary, rotate
 from buzz.models.slots import StaticLayer
 from buzz.policies import Asked
 from buzz.rows import Rows, brought
@@ -29,9 +29,8 @@ def attend_in_call(
 ) -> torch.Tensor:
     """Append a call's tokens to a cache, attend to what is there, and tell the cache what it received.
 
-    With slots for positions, keys are cached as they were projected, and rotated to their slots in every call, but for
-    those that a step finds rotated (`Slots.rotated`); else they are rotated to their positions in the text, and cached
-    so.
+    With slots for positions, keys are cached as they were projected, and rotated to their slots in every call; else
+    they are rotated to their positions in the text, and cached so.
 
     Args:
         module: an attention module. hidden: [B, L, width], the tokens of every row at the left.
@@ -51,8 +50,12 @@ def attend_in_call(
         asked = _moments(module, family, positions, q, cache, kwargs)
         if cache.positions == "cache":
             slots = cache.append(k, v, layer)
-            table = positions.table(module, slots.keys.shape[2], q)
-            q, keys = _rotated(slots, table, slots.fold(q), k)
+            n = slots.keys.shape[2]
+            cos, sin = positions.table(module, n, q)
+            q = slots.fold(q)
+            at = slots.query_slots(q.shape[2], q.device)
+            q = rotate(q, cos[at], sin[at])
+            keys = rotate(slots.keys, cos[:n], sin[:n])
         else:
             cos, sin = (t[:, None] for t in positions.given(module, kwargs))  # [1 or B, 1, L, D]
             q = rotate(q, cos, sin)
@@ -64,26 +67,6 @@ def attend_in_call(
         asked = Asked(projected=norms) if asked is None else asked._replace(projected=norms)
     cache.observe(scores, layer, asked)
     return output_projection(module)(slots.unfold(output).transpose(1, 2).flatten(2))
-
-
-def _rotated(slots: Slots, table: Table, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A call's queries, as `Slots.fold` gives them, and the keys [B, H, S, D] that they see, rotated to their slots.
-
-    Args:
-        k: the call's own keys, [B, H, L, D].
-    """
-    (cos, sin), kept, n = table, slots.rotated, slots.keys.shape[2]
-    at = slots.query_slots(q.shape[2], q.device)
-    if kept is not None and kept.is_by(table) and kept.keys is not None:
-        q, k = rotate(torch.cat([q, k], dim=1), cos[at], sin[at]).split([q.shape[1], k.shape[1]], dim=1)
-        return q, kept.add(k, at)[:, :, :n]
-    q, keys = rotate(q, cos[at], sin[at]), rotate(slots.keys, cos[:n], sin[:n])
-    if kept is None:
-        return q, keys
-    if kept.is_by(table):
-        return q, kept.fill(keys)[:, :, :n]
-    kept.forget(table)  # angles that every call makes anew never are those before
-    return q, keys
 
 
 def _moments(

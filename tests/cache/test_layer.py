@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from buzz.cache.columns import Columns
-from buzz.cache.layer import BeehiveLayer, allocate
-from buzz.cache.memory import Memory
+from buzz.cache.layer import BeehiveLayer, Memory, allocate
 from buzz.cache.schedule import Schedule
 from buzz.cache.stack import Stack
 from buzz.policies import make_policy

@@ -7,8 +7,7 @@ import torch
 
 from buzz.cache import settle as module
 from buzz.cache.columns import Columns
-from buzz.cache.layer import BeehiveLayer
-from buzz.cache.memory import Memory
+from buzz.cache.layer import BeehiveLayer, Memory
 from buzz.cache.schedule import Schedule
 from buzz.cache.settle import Waiting, settle, settle_prompt, settle_stack
 from buzz.cache.stack import Stack
