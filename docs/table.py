@@ -29,7 +29,8 @@ The figures so far are of runs that ended before their last points (many rows, `
 has a dash, or no row, has not been measured. Llama-2-7B was run with `'one_row.methods=[dynamic, quantized, paged,
 full, buzz, comb]' 'one_row.contexts=[1024, 8192, 32768]'`, Qwen3-8B with `'one_row.methods=[dynamic, full, buzz, comb]'
 'one_row.contexts=[8192, 131072]'`. The first eviction of a process compiles its kernels: where it falls into the few
-steps that are measured it shows in the tokens a second (`buzz` at 8k, Qwen3-8B), not in the median.
+steps that are measured it shows in the tokens a second (`buzz` at 8k, Qwen3-8B), not in the median. First tokens are of
+one prompt or the mean of two, after one that does not count.
 
 | method | what runs |
 | --- | --- |

@@ -20,7 +20,7 @@ from buzz.benchmark.config import ManyRows, OneRow
 from buzz.benchmark.contenders import Contender, Paged
 from buzz.benchmark.decoding import WARM, cached_lengths, step_figures, steps_to_measure
 from buzz.benchmark.paged import serving
-from buzz.cache import Curve
+from buzz.cache import Curve, Shape
 from buzz.decoding.arena import Uncaptured
 from buzz.evaluation.memory import release_memory, token_bytes
 
@@ -120,7 +120,9 @@ def _needed(bench: Bench, contender: Contender, tokens: int, room: int | None) -
     policy = contender.policy()
     if room is None or contender.kind == "quantized" or (policy is not None and policy.bounded):
         return None
-    wanted = tokens * token_bytes(bench.model)
+    windows = Shape.of(bench.model.config).windows
+    held = sum(tokens if window is None else min(window, tokens) for window in windows) / len(windows)
+    wanted = held * token_bytes(bench.model)
     if wanted <= room:
         return None
     return f"{OUT_OF_MEMORY}: {wanted / 2**30:.1f} GiB of keys and values, there are {room / 2**30:.1f}"

@@ -33,7 +33,8 @@ class Captured:
         kernels: bool = True,
         spread: bool = False,
     ) -> None:
-        self._compiled, self._options, self._kernels, self.spread = compiled, options, kernels, spread
+        self._compiled, self._options, self.spread = compiled, options, spread
+        self._kernels = {True, False} if kernels else set[bool]()  # those of one row, those of a few: until they fail
 
     def usable(self, device: torch.device) -> bool:
         return device.type == "cuda"
@@ -61,9 +62,10 @@ class Captured:
         if step.is_spread():  # what brings the processes' parts together is in the modules' own forwards
             yield MODULES, "captured"
             return
-        if self._kernels and (stages := step.kernel_stages()) is not None:
+        one = len(step.ids) == 1
+        if one in self._kernels and (stages := step.kernel_stages()) is not None:
             yield stages, "run by kernels of our own"
-            self._kernels = False
+            self._kernels.discard(one)
         if self._compiled:
             free_capacity(step)
             options = _options(len(step.ids)) if self._options is None else self._options

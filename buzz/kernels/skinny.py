@@ -7,7 +7,7 @@ than the memory leaves it time for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -18,6 +18,7 @@ from buzz.kernels.gate import Activation, opened
 
 MOST_ROWS = 64  # of x
 _SMALL = 2048  # rows of matrices
+_SHARED, _RESERVED = 227 << 10, 4 << 10  # bytes that a program may share on an H100; what its compiler needs besides
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,30 @@ class Tile:
     early: bool = True
 
     @classmethod
-    def of(cls, count: int, rows: int, parts: bool) -> Tile:
+    def of(cls, count: int, rows: int, *, gated: bool, parts: bool, itemsize: int, memory: int) -> Tile:
         """What is taken by itself: what made products of Llama-2-7B's and Llama-3-8B's shapes the shortest on an H100.
 
         Args:
-            count: of vectors; rows: of all matrices together; parts: whether for `skinny_parts`.
+            count: of vectors; rows: of all matrices together; gated, parts: as for `skinny_product` and `skinny_parts`.
+            itemsize: bytes of an element. memory: bytes that a program may share; fewer tiles are on their way at once
+                where that is less than an H100's.
         """
         if rows < _SMALL:  # enough programs matter more than their pace
-            return cls(16, 128, parts=4 if parts else 1, warps=2)
-        if parts:
-            return cls(128, 128, parts=4, warps=8, stages=3)
-        return cls(64, 128) if count <= 32 else cls(64, 64, stages=5)
+            tile = cls(16, 128, parts=4 if parts else 1, warps=2)
+        elif parts:
+            tile = cls(128, 128, parts=4, warps=8, stages=3)
+        else:
+            tile = cls(64, 128) if count <= 32 else cls(64, 64, stages=5)
+        while tile.stages > 1 and tile.shared(count, gated, itemsize) > memory:
+            tile = replace(tile, stages=tile.stages - 1)
+        while tile.columns > 16 and tile.shared(count, gated, itemsize) > memory:
+            tile = replace(tile, columns=tile.columns // 2)
+        return tile
+
+    def shared(self, count: int, gated: bool, itemsize: int) -> int:
+        """Bytes that a program shares, at most: its tiles of weights and vectors."""
+        rows = self.rows * (2 if gated else 1) + max(16, triton.next_power_of_2(count))
+        return self.stages * self.columns * rows * itemsize
 
 
 @triton.jit
@@ -141,7 +155,7 @@ def skinny_product(
     Raises:
         ValueError: sizes that do not fit together.
     """
-    tile = tile or Tile.of(len(x), sum(map(len, weights)), parts=False)
+    tile = tile or _tile(x, sum(map(len, weights)), gated=gated, parts=False)
     rows = len(weights[0]) if gated else sum(map(len, weights))
     out = torch.empty(len(x), rows, dtype=x.dtype, device=x.device)
     _launch(x, weights, biases, gated, activation, tile, 1, out)
@@ -154,11 +168,19 @@ def skinny_parts(x: torch.Tensor, weight: torch.Tensor, *, tile: Tile | None = N
     Args:
         x, weight, tile: as of `skinny_product`.
     """
-    tile = tile or Tile.of(len(x), len(weight), parts=True)
+    tile = tile or _tile(x, len(weight), gated=False, parts=True)
     parts = triton.cdiv(x.shape[1], _span(x.shape[1], tile))
     out = torch.empty(parts, len(x), len(weight), dtype=torch.float32, device=x.device)
     _launch(x, [weight], None, False, "silu", tile, parts, out)
     return out
+
+
+def _tile(x: torch.Tensor, rows: int, *, gated: bool, parts: bool) -> Tile:
+    memory = _SHARED
+    if x.is_cuda:
+        properties = torch.cuda.get_device_properties(x.device)
+        memory = getattr(properties, "shared_memory_per_block_optin", _SHARED) - _RESERVED
+    return Tile.of(len(x), rows, gated=gated, parts=parts, itemsize=x.element_size(), memory=memory)
 
 
 def _span(width: int, tile: Tile) -> int:

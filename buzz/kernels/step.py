@@ -68,9 +68,8 @@ def attend(
     if launch.splits is not None:
         splits, least = launch.splits, 1
     exact = q.dtype == torch.float32
-    halves = (
-        dot and not exact and (q.is_cuda or q.dtype == torch.float16)
-    )  # Triton's interpreter multiplies no bfloat16
+    # Triton's interpreter multiplies no bfloat16.
+    halves = dot and not exact and (q.is_cuda or q.dtype == torch.float16)
     half = (D + 1) // 2
     side = 16 if dot else 1  # of a matrix product, at least
     out = torch.empty(B, Hq, D, dtype=q.dtype, device=q.device)

@@ -92,7 +92,7 @@ def attend_split(
     token belongs to split 0, which writes it to the cache; no program reads that slot. POOLED: LENGTHS and BEGIN int32
     [B, Hkv] say which places of its row a head has, of which C is the most; else all have C, and LENGTHS is [B].
     ROTATE: by COS and SIN [C, D] of the slots; OWN: the queries and the new key alone, by COS and SIN [B, D]. HALVES:
-    DOT, of tensors in half precision, to which what was rotated is rounded, as models do.
+    DOT, of tensors in half precision: values are multiplied as they are, and, without ROTATE, queries and keys.
     """
     if EARLY:
         let_next_start()

@@ -13,7 +13,7 @@ import torch
 
 from buzz.models.attention import attend_static
 from buzz.models.family import Family
-from buzz.models.mlp import activation_of, gate_and_up, has_matrices, is_gated
+from buzz.models.mlp import activation_of, gate_and_up, inner_linears, is_gated
 from buzz.models.norms import epsilon_of, norms_of
 from buzz.models.positions import Rotary, Table
 from buzz.models.slots import Stages, StaticLayer
@@ -127,9 +127,9 @@ def projections(attention: Any) -> list[Any]:
 
 def _is_untouched_layer(family: Family, layer: Any, dtype: torch.dtype) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
-    if type(layer) is not family.kind("DecoderLayer") or not (is_gated(family, mlp) and has_matrices(mlp, dtype)):
+    if type(layer) is not family.kind("DecoderLayer") or not is_gated(family, mlp):
         return False
-    matrices = [*projections(attention), attention.o_proj, mlp.down_proj]
+    matrices = [*projections(attention), attention.o_proj, *inner_linears(mlp), mlp.down_proj]
     if not all(_is_matrix(matrix, dtype) for matrix in matrices):
         return False
     heads = [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []

@@ -25,8 +25,10 @@ def is_untouched(module: nn.Module, kind: type[nn.Module] | None) -> bool:
 
 
 def is_linear(module: Any, dtype: torch.dtype) -> bool:
-    """Whether a module is x @ weight.T in a dtype, plus a bias if it has one."""
-    return is_untouched(module, nn.Linear) and module.weight.dtype == dtype
+    """Whether a module is x @ weight.T in a dtype, plus a bias if it has one; weights of a kind of their own, as some
+    that are quantised, are none."""
+    plain = is_untouched(module, nn.Linear) and type(module.weight) is nn.Parameter
+    return plain and module.weight.dtype == dtype
 
 
 def is_rms_norm(module: Any, kind: type[nn.Module] | None, dtype: torch.dtype) -> bool:

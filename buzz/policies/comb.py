@@ -121,7 +121,6 @@ class CombPolicy(Policy):
             raise ValueError(
                 f"comb: measured budgets are those of a model's heads, so scope must be model, got {self.scope}"
             )
-
         if self.sums and (self.echo or self.afar is not None):
             what = "echo must be False" if self.echo else "afar must be None"
             raise ValueError(f"comb: sums are of one reading, and have no mean beside them: {what}")

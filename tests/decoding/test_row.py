@@ -154,6 +154,9 @@ def test_modules_that_others_changed_are_left_to_the_compiler():
     class Doubled(torch.nn.Linear):
         pass
 
+    class Packed(torch.Tensor):  # as a library for quantised weights has them
+        pass
+
     def changes(model):
         layer = model.model.layers[1]
         yield layer.mlp.down_proj, "__class__", Doubled
@@ -161,8 +164,11 @@ def test_modules_that_others_changed_are_left_to_the_compiler():
         yield model.model.norm, "forward", lambda x: x
         yield layer.self_attn.q_proj, "weight", torch.nn.Parameter(layer.self_attn.q_proj.weight.half())
         yield layer.self_attn.q_proj, "weight", torch.nn.Parameter(layer.self_attn.q_proj.weight.t())
+        up = layer.mlp.up_proj
+        yield up, "weight", torch.nn.Parameter(up.weight.t().contiguous().t())
+        yield up, "weight", torch.nn.Parameter(up.weight.detach().as_subclass(Packed))
 
-    for place in range(5):
+    for place in range(7):
         model = tiny_llama()
         with buzz.patch_model(model):
             assert is_taken(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +52,20 @@ def test_products(rows, width, tile, dtype):
         assert got.dtype == torch.float32
         assert len(got) == min(parts, -(-width // 32))
         close(got.sum(dim=0), exact[0], torch.float32, 2)
+
+
+@pytest.mark.parametrize("memory", [227 << 10, 163 << 10, 99 << 10, 64 << 10])
+def test_tiles_fit_into_what_a_program_may_share(memory):
+    """Of H100s, A100s and smaller cards; on the first the tiles that were measured."""
+    for count, rows, gated, parts, itemsize in itertools.product(
+        (2, 16, 33, 64), (600, 4096), (False, True), (False, True), (2, 4)
+    ):
+        tile = Tile.of(count, rows, gated=gated, parts=parts, itemsize=itemsize, memory=memory)
+        assert tile.shared(count, gated, itemsize) <= memory
+        assert tile.stages >= 1
+        assert tile.columns >= 16
+    assert Tile.of(16, 4096, gated=True, parts=False, itemsize=2, memory=227 << 10) == Tile(64, 128)
+    assert Tile.of(64, 4096, gated=False, parts=True, itemsize=2, memory=227 << 10).stages == 3
 
 
 def test_gelu_tanh():

@@ -60,8 +60,8 @@ POLICIES: dict[str, Any] = {
     "kvzip": {"capacity": 14, "sink": 2, "window": 4, "chunk": 9, "scope": "head"},
     "expected_attention": {"capacity": 12, "sink": 2, "scope": "head"},
 }
-WHY = "its weights are spread over several processes"
 SHARING = (("comb", {"scope": "model"}), ("comb", {"scope": "layer"}), ("kvzip", {}))
+WHY = "its weights are spread over several processes"
 
 
 def main() -> int:
