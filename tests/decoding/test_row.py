@@ -55,8 +55,7 @@ class Rows:
         return run
 
 
-@pytest.mark.parametrize("positions", ["cache", "original"])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("rows", "positions"), [(1, "original"), (3, "cache")])
 @pytest.mark.parametrize(
     ("kv_heads", "policy"),
     [
