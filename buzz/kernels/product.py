@@ -15,6 +15,7 @@ import triton.language as tl
 
 from buzz.kernels.early import early_launch, let_next_start, wait_for_last
 from buzz.kernels.gate import Activation, opened
+from buzz.kernels.matrices import fitting
 
 _WIDE = 8192  # elements of a vector
 
@@ -162,21 +163,16 @@ def product(
     Raises:
         ValueError: sizes that do not fit together.
     """
-    sizes = [len(weight) for weight in weights]
-    if any(weight.shape[1] != x.numel() for weight in weights) or (gated and (len(sizes) != 2 or len(set(sizes)) > 1)):
-        shapes = ", ".join(str(tuple(weight.shape)) for weight in weights)
-        raise ValueError(f"matrices {shapes} do not fit {x.numel()} elements{' and a gate' if gated else ''}")
-    biases = [None] * len(sizes) if biases is None else list(biases)
-    biased = [0 if bias is None else len(bias) for bias in biases]
-    if len(biased) != len(sizes) or any(n not in (0, size) for n, size in zip(biased, sizes, strict=True)):
-        raise ValueError(f"biases of {biased} elements do not fit matrices of {sizes} rows")
+    sizes, all_biases, biased = fitting(weights, biases, x.numel(), gated, f"{x.numel()} elements")
     cut = cut or Cut.of(len(sizes), x.numel(), gated)
     out = torch.empty(sizes[0] if gated else sum(sizes), dtype=x.dtype, device=x.device)
     blocks = triton.cdiv(sizes[0], cut.rows) if gated else sum(triton.cdiv(size, cut.rows) for size in sizes)
     early = early_launch(x.device) if cut.early else {}
     missing = 3 - len(sizes)
     # The kernel gets x in the place of each tensor that is not there, and does not look at it.
-    tensors = [x if t is None else t for t in (norm, *weights, *[None] * missing, *biases, *[None] * missing, addend)]
+    tensors = [
+        x if t is None else t for t in (norm, *weights, *[None] * missing, *all_biases, *[None] * missing, addend)
+    ]
     none = [0] * missing
     with torch.cuda.device_of(x):
         _product[(blocks,)](

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from buzz.kernels.early import early_launch, let_next_start, wait_for_last
 from buzz.kernels.gate import Activation, opened
+from buzz.kernels.matrices import fitting
 
 MOST_ROWS = 64  # of x
 _SMALL = 2048  # rows of matrices
@@ -198,21 +199,15 @@ def _launch(
     parts: int,
     out: torch.Tensor,
 ) -> None:
-    (count, width), sizes = x.shape, [len(weight) for weight in weights]
-    if any(weight.shape[1] != width for weight in weights) or (gated and (len(sizes) != 2 or len(set(sizes)) > 1)):
-        shapes = ", ".join(str(tuple(weight.shape)) for weight in weights)
-        raise ValueError(f"matrices {shapes} do not fit {tuple(x.shape)} vectors{' and a gate' if gated else ''}")
+    count, width = x.shape
+    sizes, all_biases, biased = fitting(weights, biases, width, gated, f"{tuple(x.shape)} vectors")
     if not 1 <= count <= MOST_ROWS:
         raise ValueError(f"there may be 1 to {MOST_ROWS} vectors, got {count}")
-    biases = [None] * len(sizes) if biases is None else list(biases)
-    biased = [0 if bias is None else len(bias) for bias in biases]
-    if len(biased) != len(sizes) or any(n not in (0, size) for n, size in zip(biased, sizes, strict=True)):
-        raise ValueError(f"biases of {biased} elements do not fit matrices of {sizes} rows")
     blocks = triton.cdiv(sizes[0], tile.rows) if gated else sum(triton.cdiv(size, tile.rows) for size in sizes)
     early = early_launch(x.device) if tile.early else {}
     none = [0] * (3 - len(sizes))
     # The kernel gets x in the place of each tensor that is not there, and does not look at it.
-    tensors = [x if t is None else t for t in (*weights, *[None] * len(none), *biases, *[None] * len(none))]
+    tensors = [x if t is None else t for t in (*weights, *[None] * len(none), *all_biases, *[None] * len(none))]
     with torch.cuda.device_of(x):
         _skinny[(blocks, parts)](
             x, *tensors, out, count, *sizes, *none, *biased, *none, width, _span(width, tile) if parts > 1 else width,
