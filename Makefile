@@ -41,8 +41,9 @@ $(TRITON): $(STAMP)
 		echo 'there is no triton for this machine: tests of its kernels will be skipped'
 	@touch $@
 
+# A thread for each of the two workers: with as many as there are cores they would get in each other's way.
 test: $(STAMP) $(TRITON)  ## run the test suite
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP)  ## ruff check, ruff format --check, mypy
 	@$(BIN)/python -m ruff check .
