@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spread = AutoModelForCausalLM.from_pretrained(folder[0], dtype=torch.bfloat16, distributed_config=plan).eval()
         dist.barrier()  # all have read the folder
     spread.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=spread.config.vocab_size)
-    ways = {"buzz": Captured(spread=True), "buzz, not captured": Uncaptured()}
+    ways = {"buzz": Captured(), "buzz, in modules": Captured(kernels=False), "buzz, not captured": Uncaptured()}
     rows += _measured(spread, f"{dist.get_world_size()} GPUs", how, ways)
     if dist.get_rank() == 0:
         facts = {"shape": how.shape, "prompt": how.prompt, "card": torch.cuda.get_device_name(device)}

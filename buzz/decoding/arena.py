@@ -16,9 +16,7 @@ from buzz.decoding.step import StaticStep
 
 
 class Run(Protocol):
-    """How steps are run. spread: whether steps may wait for other processes, which run the same ones."""
-
-    spread: bool
+    """How steps are run."""
 
     def usable(self, device: torch.device) -> bool:
         """Whether it can on this device."""
@@ -30,8 +28,6 @@ class Run(Protocol):
 class Uncaptured:
     """Runs a step as it stands, on any device."""
 
-    spread = True
-
     def usable(self, device: torch.device) -> bool:
         return True
 
@@ -41,8 +37,6 @@ class Uncaptured:
 
 class Off:
     """Runs no steps: all decoding goes through the model's own forward."""
-
-    spread = False
 
     def usable(self, device: torch.device) -> bool:
         return False

@@ -22,18 +22,10 @@ class Captured:
         compiled: whether the layers are compiled first.
         options: inductor's, in place of those that are best known for the number of rows.
         kernels: whether a step is not compiled but run by kernels of our own, where they serve it.
-        spread: whether a step whose weights are spread over processes is captured, with what NCCL does in it. It is not
-            by default, as its answers have not been held against those of one process yet.
     """
 
-    def __init__(
-        self,
-        compiled: bool = True,
-        options: Mapping[str, Any] | None = None,
-        kernels: bool = True,
-        spread: bool = False,
-    ) -> None:
-        self._compiled, self._options, self.spread = compiled, options, spread
+    def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None, kernels: bool = True) -> None:
+        self._compiled, self._options = compiled, options
         self._kernels = {True, False} if kernels else set[bool]()  # those of one row, those of a few: until they fail
 
     def usable(self, device: torch.device) -> bool:
@@ -59,14 +51,11 @@ class Captured:
 
     def _ways(self, step: StaticStep) -> Iterator[tuple[Stages, str]]:
         """How a step can be run, the fastest way first; asked for the next one where one fails."""
-        if step.is_spread():  # what brings the processes' parts together is in the modules' own forwards
-            yield MODULES, "captured"
-            return
         one = len(step.ids) == 1
         if one in self._kernels and (stages := step.kernel_stages()) is not None:
             yield stages, "run by kernels of our own"
             self._kernels.discard(one)
-        if self._compiled:
+        if self._compiled and not step.is_spread():  # the modules' own forwards bring the processes' parts together
             free_capacity(step)
             options = _options(len(step.ids)) if self._options is None else self._options
             yield compiled_stages(options=dict(options)), "compiled"

@@ -18,7 +18,7 @@ from buzz.decoding.sizes import Key, Sizes
 from buzz.decoding.step import Place, StaticStep
 from buzz.models.family import Family
 from buzz.models.positions import Learned, Rotary
-from buzz.models.tensor_parallel import is_spread, local
+from buzz.models.tensor_parallel import local
 from buzz.models.untouched import is_watched
 from buzz.policies import Scope
 
@@ -78,8 +78,6 @@ class Engine:
             return "it is in training mode"
         if getattr(model, "hf_quantizer", None) is not None:
             return "it is quantised"
-        if any(is_spread(p) for p in model.parameters()) and not self.run.spread:
-            return "its weights are spread over several processes"
         if (foreign := self._foreign()) is not None:
             return foreign
         parts = [model.get_output_embeddings(), *(part for a in self._attention for part in a.children())]

@@ -119,7 +119,7 @@ class StaticStep:
             return None
         if not has_kernels(self._family, self._backbone, self._head):
             return None
-        if len(self.ids) == 1:
+        if len(self.ids) == 1 and not self.is_spread():
             return row_stages(self._family, self._positions)
         from buzz.kernels.skinny import MOST_ROWS
 

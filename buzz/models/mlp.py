@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from buzz.models.family import Family
+from buzz.models.tensor_parallel import local
 from buzz.models.untouched import is_linear, is_untouched
 
 # Names in configurations, and the kernels'.
@@ -35,10 +36,11 @@ def inner_linears(mlp: Any) -> list[Any]:
 
 
 def gate_and_up(mlp: Any) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-    """Weights [inner, width] and biases [inner] or None of gate and up, of projections that are untouched."""
+    """Weights [inner, width] and biases [inner] or None of gate and up, of projections that are untouched; of spread
+    ones this process's rows."""
     linears = inner_linears(mlp)
     if not is_joint(mlp):
-        return [linear.weight for linear in linears], [linear.bias for linear in linears]
+        return [local(linear.weight) for linear in linears], [local(linear.bias) for linear in linears]
     (joint,) = linears
     biases = [None, None] if joint.bias is None else list(joint.bias.chunk(2))
     return list(joint.weight.chunk(2)), biases

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from buzz.models.attention import attend_static
 from buzz.models.family import Family
@@ -17,13 +18,20 @@ from buzz.models.mlp import activation_of, gate_and_up, inner_linears, is_gated
 from buzz.models.norms import epsilon_of, norms_of
 from buzz.models.positions import Rotary, Table
 from buzz.models.slots import Stages, StaticLayer
-from buzz.models.untouched import is_linear, is_rms_norm
+from buzz.models.tensor_parallel import gives_its_part, is_spread, is_summed, is_whole_in_each, local
+from buzz.models.untouched import is_linear, is_rms_norm, is_watched
 
 
 def has_kernels(family: Family, backbone: Any, head: Any) -> bool:
-    """Whether the kernels do what a model does: none where some module is not as its library made it."""
+    """Whether the kernels do what a model does: none where some module is not as its library made it.
+
+    Of a model whose weights are spread over processes, layers whose heads and inner rows are: then the head is left to
+    its module, and the rest is for `buzz.models.rows` alone.
+    """
     dtype = head.weight.dtype
-    if family.norms is None or not (_is_matrix(head, dtype) and _is_norm(family, backbone.norm, dtype)):
+    if family.norms is None or not _is_norm(family, backbone.norm, dtype):
+        return False
+    if not (is_spread(head.weight) or _is_matrix(head, dtype)):
         return False
     return all(_is_untouched_layer(family, layer, dtype) for layer in backbone.layers)
 
@@ -82,11 +90,16 @@ def _layer(
 
 
 def split_heads(family: Family, attention: Any, joint: torch.Tensor) -> list[torch.Tensor]:
-    """q [R, Hq, D], k and v [R, Hkv, D] of what the projections give, [R, sum], normed where the family norms them."""
+    """q [R, Hq, D], k and v [R, Hkv, D] of what the projections give, [R, sum], normed where the family norms them.
+
+    Hq and Hkv are this process's, of a model whose heads are spread.
+    """
     from buzz.kernels.norm import norm_heads_
 
     config, width = attention.config, attention.head_dim
-    q_size, kv_size = config.num_attention_heads * width, config.num_key_value_heads * width
+    group = config.num_attention_heads // config.num_key_value_heads
+    kv_size = joint.shape[1] // (width * (group + 2)) * width
+    q_size = group * kv_size
     if hasattr(attention, "q_norm"):
         q_norm, k_norm = attention.q_norm, attention.k_norm
         norm_heads_(joint, q_norm.weight, k_norm.weight, q_size, kv_size, epsilon_of(q_norm), family.offset)
@@ -129,19 +142,30 @@ def _is_untouched_layer(family: Family, layer: Any, dtype: torch.dtype) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
     if type(layer) is not family.kind("DecoderLayer") or not is_gated(family, mlp):
         return False
-    matrices = [*projections(attention), attention.o_proj, *inner_linears(mlp), mlp.down_proj]
-    if not all(_is_matrix(matrix, dtype) for matrix in matrices):
+    inner, outer = [*projections(attention), *inner_linears(mlp)], [attention.o_proj, mlp.down_proj]
+    whole = all(_is_matrix(linear, dtype) for linear in (*inner, *outer))
+    spread = all(_is_part(linear, dtype) and gives_its_part(linear) for linear in inner)
+    if not (whole or (spread and all(_is_part(linear, dtype) and is_summed(linear) for linear in outer))):
         return False
     heads = [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
     return all(norm is None or _is_norm(family, norm, dtype) for norm in (*norms_of(family, layer), *heads))
 
 
 def _is_norm(family: Family, norm: Any, dtype: torch.dtype) -> bool:
-    return is_rms_norm(norm, family.kind("RMSNorm"), dtype)
+    kind = family.kind("RMSNorm")
+    return is_rms_norm(norm, kind, dtype) or (type(norm) is kind and is_whole_in_each(norm) and not is_watched(norm))
 
 
 def _is_matrix(module: Any, dtype: torch.dtype) -> bool:
     return is_linear(module, dtype) and module.weight.is_contiguous()
+
+
+def _is_part(module: Any, dtype: torch.dtype) -> bool:
+    """Whether a module is a matrix of which this process has a part."""
+    if type(module) is not nn.Linear or is_watched(module) or not is_spread(module.weight):
+        return False
+    part = local(module.weight)
+    return part.dtype == dtype and part.is_contiguous()
 
 
 __all__ = ["Rotation", "has_kernels", "projections", "row_stages", "split_heads"]

@@ -18,6 +18,7 @@ from buzz.models.norms import epsilon_of, norms_of
 from buzz.models.positions import Rotary
 from buzz.models.row import Rotation, projections, split_heads
 from buzz.models.slots import Stages, StaticLayer
+from buzz.models.tensor_parallel import is_spread, local, summed
 
 
 class Unsettled(NamedTuple):
@@ -35,7 +36,11 @@ class Unsettled(NamedTuple):
 
 
 def rows_stages(family: Family, positions: Rotary) -> Stages:
-    """How a layer and the head are run; for models that `buzz.models.row.has_kernels` takes, in half precision."""
+    """How a layer and the head are run; for models that `buzz.models.row.has_kernels` takes, in half precision.
+
+    Where heads and inner rows are spread over processes, each computes with its own, and what its two output
+    projections give is added up before the next kernel rounds it.
+    """
     return Stages(partial(_layer, family, Rotation(family, positions)), _head)
 
 
@@ -53,18 +58,19 @@ def _layer(
     before = given if isinstance(given, Unsettled) else Unsettled(given.flatten(0, 1))
     hidden, x = _settled(family, before, norms.before_attention)
     linears = projections(attention)
-    joint = skinny_product(x, [linear.weight for linear in linears], biases=[linear.bias for linear in linears])
+    weights, biases = [local(linear.weight) for linear in linears], [local(linear.bias) for linear in linears]
+    joint = skinny_product(x, weights, biases=biases)
     q, k, v = split_heads(family, attention, joint)
     q, k = rotation.ordered(attention, q, k)
     own = rotation.own(attention, slots, inputs)
     attended = attend_static(q, k, v, slots, family.scale(attention), own).flatten(1)
-    parts = skinny_parts(attended, attention.o_proj.weight)
-    after = Unsettled(hidden, parts, attention.o_proj.bias, norms.after_attention, factor)
+    parts = summed(attention.o_proj, skinny_parts(attended, local(attention.o_proj.weight)))
+    after = Unsettled(hidden, parts, local(attention.o_proj.bias), norms.after_attention, factor)
     hidden, x = _settled(family, after, norms.before_mlp)
     weights, biases = gate_and_up(mlp)
     x = skinny_product(x, weights, biases=biases, gated=True, activation=activation_of(mlp))
-    parts = skinny_parts(x, mlp.down_proj.weight)
-    return Unsettled(hidden, parts, mlp.down_proj.bias, norms.after_mlp, factor)
+    parts = summed(mlp.down_proj, skinny_parts(x, local(mlp.down_proj.weight)))
+    return Unsettled(hidden, parts, local(mlp.down_proj.bias), norms.after_mlp, factor)
 
 
 def _settled(family: Family, given: Unsettled, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +89,8 @@ def _head(family: Family, backbone: Any, head: Any, given: Unsettled) -> torch.T
     from buzz.kernels.skinny import skinny_product
 
     x = _settled(family, given, backbone.norm)[1]
-    return family.logits(backbone.config, skinny_product(x, [head.weight], biases=[head.bias])).float()
+    logits = head(x) if is_spread(head.weight) else skinny_product(x, [head.weight], biases=[head.bias])
+    return family.logits(backbone.config, logits).float()
 
 
 __all__ = ["Unsettled", "rows_stages"]

@@ -8,11 +8,15 @@ projected (one projection for q, k and v, or a norm over all heads), every proce
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+_LARGE = 1 << 20  # bytes, from which on to send less is worth a kernel more, between two GPUs (docs/results/speed.md)
 
 
 class SpreadHeads:
@@ -50,14 +54,16 @@ def spread_heads(attention: Any, total: int) -> SpreadHeads | None:
     weight: Any = next((p for p in attention.parameters() if is_spread(p)), None)
     if weight is None:
         return None
+    group = _group(weight)
+    return None if group is None else SpreadHeads(total, group)
+
+
+def _group(weight: Any) -> dist.ProcessGroup | None:
+    """The processes that a weight is spread over; None: it is brought together before it is used."""
     mesh = weight.device_mesh
     if mesh.ndim == 1:
-        group = mesh.get_group()
-    elif "tp" in (mesh.mesh_dim_names or ()):
-        group = mesh.get_group("tp")
-    else:  # weights are brought together before they are used
-        return None
-    return SpreadHeads(total, group)
+        return mesh.get_group()
+    return mesh.get_group("tp") if "tp" in (mesh.mesh_dim_names or ()) else None
 
 
 def is_spread(weight: Any) -> bool:
@@ -65,6 +71,52 @@ def is_spread(weight: Any) -> bool:
     return hasattr(weight, "device_mesh")
 
 
-def local(weight: torch.Tensor) -> torch.Tensor:
-    """The part of a weight that this process holds: all of a plain one."""
-    return weight.detach().to_local() if is_spread(weight) else weight  # type: ignore[attr-defined]
+def local(weight: Any) -> Any:
+    """The part of a weight that this process holds: all of a plain one; None of None."""
+    return weight.detach().to_local() if is_spread(weight) else weight
+
+
+# Steps that run past the modules' forwards have to do what transformers does around these. It puts a function there,
+# whose `self` says what that is.
+
+
+def gives_its_part(linear: Any) -> bool:
+    """Whether a projection takes whole vectors, and gives what the rows of this process make of them."""
+    style = _style(linear)
+    return type(style).__name__ == "ColwiseParallel" and style.output_layouts.is_shard(-1) and style.use_local_output
+
+
+def is_summed(linear: Any) -> bool:
+    """Whether a projection takes what the other kind gives, and the processes' results are added up."""
+    style = _style(linear)
+    if type(style).__name__ != "RowwiseParallel":
+        return False
+    return style.input_layouts.is_shard(-1) and style.output_layouts.is_replicate()
+
+
+def is_whole_in_each(module: Any) -> bool:
+    """Whether transformers has prepared a module for training alone: every process has all of it."""
+    return (forward := _spread_forward(module)) is not None and forward.__qualname__.startswith("ReplicatedWithGrad")
+
+
+def _style(module: Any) -> Any:
+    """What transformers does around a module whose weights it has spread; None: nothing that is known."""
+    forward = _spread_forward(module)
+    return None if forward is None else inspect.getclosurevars(forward).nonlocals.get("self")
+
+
+def _spread_forward(module: Any) -> FunctionType | None:
+    """The function that transformers has put in the place of a module's forward."""
+    forward = vars(module).get("forward")
+    if not isinstance(forward, FunctionType) or not forward.__module__.startswith("transformers.distributed."):
+        return None
+    return forward
+
+
+def summed(linear: Any, parts: torch.Tensor) -> torch.Tensor:
+    """Parts [S, ...] of what a projection gives, whose sum is that of all processes' parts, if its weight is spread."""
+    if is_spread(linear.weight):
+        if parts.nbytes >= _LARGE:
+            parts = parts.sum(dim=0, keepdim=True)
+        dist.all_reduce(parts, group=_group(linear.weight))
+    return parts

@@ -16,43 +16,17 @@ from buzz.models.row import has_kernels
 from buzz.patching import supported_families
 from tests.conftest import recorded, tiny_llama, tiny_opt, tokens
 from tests.decoding.afar import Afar
+from tests.decoding.kernel_steps import Kernels, everywhere
 from tests.models.tiny import tiny, tiny_config
 
 pytest.importorskip("triton")
-
-from buzz.kernels.product import Cut
-from buzz.kernels.skinny import Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
 def kernels_everywhere(monkeypatch):
-    """On any device, with few programs to interpret; in float32 of a few rows, too, to compare all digits."""
-    if DEVICE == "cpu":
-        monkeypatch.setattr(steps, "runs_triton", lambda x: True)
-        monkeypatch.setattr(Cut, "of", lambda *what, **how: Cut(rows=32, columns=64))
-        monkeypatch.setattr(Tile, "of", lambda *what, **how: Tile(rows=32, columns=32, parts=2, stages=1))
-    monkeypatch.setattr(steps, "HALF", (*steps.HALF, torch.float32))
-
-
-class Rows:
-    """Runs steps by their kernels, on any device."""
-
-    def __init__(self):
-        self.steps = 0
-
-    def usable(self, device):
-        return True
-
-    def prepare(self, step):
-        stages = step.kernel_stages()
-
-        def run():
-            self.steps += 1
-            step(stages)
-
-        return run
+    everywhere(monkeypatch.setattr, cuda=DEVICE == "cuda")
 
 
 @pytest.mark.parametrize(("rows", "positions"), [(1, "original"), (3, "cache")])
@@ -69,7 +43,7 @@ def test_steps_give_the_tokens_of_the_models_own_forward(kv_heads, policy, rows,
     model, prompt = tiny_llama(kv_heads).to(DEVICE), tokens(rows, 30, seed=2).to(DEVICE)
     mask = torch.ones_like(prompt)
     mask[1:, :5] = 0
-    results, ran = [], Rows()
+    results, ran = [], Kernels()
     for run in (Off(), ran):
         with buzz.patch_model(model) as handle, torch.no_grad():
             handle.engine.run = run
@@ -102,7 +76,7 @@ ROWS += ["llama-biases", "phi3-partial", "gemma3_text-mixed", "granite-multiplie
 def test_rows_of_every_family_that_has_matrices(name, count, positions):
     """Biases, norms of heads, joint and partial things: logits of the model's own forward, over evictions."""
     model = tiny(name).to(DEVICE)
-    prompt, results, rows = tokens(count, 12, seed=2).to(DEVICE), [], Rows()
+    prompt, results, rows = tokens(count, 12, seed=2).to(DEVICE), [], Kernels()
     policy = buzz.make_policy("buzz", sink=1, window=3, stride=3, threshold=4)
     for run in (Off(), rows):
         with buzz.patch_model(model) as handle:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import buzz
 from buzz.decoding.arena import Off, Uncaptured
 from buzz.patching import supported_families
+from tests.decoding.kernel_steps import Kernels
 from tests.models.tiny import CASES, tiny
 from tests.patching.shared_runs import close, differences, forward, generate, load_shared, load_whole, prompt, run
 
@@ -32,6 +33,8 @@ SETTINGS: tuple[tuple[str, str, str, Any], ...] = (
     ("streaming", "cache", "forward", forward),
     ("streaming", "original", "static memory", GENERATE),
 )
+# Those whose steps run by kernels of our own in each process; others gather what they project, or mix experts.
+BY_KERNELS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "smollm3", "granite")
 NO_PLAN = "transformers has no plan for it"
 
 
@@ -45,8 +48,13 @@ def save_case(name: str, folder: str) -> str:
     return folder
 
 
-def check_case(name: str, folder: str, device: torch.device, dtype: torch.dtype) -> Iterator[str]:
+def check_case(
+    name: str, folder: str, device: torch.device, dtype: torch.dtype, kernels: bool = False
+) -> Iterator[str]:
     """In which settings processes that share a model of the matrix, saved in a folder, differ from one that has it.
+
+    Args:
+        kernels: whether the device runs those of steps; then static memory with the first policy does.
 
     Raises:
         OutsideError: in all processes.
@@ -59,6 +67,8 @@ def check_case(name: str, folder: str, device: torch.device, dtype: torch.dtype)
         policy = buzz.make_policy(policy_name, **POLICIES[policy_name])
         with buzz.patch_model(whole) as one, buzz.patch_model(shared) as many:
             one.engine.run = many.engine.run = Uncaptured() if how == "static memory" else Off()
+            if kernels and (policy_name, how) == ("h2o", "static memory"):
+                many.engine.run = Kernels(needed=name in BY_KERNELS)
             expected, got = (run(model, call, policy, positions) for model in (whole, shared))
             found = list(differences(expected, got, spread))
             if not expected.evictions:

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Those that are shared in a way of their own; Llama has all the policies, and others are shared as Llama is.
 OWN_WAYS = ("qwen3", "phi3", "gemma3_text", "smollm3", "olmo2", "mixtral", "opt")
 PROCESSES, SECONDS = 2, 280  # much more than it takes
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}  # so that kernels run, if there is a triton
 
 
 @pytest.mark.slow
@@ -63,7 +64,7 @@ def launch(folder: Path, *arguments: str) -> list[int | None]:
             processes.append(
                 subprocess.Popen(
                     [*command, "--rendezvous", (folder / "rendezvous").as_uri()],
-                    cwd=ROOT, env={**os.environ, **places, "OMP_NUM_THREADS": "1"}, stdout=stdout, stderr=stderr,
+                    cwd=ROOT, env={**os.environ, **places, **ENVIRONMENT}, stdout=stdout, stderr=stderr,
                 )
             )  # fmt: skip
     try:
