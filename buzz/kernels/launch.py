@@ -38,6 +38,7 @@ class Launch:
         dot: matrix products for the heads of a group, padded to 16; None: from 3 heads on, for which the registers
             would not do otherwise.
         score_slots: slots whose scores one program updates, a power of two.
+        joined: one kernel in place of two, where there is one split, or there are counts; None: up to 2048 slots.
         early: the kernels may start before those before them have ended (`buzz.kernels.early`), where the device can.
     """
 
@@ -48,4 +49,5 @@ class Launch:
     stages: int | None = None
     dot: bool | None = None
     score_slots: int = 1024
+    joined: bool | None = None
     early: bool = True

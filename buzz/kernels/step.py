@@ -1,4 +1,4 @@
-"""One token per row against a cache, in two Triton kernels that read every length on the device."""
+"""One token per row against a cache, in one or two Triton kernels that read every length on the device."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _MOST_SPLITS = 256
 _SHORT = 2048  # slots, up to which a program is small
 _LONGER = 4  # times the mean that the longest head of a pool may hold, roughly
 _LEAST = 128  # slots of a program in a pool, at least
+_SCORES = 2048  # logits that a program looks at together once it puts a head together
 
 
 def attend(
@@ -38,6 +39,7 @@ def attend(
     begin: torch.Tensor | None = None,
     longest: int | None = None,
     own: bool = False,
+    counts: torch.Tensor | None = None,
     launch: Launch | None = None,
 ) -> torch.Tensor:
     """`buzz.attention.step.attend_step` in Triton: the keys and values that are seen are read once, whatever the group.
@@ -67,6 +69,9 @@ def attend(
     splits, least = _splits(most, B * Hkv, N, q.device, launch.programs, pooled)
     if launch.splits is not None:
         splits, least = launch.splits, 1
+    alone = splits == 1
+    joined = (alone or counts is not None) and (most <= _SHORT if launch.joined is None else launch.joined)
+    alone &= joined
     exact = q.dtype == torch.float32
     # Triton's interpreter multiplies no bfloat16.
     halves = dot and not exact and (q.is_cuda or q.dtype == torch.float16)
@@ -80,26 +85,34 @@ def attend(
     early = early_launch(q.device) if launch.early else {}
     # A kernel gets some tensor in the place of each that is not there, and does not look at it.
     cosines, sines = q if cos is None else cos, q if sin is None else sin
+    alive, counted, received = lengths if live is None else live, lengths if counts is None else counts, scores
+    if received is None:
+        received = out
+    score_strides = received.stride(0), 0 if pooled else received.stride(1)
+    group_padded = max(side, triton.next_power_of_2(group))
+    late = beyond + 1 if beyond else 0
     with torch.cuda.device_of(q):
         attend_split[(B * Hkv, splits)](
-            q, k, v, keys, values, cosines, sines, lengths, begin, logits, maxima, sums, parts,
+            q, k, v, keys, values, cosines, sines, lengths, begin, alive, logits, maxima, sums, parts, counted, out,
+            received,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *strides,
-            cosines.stride(0), sines.stride(0), Hkv, C, splits, least,
-            scale * LOG2E, 1.0 if logn_base is None else 1.0 / math.log2(logn_base), window or 0,
-            GROUP=group, GROUP_PADDED=max(side, triton.next_power_of_2(group)), D=D, HALF=half,
+            cosines.stride(0), sines.stride(0), *score_strides, Hkv, C, splits, least,
+            scale * LOG2E, 1.0 if logn_base is None else 1.0 / math.log2(logn_base), window or 0, late,
+            GROUP=group, GROUP_PADDED=group_padded, D=D, HALF=half,
             HALF_PADDED=max(side, triton.next_power_of_2(half)), N=N,
             ROTATE=cos is not None and not own, OWN=cos is not None and own,
             LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot, HALVES=halves,
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
             STAGES=launch.stages or (1 if exact else 2), WINDOWED=window is not None, POOLED=pooled,
+            JOINED=joined, ALONE=alone, SCORE_SLOTS=max(16, _SCORES // group_padded), HAS_LIVE=live is not None, OF=of,
             EARLY=bool(early), num_warps=launch.warps or (2 if most <= _SHORT else 4), **early,
         )  # fmt: skip
+        if joined:
+            return out
         blocks = 0 if scores is None else triton.cdiv(most, launch.score_slots)
-        received = out if scores is None else scores
         finish[(B * Hkv, group + blocks)](
-            lengths, begin, lengths if live is None else live, logits, maxima, sums, parts, out, received,
-            received.stride(0), 0 if pooled else received.stride(1), Hkv, C, splits, least, window or 0,
-            beyond + 1 if beyond else 0,
+            lengths, begin, alive, logits, maxima, sums, parts, out, received,
+            *score_strides, Hkv, C, splits, least, window or 0, late,
             GROUP=group, D=D, D_PADDED=triton.next_power_of_2(D), N=N, SCORE_SLOTS=launch.score_slots, CHUNK=32,
             HAS_LIVE=live is not None, WINDOWED=window is not None, POOLED=pooled, OF=of, EARLY=bool(early), **early,
         )  # fmt: skip

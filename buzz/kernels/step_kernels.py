@@ -1,4 +1,7 @@
-"""The two kernels of `buzz.kernels.step`: splits of the slots, and what is put together from them."""
+"""The two kernels of `buzz.kernels.step`: splits of the slots, and what is put together from them.
+
+Of short caches the first one does both: the last program of a head that is done puts it together.
+"""
 
 from __future__ import annotations
 
@@ -74,15 +77,16 @@ def _angles(
     return c.to(tl.float32), s.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["window", "least"])
+@triton.jit(do_not_specialize=["window", "least", "lag"])
 def attend_split(
-    Q, K_NEW, V_NEW, K, V, COS, SIN, LENGTHS, BEGIN, LOGITS, MAXIMA, SUMS, PARTS,
+    Q, K_NEW, V_NEW, K, V, COS, SIN, LENGTHS, BEGIN, LIVE, LOGITS, MAXIMA, SUMS, PARTS, COUNTS, OUT, SCORES,
     q_row, q_head, k_new_row, k_new_head, v_new_row, v_new_head, k_row, k_head, k_slot, v_row, v_head, v_slot,
-    cos_slot, sin_slot, kv_heads, slots, splits, least, scale, logn, window,
+    cos_slot, sin_slot, score_row, score_head, kv_heads, slots, splits, least, scale, logn, window, lag,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr,
     N: tl.constexpr, ROTATE: tl.constexpr, OWN: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr,
     DOT: tl.constexpr, HALVES: tl.constexpr, LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr, WINDOWED: tl.constexpr, POOLED: tl.constexpr, EARLY: tl.constexpr,
+    STAGES: tl.constexpr, WINDOWED: tl.constexpr, POOLED: tl.constexpr, JOINED: tl.constexpr, ALONE: tl.constexpr,
+    SCORE_SLOTS: tl.constexpr, HAS_LIVE: tl.constexpr, OF: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program attends with the heads of a group to one split of the slots of one row and KV head.
 
@@ -93,11 +97,14 @@ def attend_split(
     [B, Hkv] say which places of its row a head has, of which C is the most; else all have C, and LENGTHS is [B].
     ROTATE: by COS and SIN [C, D] of the slots; OWN: the queries and the new key alone, by COS and SIN [B, D]. HALVES:
     DOT, of tensors in half precision: values are multiplied as they are, and, without ROTATE, queries and keys.
+
+    JOINED: the last program of a row and head that gets there does what `finish` does, in the same order whichever it
+    is. COUNTS int32 [B * Hkv] are zero before and after. ALONE: there is one split.
     """
     if EARLY:
         let_next_start()
-        wait_for_last()
     row, head, split = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
+    # What is read before the wait was there before the step: no kernel of it writes lengths, places and angles.
     length, place = _head(LENGTHS, BEGIN, row, head, kv_heads, POOLED)
     begin, span, used = _share(length, window, splits, least, N, WINDOWED)
     if split >= used:
@@ -112,13 +119,16 @@ def attend_split(
     in_group, in_first, in_second = g < GROUP, h < HALF, h < D - HALF
     dtype: tl.constexpr = Q.dtype.element_ty
 
-    queries = Q + row * q_row + (head * GROUP + g[:, None]) * q_head + h[None, :]
-    q1 = tl.load(queries, mask=in_group[:, None] & in_first[None, :], other=0.0).to(tl.float32)
-    q2 = tl.load(queries + HALF, mask=in_group[:, None] & in_second[None, :], other=0.0).to(tl.float32)
     if ROTATE or OWN:
         angle = row if OWN else length.to(tl.int64)
         cos = tl.load(COS + angle * cos_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
         sin = tl.load(SIN + angle * sin_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
+    if EARLY:
+        wait_for_last()
+    queries = Q + row * q_row + (head * GROUP + g[:, None]) * q_head + h[None, :]
+    q1 = tl.load(queries, mask=in_group[:, None] & in_first[None, :], other=0.0).to(tl.float32)
+    q2 = tl.load(queries + HALF, mask=in_group[:, None] & in_second[None, :], other=0.0).to(tl.float32)
+    if ROTATE or OWN:
         q1, q2 = q1 * cos[None, :] - q2 * sin[None, :], q2 * cos[None, :] + q1 * sin[None, :]
         if OWN:
             q1, q2 = q1.to(dtype).to(tl.float32), q2.to(dtype).to(tl.float32)
@@ -221,12 +231,64 @@ def attend_split(
         part2 = part2 * old[:, None] + own[:, None] * new_v2.to(tl.float32)[None, :]
         maximum = joint
 
-    places = (first_query + g) * splits + split
-    tl.store(MAXIMA + places, maximum, mask=in_group)
-    tl.store(SUMS + places, total, mask=in_group)
-    parts_out = PARTS + places[:, None] * D + h[None, :]
-    tl.store(parts_out, part1, mask=in_group[:, None] & in_first[None, :])
-    tl.store(parts_out + HALF, part2, mask=in_group[:, None] & in_second[None, :])
+    in_first, in_second = in_group[:, None] & in_first[None, :], in_group[:, None] & in_second[None, :]
+    if not ALONE:
+        places = (first_query + g) * splits + split
+        tl.store(MAXIMA + places, maximum, mask=in_group)
+        tl.store(SUMS + places, total, mask=in_group)
+        parts_out = PARTS + places[:, None] * D + h[None, :]
+        tl.store(parts_out, part1, mask=in_first)
+        tl.store(parts_out + HALF, part2, mask=in_second)
+    if JOINED:
+        tl.debug_barrier()  # what all threads have written goes before what the last program reads
+        if not ALONE:
+            count = COUNTS + tl.program_id(0)
+            if tl.atomic_add(count, 1, sem="acq_rel", scope="gpu") < used - 1:
+                return
+            tl.store(count, 0)
+            places = (first_query + g) * splits
+            maximum = tl.full([GROUP_PADDED], -1e30, tl.float32)
+            for s in range(0, used):
+                maximum = tl.maximum(maximum, tl.load(MAXIMA + places + s, mask=in_group, other=-1e30))
+            total = tl.zeros([GROUP_PADDED], tl.float32)
+            part1 = tl.zeros([GROUP_PADDED, HALF_PADDED], tl.float32)
+            part2 = tl.zeros([GROUP_PADDED, HALF_PADDED], tl.float32)
+            for s in range(0, used):
+                weights = tl.exp2(tl.load(MAXIMA + places + s, mask=in_group, other=-1e30) - maximum)
+                total += weights * tl.load(SUMS + places + s, mask=in_group, other=1.0)
+                parts_in = PARTS + (places + s)[:, None] * D + h[None, :]
+                part1 += weights[:, None] * tl.load(parts_in, mask=in_first, other=0.0)
+                part2 += weights[:, None] * tl.load(parts_in + HALF, mask=in_second, other=0.0)
+        out = OUT + (first_query + g)[:, None] * D + h[None, :]
+        tl.store(out, (part1 / total[:, None]).to(dtype), mask=in_first)
+        tl.store(out + HALF, (part2 / total[:, None]).to(dtype), mask=in_second)
+        live = tl.load(LIVE) if HAS_LIVE else 1
+        if WITH_LOGITS and live != 0:
+            scores = SCORES + row * score_row + head * score_head
+            if POOLED:
+                scores += place
+            last = length - lag
+            for n0 in range(begin, last + 1, SCORE_SLOTS):
+                n = n0 + tl.arange(0, SCORE_SLOTS)
+                inside = (n <= last) & (n < slots)
+                seen = logits_out + g[:, None] * slots + n[None, :]
+                logits = tl.load(seen, mask=in_group[:, None] & inside[None, :], other=float("-inf"))
+                given = tl.exp2(logits - maximum[:, None]) / total[:, None]
+                received = tl.max(given, axis=0) if OF == "largest" else tl.sum(given, axis=0)
+                before = tl.load(scores + n, mask=inside, other=0.0)
+                tl.store(scores + n, _taken_in(before, received, GROUP, OF), mask=inside)
+
+
+@triton.jit
+def _taken_in(before, received, GROUP: tl.constexpr, OF: tl.constexpr):
+    """Scores of slots after they have received so much, OF a group's heads."""
+    if OF == "largest":
+        after = tl.maximum(before, received)
+    elif OF == "mean":
+        after = before + received / GROUP
+    else:
+        after = before + received
+    return after
 
 
 @triton.jit
@@ -296,10 +358,4 @@ def finish(
             if POOLED:
                 scores += place
             before = tl.load(scores, mask=inside, other=0.0)
-            if OF == "largest":
-                after = tl.maximum(before, received)
-            elif OF == "mean":
-                after = before + received / GROUP
-            else:
-                after = before + received
-            tl.store(scores, after, mask=inside)
+            tl.store(scores, _taken_in(before, received, GROUP, OF), mask=inside)
