@@ -30,7 +30,6 @@ def attend_step(
     begin: torch.Tensor | None = None,
     longest: int | None = None,
     own: bool = False,
-    counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Append one token per row to a cache and attend to it; nothing here depends on the host knowing a length.
 
@@ -66,8 +65,6 @@ def attend_step(
             to place begin[b, h] + lengths[b, h], which must be the head's own, live or not. Rotation, `logn_base` and
             `window` go by slots. What lies past a head's end may be anything finite, the slots of other heads too.
         longest: with `begin`, most slots that a head can hold during the step, the token's own included.
-        counts: int32 [B * Hkv] on q's device, zeros, and zeros again when the call is done; one tensor serves all calls
-            that are made one after the other. With it some steps take one kernel in place of two.
 
     Returns:
         output [B, Hq, D] in q's dtype. Softmax statistics are float32.
@@ -109,11 +106,9 @@ def attend_step(
         raise ValueError(f"logn_base must be above 1, got {logn_base}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    if counts is not None and (counts.shape != (B * Hkv,) or counts.dtype != torch.int32):
-        raise ValueError(f"counts must be int32 [{B * Hkv}], got {counts.dtype} {tuple(counts.shape)}")
     return torch.ops.buzz.attend_step(
         q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live, window, of, beyond, begin, longest,
-        own and cos is not None, counts,
+        own and cos is not None,
     )  # fmt: skip
 
 
@@ -122,8 +117,7 @@ def attend_step(
     mutates_args=("keys", "values", "scores"),
     schema="(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor(c!)? scores, Tensor lengths,"
     " float scale, float? logn_base, Tensor? cos, Tensor? sin, Tensor? live, SymInt? window=None,"
-    ' str of="sum", int beyond=0, Tensor? begin=None, SymInt? longest=None, bool own=False,'
-    " Tensor? counts=None) -> Tensor",  # which hold afterwards what they held
+    ' str of="sum", int beyond=0, Tensor? begin=None, SymInt? longest=None, bool own=False) -> Tensor',
 )
 def _attend_step(
     q: torch.Tensor,
@@ -144,14 +138,13 @@ def _attend_step(
     begin: torch.Tensor | None = None,
     longest: int | None = None,
     own: bool = False,
-    counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     how: dict[str, Any] = {"cos": cos, "sin": sin, "live": live, "window": window, "own": own}
     how |= {"scale": scale, "logn_base": logn_base, "of": of, "beyond": beyond, "begin": begin, "longest": longest}
     if q.dtype in (*HALF, torch.float32) and runs_triton(q):
         from buzz.kernels import step as decode
 
-        return decode.attend(q, k, v, keys, values, scores, lengths, **how, counts=counts)
+        return decode.attend(q, k, v, keys, values, scores, lengths, **how)
     return naive.attend_step(q, k, v, keys, values, scores, lengths, **how)
 
 

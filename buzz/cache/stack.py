@@ -46,10 +46,6 @@ class Stack:
         return self.keys.shape[1]
 
     @property
-    def heads(self) -> int:
-        return self.keys.shape[2]
-
-    @property
     def capacity(self) -> int:
         """Slots per row and head."""
         return self.keys.shape[3]

@@ -78,16 +78,13 @@ class StaticStep:
             self.live = torch.zeros(1, dtype=torch.int32, device=device)
             self.lengths = torch.zeros(len(stacks), rows, dtype=torch.int32, device=device)
             self.seen = torch.zeros(rows, dtype=torch.int64, device=device)
-            self._counts = torch.zeros(rows * stacks[0].heads, dtype=torch.int32, device=device)
         self._slot_positions = slot_positions
         self._call_scores = [stack.call_scores for stack in stacks if stack.call_scores is not None]
         self._lengths = [self.lengths, *(stack.length for stack in stacks if isinstance(stack, Pool))]
         self.layers = [self._layer(stacks[place.schedule], place) for place in layers]
 
     def _layer(self, stack: Stack | Pool, place: Place) -> StaticLayer:
-        how: dict[str, Any] = {"counts": self._counts}
-        if place.received is not None:
-            how |= place.received._asdict()
+        how: dict[str, Any] = {} if place.received is None else place.received._asdict()
         cos, sin = (None, None) if place.table is None else place.table
         rest = (self.live, place.window, place.logn_base, cos, sin)
         if isinstance(stack, Pool):

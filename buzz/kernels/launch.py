@@ -30,15 +30,15 @@ class Launch:
     Args:
         slots: slots that a program looks at together, a power of two, with `dot` at least 16; None: by dtype, group and
             head dimension.
-        splits: programs that share a row and KV head; None: enough for `programs`, and where heads differ in length,
-            as many of equal length as the longest head may need.
+        splits: programs that share a row and KV head; None: enough for `programs`, or one where that is quicker, and
+            where heads differ in length, as many of equal length as the longest head may need. One needs no second
+            kernel.
         programs: programs per multiprocessor at most, over all rows and heads, where these are not more.
-        warps: of a program; None: 2 up to 2048 slots, else 4.
-        stages: depth of the pipeline of loads; 1: none; None: 2 in half precision, else 1.
+        warps: of a program; None: 2 up to 2048 slots, else 4; 4 of one that is alone.
+        stages: depth of the pipeline of loads; 1: none; None: 2 in half precision, or 3 of one that is alone, else 1.
         dot: matrix products for the heads of a group, padded to 16; None: from 3 heads on, for which the registers
             would not do otherwise.
         score_slots: slots whose scores one program updates, a power of two.
-        joined: one kernel in place of two, where there is one split, or there are counts; None: up to 2048 slots.
         early: the kernels may start before those before them have ended (`buzz.kernels.early`), where the device can.
     """
 
@@ -49,5 +49,4 @@ class Launch:
     stages: int | None = None
     dot: bool | None = None
     score_slots: int = 1024
-    joined: bool | None = None
     early: bool = True

@@ -16,6 +16,9 @@ _MOST_SPLITS = 256
 _SHORT = 2048  # slots, up to which a program is small
 _LONGER = 4  # times the mean that the longest head of a pool may hold, roughly
 _LEAST = 128  # slots of a program in a pool, at least
+# Of so many slots one larger program is quicker than two, where heads are as many as multiprocessors, or with matrix
+# products, which keep a program longer, twice as many; near enough: 128 and 256 of an H100's 132.
+_ALONE, _FROM = 1024, {False: 0.95, True: 1.9}
 _SCORES = 2048  # logits that a program looks at together once it puts a head together
 
 
@@ -39,7 +42,6 @@ def attend(
     begin: torch.Tensor | None = None,
     longest: int | None = None,
     own: bool = False,
-    counts: torch.Tensor | None = None,
     launch: Launch | None = None,
 ) -> torch.Tensor:
     """`buzz.attention.step.attend_step` in Triton: the keys and values that are seen are read once, whatever the group.
@@ -66,13 +68,16 @@ def attend(
     else:
         strides = [stride for pool in (keys, values) for stride in (pool.stride(0), 0, pool.stride(1))]
         lengths, begin = lengths.contiguous(), begin.contiguous()
-    splits, least = _splits(most, B * Hkv, N, q.device, launch.programs, pooled)
+    exact = q.dtype == torch.float32
+    warps, stages = 2 if most <= _SHORT else 4, 1 if exact else 2
+    processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
     if launch.splits is not None:
         splits, least = launch.splits, 1
+    elif not pooled and most <= _ALONE and _FROM[dot] * processors <= B * Hkv <= launch.programs * processors // 2:
+        splits, least, warps, stages = 1, 1, 4, 1 if exact else 3
+    else:
+        splits, least = _splits(most, B * Hkv, N, processors, launch.programs, pooled)
     alone = splits == 1
-    joined = (alone or counts is not None) and (most <= _SHORT if launch.joined is None else launch.joined)
-    alone &= joined
-    exact = q.dtype == torch.float32
     # Triton's interpreter multiplies no bfloat16.
     halves = dot and not exact and (q.is_cuda or q.dtype == torch.float16)
     half = (D + 1) // 2
@@ -85,16 +90,13 @@ def attend(
     early = early_launch(q.device) if launch.early else {}
     # A kernel gets some tensor in the place of each that is not there, and does not look at it.
     cosines, sines = q if cos is None else cos, q if sin is None else sin
-    alive, counted, received = lengths if live is None else live, lengths if counts is None else counts, scores
-    if received is None:
-        received = out
+    alive, received = lengths if live is None else live, out if scores is None else scores
     score_strides = received.stride(0), 0 if pooled else received.stride(1)
     group_padded = max(side, triton.next_power_of_2(group))
     late = beyond + 1 if beyond else 0
     with torch.cuda.device_of(q):
         attend_split[(B * Hkv, splits)](
-            q, k, v, keys, values, cosines, sines, lengths, begin, alive, logits, maxima, sums, parts, counted, out,
-            received,
+            q, k, v, keys, values, cosines, sines, lengths, begin, alive, logits, maxima, sums, parts, out, received,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *strides,
             cosines.stride(0), sines.stride(0), *score_strides, Hkv, C, splits, least,
             scale * LOG2E, 1.0 if logn_base is None else 1.0 / math.log2(logn_base), window or 0, late,
@@ -103,11 +105,11 @@ def attend(
             ROTATE=cos is not None and not own, OWN=cos is not None and own,
             LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot, HALVES=halves,
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
-            STAGES=launch.stages or (1 if exact else 2), WINDOWED=window is not None, POOLED=pooled,
-            JOINED=joined, ALONE=alone, SCORE_SLOTS=max(16, _SCORES // group_padded), HAS_LIVE=live is not None, OF=of,
-            EARLY=bool(early), num_warps=launch.warps or (2 if most <= _SHORT else 4), **early,
+            STAGES=launch.stages or stages, WINDOWED=window is not None, POOLED=pooled,
+            ALONE=alone, SCORE_SLOTS=max(16, _SCORES // group_padded), HAS_LIVE=live is not None, OF=of,
+            EARLY=bool(early), num_warps=launch.warps or warps, **early,
         )  # fmt: skip
-        if joined:
+        if alone:
             return out
         blocks = 0 if scores is None else triton.cdiv(most, launch.score_slots)
         finish[(B * Hkv, group + blocks)](
@@ -128,13 +130,12 @@ def _tile(dtype: torch.dtype, group: int, head_dim: int, dot: bool) -> int:
     return max(1, min(64, elements // (padded * triton.next_power_of_2(group))))
 
 
-def _splits(slots: int, heads: int, tile: int, device: torch.device, programs: int, pooled: bool) -> tuple[int, int]:
+def _splits(slots: int, heads: int, tile: int, processors: int, programs: int, pooled: bool) -> tuple[int, int]:
     """Programs for each of the B * Hkv rows and heads, at most, and tiles of each, at least.
 
     As many as the device runs at once, none without a tile of its own. Where heads differ in length, programs should
     not: a long head has more of them.
     """
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     tiles, wanted = triton.cdiv(slots, tile), max(1, programs * processors // heads)
     least = 1
     if pooled:

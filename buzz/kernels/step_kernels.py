@@ -1,6 +1,6 @@
 """The two kernels of `buzz.kernels.step`: splits of the slots, and what is put together from them.
 
-Of short caches the first one does both: the last program of a head that is done puts it together.
+Where a program has all slots of a head, the first one does both.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def _angles(
 
 @triton.jit(do_not_specialize=["window", "least", "lag"])
 def attend_split(
-    Q, K_NEW, V_NEW, K, V, COS, SIN, LENGTHS, BEGIN, LIVE, LOGITS, MAXIMA, SUMS, PARTS, COUNTS, OUT, SCORES,
+    Q, K_NEW, V_NEW, K, V, COS, SIN, LENGTHS, BEGIN, LIVE, LOGITS, MAXIMA, SUMS, PARTS, OUT, SCORES,
     q_row, q_head, k_new_row, k_new_head, v_new_row, v_new_head, k_row, k_head, k_slot, v_row, v_head, v_slot,
     cos_slot, sin_slot, score_row, score_head, kv_heads, slots, splits, least, scale, logn, window, lag,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALF_PADDED: tl.constexpr,
     N: tl.constexpr, ROTATE: tl.constexpr, OWN: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr,
     DOT: tl.constexpr, HALVES: tl.constexpr, LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr, WINDOWED: tl.constexpr, POOLED: tl.constexpr, JOINED: tl.constexpr, ALONE: tl.constexpr,
+    STAGES: tl.constexpr, WINDOWED: tl.constexpr, POOLED: tl.constexpr, ALONE: tl.constexpr,
     SCORE_SLOTS: tl.constexpr, HAS_LIVE: tl.constexpr, OF: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program attends with the heads of a group to one split of the slots of one row and KV head.
@@ -98,8 +98,7 @@ def attend_split(
     ROTATE: by COS and SIN [C, D] of the slots; OWN: the queries and the new key alone, by COS and SIN [B, D]. HALVES:
     DOT, of tensors in half precision: values are multiplied as they are, and, without ROTATE, queries and keys.
 
-    JOINED: the last program of a row and head that gets there does what `finish` does, in the same order whichever it
-    is. COUNTS int32 [B * Hkv] are zero before and after. ALONE: there is one split.
+    ALONE: there is one split, whose program does what `finish` does.
     """
     if EARLY:
         let_next_start()
@@ -232,38 +231,13 @@ def attend_split(
         maximum = joint
 
     in_first, in_second = in_group[:, None] & in_first[None, :], in_group[:, None] & in_second[None, :]
-    if not ALONE:
-        places = (first_query + g) * splits + split
-        tl.store(MAXIMA + places, maximum, mask=in_group)
-        tl.store(SUMS + places, total, mask=in_group)
-        parts_out = PARTS + places[:, None] * D + h[None, :]
-        tl.store(parts_out, part1, mask=in_first)
-        tl.store(parts_out + HALF, part2, mask=in_second)
-    if JOINED:
-        tl.debug_barrier()  # what all threads have written goes before what the last program reads
-        if not ALONE:
-            count = COUNTS + tl.program_id(0)
-            if tl.atomic_add(count, 1, sem="acq_rel", scope="gpu") < used - 1:
-                return
-            tl.store(count, 0)
-            places = (first_query + g) * splits
-            maximum = tl.full([GROUP_PADDED], -1e30, tl.float32)
-            for s in range(0, used):
-                maximum = tl.maximum(maximum, tl.load(MAXIMA + places + s, mask=in_group, other=-1e30))
-            total = tl.zeros([GROUP_PADDED], tl.float32)
-            part1 = tl.zeros([GROUP_PADDED, HALF_PADDED], tl.float32)
-            part2 = tl.zeros([GROUP_PADDED, HALF_PADDED], tl.float32)
-            for s in range(0, used):
-                weights = tl.exp2(tl.load(MAXIMA + places + s, mask=in_group, other=-1e30) - maximum)
-                total += weights * tl.load(SUMS + places + s, mask=in_group, other=1.0)
-                parts_in = PARTS + (places + s)[:, None] * D + h[None, :]
-                part1 += weights[:, None] * tl.load(parts_in, mask=in_first, other=0.0)
-                part2 += weights[:, None] * tl.load(parts_in + HALF, mask=in_second, other=0.0)
+    if ALONE:
         out = OUT + (first_query + g)[:, None] * D + h[None, :]
         tl.store(out, (part1 / total[:, None]).to(dtype), mask=in_first)
         tl.store(out + HALF, (part2 / total[:, None]).to(dtype), mask=in_second)
         live = tl.load(LIVE) if HAS_LIVE else 1
         if WITH_LOGITS and live != 0:
+            tl.debug_barrier()  # all threads have written the logits that are read now
             scores = SCORES + row * score_row + head * score_head
             if POOLED:
                 scores += place
@@ -277,6 +251,13 @@ def attend_split(
                 received = tl.max(given, axis=0) if OF == "largest" else tl.sum(given, axis=0)
                 before = tl.load(scores + n, mask=inside, other=0.0)
                 tl.store(scores + n, _taken_in(before, received, GROUP, OF), mask=inside)
+    else:
+        places = (first_query + g) * splits + split
+        tl.store(MAXIMA + places, maximum, mask=in_group)
+        tl.store(SUMS + places, total, mask=in_group)
+        parts_out = PARTS + places[:, None] * D + h[None, :]
+        tl.store(parts_out, part1, mask=in_first)
+        tl.store(parts_out + HALF, part2, mask=in_second)
 
 
 @triton.jit

@@ -19,8 +19,6 @@ class StaticLayer(NamedTuple):
 
     begin, longest: where heads hold unequally many slots, int32 [B, H], and the most that one can hold. Then keys and
     values are [B, P, D], scores [B, P], and lengths [B, H], as `buzz.attention.step.attend_step` has it.
-
-    counts: int32 [B * H] zeros, which all layers use one after the other, and leave as they were; None: none.
     """
 
     keys: torch.Tensor
@@ -36,7 +34,6 @@ class StaticLayer(NamedTuple):
     beyond: int = 0
     begin: torch.Tensor | None = None
     longest: int | None = None
-    counts: torch.Tensor | None = None
 
 
 class Stages(NamedTuple):

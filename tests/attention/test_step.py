@@ -171,7 +171,7 @@ def check(
 
 def repeats(function) -> bool:
     """Whether a second run is worth its time: Triton's interpreter runs one program after another, always the same."""
-    return CUDA or function not in (triton_step, triton_joined, triton_alone)
+    return CUDA or function not in (triton_step, triton_alone)
 
 
 def triton_step(**arguments) -> torch.Tensor:
@@ -179,16 +179,6 @@ def triton_step(**arguments) -> torch.Tensor:
     from buzz.kernels.step import Launch, attend
 
     return attend(**{"launch": Launch(slots=8, splits=3, score_slots=16), **arguments})
-
-
-def triton_joined(**arguments) -> torch.Tensor:
-    """The same in one kernel, whose programs count who is the last."""
-    from buzz.kernels.step import Launch
-
-    counts = torch.zeros(arguments["k"][..., 0].numel(), dtype=torch.int32, device=DEVICE)
-    output = triton_step(**arguments, launch=Launch(slots=8, splits=3), counts=counts)
-    assert not counts.any()
-    return output
 
 
 def triton_alone(**arguments) -> torch.Tensor:
@@ -202,7 +192,6 @@ FUNCTIONS = [
     pytest.param(attend_step, id="step"),
     pytest.param(reference.attend_step, id="naive"),
     pytest.param(triton_step, id="triton", marks=needs_triton),
-    pytest.param(triton_joined, id="joined", marks=needs_triton),
     pytest.param(triton_alone, id="alone", marks=needs_triton),
 ]
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
