@@ -155,7 +155,8 @@ def one_row(bench: Bench, config: OneRow, contenders: Sequence[Contender]) -> No
 def _one_row(bench: Bench, config: OneRow, contender: Contender, context: int) -> dict[str, Any]:
     chunk = None if context <= (contender.limits.whole or config.whole) else config.prefill_chunk_size
     read = [context] if chunk is None else [min(chunk, context - at) for at in range(0, context, chunk)]
-    counted = steps_to_measure(contender.policy(), read, config.steps)
+    policy = contender.policy()
+    counted = steps_to_measure(policy, read, config.steps)
     new = 1 + WARM + counted
     if why := _needed(bench, contender, context + new, _free(bench)):
         return {"failed": why}
@@ -164,7 +165,8 @@ def _one_row(bench: Bench, config: OneRow, contender: Contender, context: int) -
     with _answering(bench, contender, 1, context, new) as answer:
         # What is compiled, captured and tuned; of a long prompt two chunks do.
         enough = context if context <= config.whole else 2 * config.prefill_chunk_size
-        answer(ids[:, :enough], chunk, Steps(_FIRST, 1))
+        evicts = policy is not None and policy.bounded  # while it decodes, by kernels that are compiled then
+        answer(ids[:, :enough], chunk, Steps(_FIRST, counted if evicts else 1, config.seconds))
         begin = time.perf_counter()
         answered = answer(ids, chunk, Steps(WARM, counted, config.seconds))
         first = [answered.first_s]
