@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from buzz.cache.compaction import Block
 from buzz.policies import Places, ScoreSpec
 from buzz.rows import Rows
 
@@ -130,6 +131,17 @@ class Pool:
                 self.of_units(own)[group, row] = new.view(-1, self.together, self.heads).int()
             else:
                 own[layer].index_copy_(0, row, new.int())
+        self.forget_lengths()
+
+    def fill(self, index: int, held: Block, lengths: Rows) -> None:
+        """Give a layer, which has held nothing so far, what equal heads hold: keys and values [B, H, L, D] and scores
+        [B, H, L], zero past a row's end, or None; lengths[b] slots of row b, of L, at most the capacity."""
+        heads = slice(index % self.together * self.heads, (index % self.together + 1) * self.heads)
+        for own, given in ((self.keys, held.keys), (self.values, held.values), (self.scores, held.scores)):
+            if own is not None and given is not None:
+                room = own[self._units(index)].unflatten(1, (-1, self.capacity))  # [B, together * H, capacity, ...]
+                room[:, heads, : given.shape[2]] = given
+        self.length[index] = lengths.on(self.length.device)[:, None].int()
         self.forget_lengths()
 
     # A call: append, seen, receive in every layer, and advance once.

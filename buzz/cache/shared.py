@@ -65,19 +65,22 @@ class SharedLayers:
             return
         if watch is not None or any(eviction.policy.shortlist is None for eviction in step.evictions):
             return  # who watches is told of slots as they were in the call
-        source, held = self._equal([index], Rows(step.ends)), list(step.ends)
-        places = source.places._replace(first=index * source.places.heads)
-        source = source._replace(places=places)
+        held = list(step.ends)
         for eviction in step.evictions:
             assert eviction.policy.shortlist is not None
             for row in _rows(eviction, step):
                 held[row] = min(eviction.length, eviction.kept * eviction.policy.shortlist)
-        part, rows = source.parts[0], Rows(range(len(held)))
+        part, rows = self._part(index, max(step.ends)), Rows(range(len(held)))
         scores = None if part.scores is None else "kept"
         if self._shortlist is None:
             layers = len(self._layers)
             self._shortlist = Pool(layers, layers, len(held), part.keys.shape[1], max(held), part.keys, scores)
-        deal(self._shortlist, source, self._stays(source, step, held), Rows(held), rows, layer=index)
+        if held == list(step.ends):
+            self._shortlist.fill(index, part, Rows(held))
+        else:
+            source = self._equal([index], Rows(step.ends))
+            source = source._replace(places=source.places._replace(first=index * source.places.heads))
+            deal(self._shortlist, source, self._stays(source, step, held), Rows(held), rows, layer=index)
         self._layers[index].enter(self._shortlist, index)
 
     def end(self, step: Step, watch: Watch | None, served: bool) -> None:
@@ -107,13 +110,15 @@ class SharedLayers:
 
     def _equal(self, members: Sequence[int], lengths: Rows) -> Source:
         """What layers hold in buffers of their own, lengths[b] slots in every head of row b, and the scores to read."""
-        end, parts = max(lengths), []
-        for index in members:
-            layer = self._layers[index]
-            scores = layer.scores if layer.call_scores is None else layer.call_scores
-            parts.append(Block(*(None if t is None else t[:, :, :end] for t in (layer.keys, layer.values, scores))))
+        parts = [self._part(index, max(lengths)) for index in members]
         asked = Asked.joined([self._layers[index].asked for index in members], dim=1)
         return Source.equal(parts, lengths)._replace(asked=asked)
+
+    def _part(self, index: int, end: int) -> Block:
+        """What a layer holds in buffers of its own, up to a slot."""
+        layer = self._layers[index]
+        scores = layer.scores if layer.call_scores is None else layer.call_scores
+        return Block(*(None if t is None else t[:, :, :end] for t in (layer.keys, layer.values, scores)))
 
     def _enter(self, members: Sequence[int], source: Source, step: Step, watch: Watch | None) -> None:
         """Run the evictions of a call on the way from buffers, or shortlists, into a pool."""

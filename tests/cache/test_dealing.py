@@ -129,3 +129,21 @@ def test_pools_are_dealt_anew_in_place(monkeypatch, together, rows, heads):
         return pool
 
     both(monkeypatch, work)
+
+
+@pytest.mark.parametrize("capacity", [9, 14])
+def test_what_all_stays_of_is_filled_in_as_it_would_be_dealt(capacity):
+    """Layer by layer, rows of different lengths, with and without free places behind the longest."""
+    lengths = Rows([9, 4])
+    pools = [Pool(2, 2, 2, HEADS, capacity, torch.empty(DIM, device=DEVICE), "kept") for _ in range(2)]
+    dealt, filled = pools
+    for layer, part in enumerate(equal_parts(2, 2, 9, seed=4)):
+        part.scores[1, :, 4:] = 0
+        source = Source.equal([part], lengths)
+        stay = source.places.taken
+        source = source._replace(places=source.places._replace(first=layer * HEADS))
+        deal(dealt, source, stay, lengths, Rows([0, 1]), layer=layer)
+        filled.fill(layer, part, lengths)
+    for one, other in zip(contents(dealt), contents(filled), strict=True):
+        assert torch.equal(one, other)
+    assert filled.lengths(0) == dealt.lengths(0) == [[9] * HEADS, [4] * HEADS]
