@@ -292,7 +292,7 @@ def _answered(bench: Bench, config: ManyRows, contender: Contender, context: int
     ids = bench.ids(rows, context)
     memory = Memory(bench.device)
     with _answering(bench, contender, rows, context, new) as answer:
-        answer(ids[:, :chunk], chunk, Steps(min(_FIRST, warm), 1))  # compiles and captures what is
+        answer(ids[:, : 2 * chunk], chunk, Steps(min(_FIRST, warm), 1))  # compiles and captures what is
         answered = answer(ids, chunk, Steps(warm, min(config.steps, new - 1 - warm), config.seconds))
     step = statistics.mean(answered.times)
     return {

@@ -16,9 +16,9 @@ _MOST_SPLITS = 256
 _SHORT = 2048  # slots, up to which a program is small
 _LONGER = 4  # times the mean that the longest head of a pool may hold, roughly
 _LEAST = 128  # slots of a program in a pool, at least
-# Of so many slots one larger program is quicker than two, where heads are as many as multiprocessors, or with matrix
-# products, which keep a program longer, twice as many; near enough: 128 and 256 of an H100's 132.
-_ALONE, _FROM = 1024, {False: 0.95, True: 1.9}
+# Of so many slots one larger program is quicker than two, where heads are twice as many as multiprocessors, or nearly
+# so: 256 on an H100's 132.
+_ALONE, _FROM = 1024, 1.9
 _SCORES = 2048  # logits that a program looks at together once it puts a head together
 
 
@@ -73,7 +73,7 @@ def attend(
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
     if launch.splits is not None:
         splits, least = launch.splits, 1
-    elif not pooled and most <= _ALONE and _FROM[dot] * processors <= B * Hkv <= launch.programs * processors // 2:
+    elif not pooled and most <= _ALONE and _FROM * processors <= B * Hkv <= launch.programs * processors // 2:
         splits, least, warps, stages = 1, 1, 4, 1 if exact else 3
     else:
         splits, least = _splits(most, B * Hkv, N, processors, launch.programs, pooled)
