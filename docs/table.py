@@ -25,14 +25,15 @@ is measured: [benchmark.md](../benchmark.md#one-row-and-many). This page is made
       python scripts/benchmark.py configs/bench/table.yaml model.shape=$shape output=runs/bench/table/$shape
     done
 
-What has a dash, or no row, has not been measured. Llama-2-7B was run with `'one_row.methods=[dynamic, quantized, paged,
-full, buzz, comb]' 'one_row.contexts=[1024, 8192, 32768]'`, Qwen3-8B with `'one_row.methods=[dynamic, full, buzz, comb]'
-'one_row.contexts=[8192, 131072]'`, and of its many rows there was time for DynamicCache alone. Runs were gone on with on
-another H100 (code 7c04fd2): `comb`, all many rows, `full` and `buzz` of Llama-2-7B, `buzz` of Llama-3-8B from 8k on; the
-rest is of ea23bdc. The first eviction of a process compiles its kernels. In ea23bdc it fell into the few steps that are
-measured, which shows in the tokens a second (`buzz` at 8k, Qwen3-8B), not in the median; in 7c04fd2, of many rows, into the
-prompts of `buzz` and `comb`, which are read faster than it says (decoding alone is not touched). Both are mended. First
-tokens are of one prompt or the mean of two, after one that does not count.
+What has a dash, or no row, has not been measured. Llama-2-7B was run with `'one_row.methods=[dynamic, quantized,
+paged, full, buzz, comb]' 'one_row.contexts=[1024, 8192, 32768]'`, Qwen3-8B with `'one_row.methods=[dynamic, full,
+buzz, comb]' 'one_row.contexts=[8192, 131072]'`, and of its many rows there was time for DynamicCache alone. Runs were
+gone on with on another H100 (code 7c04fd2): `comb`, all many rows, `full` and `buzz` of Llama-2-7B, `buzz` of
+Llama-3-8B from 8k on; the rest is of ea23bdc. The first eviction of a process compiles its kernels. In ea23bdc it
+fell into the few steps that are measured, which shows in the tokens a second (`buzz` at 8k, Qwen3-8B), not in the
+median; in 7c04fd2, of many rows, into the prompts of `buzz` and `comb`, which are read faster than it says (decoding
+alone is not touched). Both are mended. First tokens are of one prompt or the mean of two, after one that does not
+count.
 
 | method | what runs |
 | --- | --- |
