@@ -30,6 +30,7 @@ def attend_step(
     begin: torch.Tensor | None = None,
     longest: int | None = None,
     own: bool = False,
+    ahead: bool = False,
 ) -> torch.Tensor:
     """Append one token per row to a cache and attend to it; nothing here depends on the host knowing a length.
 
@@ -65,6 +66,9 @@ def attend_step(
             to place begin[b, h] + lengths[b, h], which must be the head's own, live or not. Rotation, `logn_base` and
             `window` go by slots. What lies past a head's end may be anything finite, the slots of other heads too.
         longest: with `begin`, most slots that a head can hold during the step, the token's own included.
+        ahead: lengths, begin, and cos and sin of slots were there before the step began, so that a GPU may read them
+            while kernels before this one still run (`buzz.kernels.early`). Some kernel of the step that is launched in
+            the ordinary way, which waits for all before it, must come between.
 
     Returns:
         output [B, Hq, D] in q's dtype. Softmax statistics are float32.
@@ -108,7 +112,7 @@ def attend_step(
         raise ValueError(f"window must be at least 1, got {window}")
     return torch.ops.buzz.attend_step(
         q, k, v, keys, values, scores, lengths, scale, logn_base, cos, sin, live, window, of, beyond, begin, longest,
-        own and cos is not None,
+        own and cos is not None, ahead,
     )  # fmt: skip
 
 
@@ -117,7 +121,8 @@ def attend_step(
     mutates_args=("keys", "values", "scores"),
     schema="(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor(c!)? scores, Tensor lengths,"
     " float scale, float? logn_base, Tensor? cos, Tensor? sin, Tensor? live, SymInt? window=None,"
-    ' str of="sum", int beyond=0, Tensor? begin=None, SymInt? longest=None, bool own=False) -> Tensor',
+    ' str of="sum", int beyond=0, Tensor? begin=None, SymInt? longest=None, bool own=False,'
+    " bool ahead=False) -> Tensor",
 )
 def _attend_step(
     q: torch.Tensor,
@@ -138,13 +143,14 @@ def _attend_step(
     begin: torch.Tensor | None = None,
     longest: int | None = None,
     own: bool = False,
+    ahead: bool = False,
 ) -> torch.Tensor:
     how: dict[str, Any] = {"cos": cos, "sin": sin, "live": live, "window": window, "own": own}
     how |= {"scale": scale, "logn_base": logn_base, "of": of, "beyond": beyond, "begin": begin, "longest": longest}
     if q.dtype in (*HALF, torch.float32) and runs_triton(q):
         from buzz.kernels import step as decode
 
-        return decode.attend(q, k, v, keys, values, scores, lengths, **how)
+        return decode.attend(q, k, v, keys, values, scores, lengths, **how, ahead=ahead)
     return naive.attend_step(q, k, v, keys, values, scores, lengths, **how)
 
 

@@ -1,8 +1,8 @@
 """Kernels that start before the one before them has ended (programmatic dependent launch, on Hopper and later).
 
 Between two short kernels a GPU runs empty for a microsecond or two. A kernel that is launched early uses them: it may
-fetch what no kernel writes, and waits before it reads or writes anything else. Every kernel of a chain must wait, so
-that the end of one means the end of all before it.
+fetch what no kernel of the chain writes, nor the one that the chain begins after, and waits before it reads or writes
+anything else. Every kernel of a chain must wait, so that the end of one means the end of all before it.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ def attend(
     begin: torch.Tensor | None = None,
     longest: int | None = None,
     own: bool = False,
+    ahead: bool = False,
     launch: Launch | None = None,
 ) -> torch.Tensor:
     """`buzz.attention.step.attend_step` in Triton: the keys and values that are seen are read once, whatever the group.
@@ -107,7 +108,7 @@ def attend(
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
             STAGES=launch.stages or stages, WINDOWED=window is not None, POOLED=pooled,
             ALONE=alone, SCORE_SLOTS=max(16, _SCORES // group_padded), HAS_LIVE=live is not None, OF=of,
-            EARLY=bool(early), num_warps=launch.warps or warps, **early,
+            EARLY=bool(early), AHEAD=ahead, num_warps=launch.warps or warps, **early,
         )  # fmt: skip
         if alone:
             return out

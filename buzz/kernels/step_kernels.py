@@ -77,6 +77,13 @@ def _angles(
     return c.to(tl.float32), s.to(tl.float32)
 
 
+@triton.jit
+def _angle(COS, SIN, h, HALF: tl.constexpr):
+    """Cosines and sines of one position, of one half."""
+    cos, sin = (tl.load(COS + HALF + h, mask=h < HALF, other=0.0), tl.load(SIN + HALF + h, mask=h < HALF, other=0.0))
+    return cos.to(tl.float32), sin.to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["window", "least", "lag"])
 def attend_split(
     Q, K_NEW, V_NEW, K, V, COS, SIN, LENGTHS, BEGIN, LIVE, LOGITS, MAXIMA, SUMS, PARTS, OUT, SCORES,
@@ -86,7 +93,7 @@ def attend_split(
     N: tl.constexpr, ROTATE: tl.constexpr, OWN: tl.constexpr, LOGN: tl.constexpr, WITH_LOGITS: tl.constexpr,
     DOT: tl.constexpr, HALVES: tl.constexpr, LOGITS_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr, WINDOWED: tl.constexpr, POOLED: tl.constexpr, ALONE: tl.constexpr,
-    SCORE_SLOTS: tl.constexpr, HAS_LIVE: tl.constexpr, OF: tl.constexpr, EARLY: tl.constexpr,
+    SCORE_SLOTS: tl.constexpr, HAS_LIVE: tl.constexpr, OF: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One program attends with the heads of a group to one split of the slots of one row and KV head.
 
@@ -98,12 +105,14 @@ def attend_split(
     ROTATE: by COS and SIN [C, D] of the slots; OWN: the queries and the new key alone, by COS and SIN [B, D]. HALVES:
     DOT, of tensors in half precision: values are multiplied as they are, and, without ROTATE, queries and keys.
 
-    ALONE: there is one split, whose program does what `finish` does.
+    ALONE: there is one split, whose program does what `finish` does. AHEAD: lengths, places and angles of slots are
+    read while kernels before this one may still run.
     """
     if EARLY:
         let_next_start()
+        if not AHEAD:
+            wait_for_last()
     row, head, split = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads, tl.program_id(1)
-    # What is read before the wait was there before the step: no kernel of it writes lengths, places and angles.
     length, place = _head(LENGTHS, BEGIN, row, head, kv_heads, POOLED)
     begin, span, used = _share(length, window, splits, least, N, WINDOWED)
     if split >= used:
@@ -118,12 +127,13 @@ def attend_split(
     in_group, in_first, in_second = g < GROUP, h < HALF, h < D - HALF
     dtype: tl.constexpr = Q.dtype.element_ty
 
-    if ROTATE or OWN:
-        angle = row if OWN else length.to(tl.int64)
-        cos = tl.load(COS + angle * cos_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
-        sin = tl.load(SIN + angle * sin_slot + HALF + h, mask=in_first, other=0.0).to(tl.float32)
-    if EARLY:
+    angle = row if OWN else length.to(tl.int64)
+    if ROTATE:
+        cos, sin = _angle(COS + angle * cos_slot, SIN + angle * sin_slot, h, HALF)
+    if EARLY and AHEAD:
         wait_for_last()
+    if OWN:
+        cos, sin = _angle(COS + angle * cos_slot, SIN + angle * sin_slot, h, HALF)
     queries = Q + row * q_row + (head * GROUP + g[:, None]) * q_head + h[None, :]
     q1 = tl.load(queries, mask=in_group[:, None] & in_first[None, :], other=0.0).to(tl.float32)
     q2 = tl.load(queries + HALF, mask=in_group[:, None] & in_second[None, :], other=0.0).to(tl.float32)

@@ -160,5 +160,6 @@ def attend_static(
         q, k, v, slots.keys, slots.values, slots.scores, slots.lengths,
         scale=scale, window=slots.window, logn_base=slots.logn_base, cos=cos, sin=sin, live=slots.live,
         of=slots.of, beyond=slots.beyond, begin=slots.begin, longest=slots.longest, own=angles is not None,
+        ahead=True,  # a step begins with the embedding of its tokens
     )  # fmt: skip
     return output.flatten(1)[:, None]
