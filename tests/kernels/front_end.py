@@ -1,7 +1,7 @@
 """Every kernel goes through Triton's front end for a GPU that need not be there, as it is launched by its host code.
 
-Triton's interpreter takes what the compiler refuses, such as a name whose type changes in a loop. Prints a line for each:
-the kernel's name, and how many kinds of it were seen.
+Triton's interpreter takes what the compiler refuses, such as a name whose type changes in a loop. Prints a line
+for each: its name, and how many kinds of it were seen.
 
     python -m tests.kernels.front_end
 """
