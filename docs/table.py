@@ -32,8 +32,8 @@ gone on with on another H100 (code 7c04fd2): `comb`, all many rows, `full` and `
 Llama-3-8B from 8k on; the rest is of ea23bdc. The first eviction of a process compiles its kernels. In ea23bdc it
 fell into the few steps that are measured, which shows in the tokens a second (`buzz` at 8k, Qwen3-8B), not in the
 median; in 7c04fd2, of many rows, into the prompts of `buzz` and `comb`, which are read faster than it says (decoding
-alone is not touched). Both are mended. First tokens are of one prompt or the mean of two, after one that does not
-count.
+alone is not touched). Both are mended. Four rows of Llama-2-7B are of the attention that speed.md tells of with an
+asterisk. First tokens are of one prompt or the mean of two, after one that does not count.
 
 | method | what runs |
 | --- | --- |

@@ -35,6 +35,9 @@ class Captured:
         """Warm up and capture; the step is not live, so nothing that counts is written.
 
         What goes wrong in a kernel, the compiler or the capture costs speed only, and is told once.
+
+        Raises:
+            RuntimeError: it goes wrong where processes wait for each other, which may not go different ways.
         """
         # Not under inference mode: what is compiled there would be compiled again outside.
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(step.ids.device):
@@ -45,6 +48,8 @@ class Captured:
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:
+                    if step.is_spread():
+                        raise RuntimeError(f"decoding is not {what}, which the other processes wait for") from error
                     first = (str(error).splitlines() or [""])[0]
                     warnings.warn(f"decoding is not {what}: {type(error).__name__}: {first}", stacklevel=2)
         return step

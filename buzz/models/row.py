@@ -153,7 +153,9 @@ def _is_untouched_layer(family: Family, layer: Any, dtype: torch.dtype) -> bool:
 
 def _is_norm(family: Family, norm: Any, dtype: torch.dtype) -> bool:
     kind = family.kind("RMSNorm")
-    return is_rms_norm(norm, kind, dtype) or (type(norm) is kind and is_whole_in_each(norm) and not is_watched(norm))
+    if is_rms_norm(norm, kind, dtype):
+        return True
+    return type(norm) is kind and is_whole_in_each(norm) and not is_watched(norm) and norm.weight.dtype == dtype
 
 
 def _is_matrix(module: Any, dtype: torch.dtype) -> bool:

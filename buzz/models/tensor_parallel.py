@@ -106,17 +106,22 @@ def _style(module: Any) -> Any:
 
 
 def _spread_forward(module: Any) -> FunctionType | None:
-    """The function that transformers has put in the place of a module's forward."""
+    """The function that transformers has put in the place of a module's forward; None: none for this one.
+
+    That of a deep copy is still for the module that was copied, with its weights.
+    """
     forward = vars(module).get("forward")
     if not isinstance(forward, FunctionType) or not forward.__module__.startswith("transformers.distributed."):
         return None
-    return forward
+    return forward if inspect.getclosurevars(forward).nonlocals.get("module") is module else None
 
 
 def summed(linear: Any, parts: torch.Tensor) -> torch.Tensor:
     """Parts [S, ...] of what a projection gives, whose sum is that of all processes' parts, if its weight is spread."""
     if is_spread(linear.weight):
-        if parts.nbytes >= _LARGE:
+        group = _group(linear.weight)
+        uneven = linear.in_features % dist.get_world_size(group)  # then processes may have unequally many parts
+        if uneven or parts.nbytes >= _LARGE:
             parts = parts.sum(dim=0, keepdim=True)
-        dist.all_reduce(parts, group=_group(linear.weight))
+        dist.all_reduce(parts, group=group)
     return parts

@@ -8,6 +8,7 @@ for each: its name, and how many kinds of it were seen.
 
 from __future__ import annotations
 
+import itertools
 import os
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
@@ -68,6 +69,26 @@ def front_end(src: Any, target: Any = None, options: Any = None, _env_vars: Any 
     return SimpleNamespace(run=lambda *a: None, function=None, packed_metadata=None, launch_metadata=lambda *a: None)
 
 
+def attend(dtype: torch.dtype, group: int, splits: int, how: str, scored: bool) -> None:
+    """A step's attention to 96 slots of two rows and two heads."""
+
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype)
+
+    keys, scores, lengths = zeros(2, 2, 96, 64), torch.zeros(2, 2, 96), torch.ones(2, dtype=torch.int32)
+    angles = {"own": zeros(2, 64), "slots": zeros(96, 64), "turned pool": zeros(96, 64)}.get(how)
+    more: dict[str, Any] = {"slots": {"of": "mean"}, "plain": {"logn_base": 512}}.get(how, {})
+    if how.endswith("pool"):
+        keys, scores, lengths = keys.flatten(1, 2), scores.flatten(1), lengths[:, None].repeat(1, 2)
+        more = {"begin": lengths.clone(), "longest": 90, "of": "largest", "beyond": 3, "window": 50}
+    q, kv = zeros(2, 2 * group, 64), zeros(2, 2, 64)
+    step.attend(
+        q, kv, kv, keys, keys.clone(), scores if scored else None, lengths, scale=0.1, cos=angles, sin=angles,
+        own=how == "own", live=None if how == "own" else lengths.flatten()[:1], ahead=how != "plain",
+        launch=step.Launch(splits=splits), **more,
+    )  # fmt: skip
+
+
 def launch_all() -> None:
     """One launch of every kind that differs by more than numbers."""
     half = {"dtype": torch.bfloat16}
@@ -75,22 +96,16 @@ def launch_all() -> None:
     def random(*shape: int) -> torch.Tensor:
         return torch.zeros(*shape, **half)
 
-    # A step's attention: with and without groups, of equal heads in one split and in several, and of pools.
-    for group in (1, 4):
-        for splits in (1, 3):
-            for how in ("slots", "own", "plain", "pool"):
-                q, kv, cache = random(2, 2 * group, 64), random(2, 2, 64), random(2, 2, 96, 64)
-                scores, lengths = torch.zeros(2, 2, 96), torch.ones(2, dtype=torch.int32)
-                angles = {"plain": None, "pool": None, "own": random(2, 64), "slots": random(96, 64)}[how]
-                more: dict[str, Any] = {}
-                if how == "pool":
-                    cache, scores, lengths = cache.flatten(1, 2), scores.flatten(1), lengths[:, None].repeat(1, 2)
-                    more = {"begin": lengths.clone(), "longest": 90, "of": "largest", "beyond": 3, "window": 50}
-                step.attend(
-                    q, kv, kv, cache, cache.clone(), scores, lengths, scale=0.1, cos=angles, sin=angles,
-                    own=how == "own", live=lengths.flatten()[:1], ahead=how != "own",
-                    launch=step.Launch(splits=splits), **more,
-                )  # fmt: skip
+    # A step's attention: with and without groups, in one split and in several, of equal heads and of pools.
+    kinds = (
+        (torch.bfloat16, torch.float32),
+        (1, 4),
+        (1, 3),
+        ("slots", "own", "plain", "pool", "turned pool"),
+        (True, False),
+    )
+    for dtype, group, splits, how, scored in itertools.product(*kinds):
+        attend(dtype, group, splits, how, scored)
     # What a prompt receives.
     q, kv, lse = random(1, 8, 70, 64), random(1, 2, 70, 64), torch.zeros(1, 8, 70)
     for wanted in ((("sum", 0),), (("largest", 5), ("sum", 3))):

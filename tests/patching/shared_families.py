@@ -11,9 +11,8 @@ import torch.distributed as dist
 
 import buzz
 from buzz.decoding.arena import Off, Uncaptured
-from buzz.patching import supported_families
 from tests.decoding.kernel_steps import Kernels
-from tests.models.tiny import CASES, tiny
+from tests.models.tiny import VARIANTS, tiny
 from tests.patching.shared_runs import close, differences, forward, generate, load_shared, load_whole, prompt, run
 
 # One whose heads choose on their own, one that looks across heads, and one without scores.
@@ -23,8 +22,8 @@ POLICIES: dict[str, dict[str, int]] = {
     "streaming": {"sink": 2, "window": 7},
 }
 GENERATE = partial(generate, max_new_tokens=5)  # every one of them evicts
-# Policy, positions, how, and the call. A family is run in all, a variant of it in every third one, which are of two
-# policies, both positions, and eager and static.
+# Policy, positions, how, and the call. A family is run in all, a variant of it in the second, whose steps kernels may
+# run, and in every third one of the others.
 SETTINGS: tuple[tuple[str, str, str, Any], ...] = (
     ("h2o", "cache", "generate", GENERATE),
     ("h2o", "original", "static memory", GENERATE),
@@ -62,13 +61,14 @@ def check_case(
     whole, shared = _pair(folder, device, dtype)
     styles = {style for module, style in shared.tp_plan.items() if module.endswith((".k_proj", ".qkv_proj"))}
     spread = styles == {"colwise"}  # others gather what the processes project, so that each has all heads
-    settings = SETTINGS if name in supported_families() else SETTINGS[CASES.index(name) % 3 :: 3]
+    family = VARIANTS.get(name, (name,))[0]
+    settings = SETTINGS if name == family else (SETTINGS[1], *SETTINGS[2 + list(VARIANTS).index(name) % 2 :: 3])
     for policy_name, positions, how, call in settings:
         policy = buzz.make_policy(policy_name, **POLICIES[policy_name])
         with buzz.patch_model(whole) as one, buzz.patch_model(shared) as many:
             one.engine.run = many.engine.run = Uncaptured() if how == "static memory" else Off()
             if kernels and (policy_name, how) == ("h2o", "static memory"):
-                many.engine.run = Kernels(needed=name in BY_KERNELS)
+                many.engine.run = Kernels(needed=family in BY_KERNELS)
             expected, got = (run(model, call, policy, positions) for model in (whole, shared))
             found = list(differences(expected, got, spread))
             if not expected.evictions:

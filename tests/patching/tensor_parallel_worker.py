@@ -37,6 +37,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 import buzz
 from buzz.decoding.arena import Off, Uncaptured
 from buzz.decoding.capture import Captured
+from buzz.models import tensor_parallel
 from tests.decoding.kernel_steps import Kernels, everywhere
 from tests.models.tiny import CASES
 from tests.patching.placed import KINDS, PLACED
@@ -144,19 +145,23 @@ def _join(rendezvous: str, device: torch.device) -> None:
 
 
 # KV heads, positions, how, and the call: given a model, ids and mask of a left-padded batch and a cache, it gives ids.
-SETTINGS: tuple[tuple[int, str, str, Any], ...] = (
+# Policies that are of the kind of another one are run in those of the first list alone.
+SOME: tuple[tuple[int, str, str, Any], ...] = (
     (2, "cache", "generate", generate),
-    (2, "cache", "forward", forward),
     (2, "cache", "static memory", generate),
+    (2, "original", "captured", generate),
+    (2, "original", "chunks", functools.partial(generate, prefill_chunk_size=9)),
+    (4, "cache", "generate", generate),
+)
+SETTINGS = (
+    *SOME,
+    (2, "cache", "forward", forward),
     (2, "original", "static memory", generate),
     (2, "cache", "kernels", generate),
     (2, "original", "kernels", generate),
     (2, "cache", "captured", generate),
-    (2, "original", "captured", generate),
     (2, "cache", "captured modules", generate),
-    (2, "original", "chunks", functools.partial(generate, prefill_chunk_size=9)),
     (4, "original", "forward", forward),
-    (4, "cache", "generate", generate),
 )
 
 
@@ -170,12 +175,14 @@ def _check(name: str, pairs: dict[int, tuple[Any, Any]]) -> Iterator[str]:
         policies[", rows"] = buzz.PerRow([buzz.make_policy("tova", capacity=n) for n in (9, 14, 11)])
     if name == "comb":
         policies[", echo"] = buzz.make_policy(name, **POLICIES[name], echo=True, chunk=9)
-    for kv_heads, positions, how, call in SETTINGS if name in KINDS else SETTINGS[::2]:
+    for kv_heads, positions, how, call in SETTINGS if name in KINDS else SOME:
         if (name, positions) not in PLACED or not _runs(how, name, positions):
             continue
         with buzz.patch_model(pairs[kv_heads][0]) as one, buzz.patch_model(pairs[kv_heads][1]) as many:
             one.engine.run = Off() if how in ("generate", "forward", "chunks") else Uncaptured()
             many.engine.run = OWN_RUNS.get(how, lambda: one.engine.run)()
+            # Once each process adds its parts up before they travel, and once all of them do.
+            tensor_parallel._LARGE = 0 if positions == "original" else 1 << 20
             for rows, policy in policies.items():
                 expected, got = (run(model, call, policy, positions) for model in pairs[kv_heads])
                 for what in differences(expected, got):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import Replicate
+from transformers.distributed.tensor_parallel import ColwiseParallel, RowwiseParallel
 
 import buzz
-from buzz.models.tensor_parallel import SpreadHeads, local, spread_heads
+from buzz.decoding.arena import Uncaptured
+from buzz.models.tensor_parallel import SpreadHeads, gives_its_part, is_summed, local, spread_heads, summed
 from buzz.policies import Held
 from tests.conftest import tiny_llama
 from tests.models.tiny import tiny_config
@@ -21,7 +27,7 @@ from tests.patching.shared_families import NO_PLAN
 
 ROOT = Path(__file__).resolve().parents[2]
 # Those that are shared in a way of their own; Llama has all the policies, and others are shared as Llama is.
-OWN_WAYS = ("qwen3", "phi3", "gemma3_text", "smollm3", "olmo2", "mixtral", "opt")
+OWN_WAYS = ("qwen3", "phi3", "gemma3_text", "smollm3", "olmo2", "mixtral", "opt", "llama-biases")
 PROCESSES, SECONDS = 2, 280  # much more than it takes
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}  # so that kernels run, if there is a triton
 
@@ -93,3 +99,63 @@ def test_heads_in_one_process_choose_by_themselves():
     policy = buzz.make_policy("tova", capacity=5)
     slots = SpreadHeads(total=2, group=None).select(lambda seen: policy.select(Held(seen), 20), scores)
     assert slots.tolist() == policy.select(Held(scores), 20).tolist()
+
+
+# What kernels are told of projections that transformers has spread.
+
+
+def spread_linear(style):
+    linear = torch.nn.Linear(6, 4)
+    style.install_forward(linear, None)
+    return linear
+
+
+def test_projections_are_known_by_what_is_around_them():
+    """What gathers or cuts up on its own is not for kernels, nor is a copy, whose forward is the original's."""
+    layouts = {"rows": {"output_layouts": Replicate()}, "columns": {"input_layouts": Replicate()}}
+    rows, columns = spread_linear(ColwiseParallel()), spread_linear(RowwiseParallel())
+    assert (gives_its_part(rows), is_summed(rows)) == (True, False)
+    assert (gives_its_part(columns), is_summed(columns)) == (False, True)
+    assert not gives_its_part(spread_linear(ColwiseParallel(**layouts["rows"])))
+    assert not is_summed(spread_linear(RowwiseParallel(**layouts["columns"])))
+    assert not gives_its_part(torch.nn.Linear(6, 4))
+    assert not gives_its_part(copy.deepcopy(rows))
+    assert not is_summed(copy.deepcopy(columns))
+
+
+@pytest.mark.parametrize(("columns", "size", "parts"), [(64, 4, 3), (65, 4, 1), (64, 1 << 19, 1)])
+def test_processes_add_up_alike(monkeypatch, columns, size, parts):
+    """Of columns that do not divide, processes may have unequally many parts; much is added up before it travels."""
+    sent = []
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, group: sent.append(tensor.clone()))
+    weight = SimpleNamespace(device_mesh=SimpleNamespace(ndim=1, get_group=lambda: "group"))
+    given = torch.rand(3, 1, size)
+    total = summed(SimpleNamespace(weight=weight, in_features=columns), given.clone()).sum(dim=0)
+    assert [len(tensor) for tensor in sent] == [parts]
+    torch.testing.assert_close(total, given.sum(dim=0))
+
+
+def test_processes_go_the_same_way(monkeypatch):
+    """Arenas go by turns, whatever caches a process still has; what fails in one is not tried once more."""
+    model = tiny_llama()
+
+    def answer(rows):
+        cache = buzz.BeehiveCache(buzz.make_policy("h2o", heavy=4, window=5), model)
+        prompt = torch.arange(3, 33).expand(rows, -1)
+        model.generate(prompt, past_key_values=cache, max_new_tokens=3, do_sample=False)
+        return cache
+
+    with buzz.patch_model(model) as handle:
+        engine = handle.engine
+        monkeypatch.setattr(type(engine), "_is_spread", lambda self: True)
+        engine.run = Uncaptured()
+        caches = [answer(rows) for rows in (1, 2, 3)]
+        del caches[1:]  # the first one goes all the same
+        caches += [answer(rows) for rows in (4, 5)]
+        assert [key.rows for key in engine._arenas] == [2, 3, 4, 5]
+        failing = Mock(wraps=Uncaptured(), prepare=Mock(side_effect=torch.OutOfMemoryError("none left")))
+        engine.run = failing
+        with pytest.raises(torch.OutOfMemoryError):
+            answer(6)
+        assert failing.prepare.call_count == 1
