@@ -5,6 +5,7 @@ The counterpart of `buzz.kernels.received` where there is no Triton, as on a CPU
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ from buzz.rows import Rows
 # caches of a CPU between the three passes over it.
 _QUERIES, _SLOTS = 256, 512
 _ELEMENTS = 1 << 21  # of all heads of a block together
+_LEAST = 128  # queries, times the heads of a group, of a product that is worth a thread
 
 
 @torch.no_grad()  # scores choose slots, through which no gradient goes
@@ -62,14 +64,19 @@ def _add(
     most = max(16, min(_QUERIES, _ELEMENTS // (heads * min(end, _SLOTS))))
     order = sorted(zip(wanted, results, strict=True), key=lambda one: one[0].lag)  # masks only grow
     room = rows.new_empty(heads * most * min(end, _SLOTS))  # of one block after another
+    pieces = _pieces(rows, most)
+    repeated = keys if pieces == 1 else keys.repeat_interleave(pieces, dim=0)
     for i in range(0, n, most):
         block = rows[:, :, i : i + most]
         last = start + i + block.shape[2]  # slots up to here are seen by some of the block
         flat = block.flatten(1, 2)
+        even = pieces if flat.shape[1] % pieces == 0 else 1
+        left, right = flat.unflatten(1, (even, -1)).flatten(0, 1), keys if even == 1 else repeated
         for j in range(0, last, _SLOTS):
             stop = min(j + _SLOTS, last)
             probs = room[: flat.shape[0] * flat.shape[1] * (stop - j)].view(*flat.shape[:2], stop - j)
-            probs = torch.bmm(flat, keys[:, :, j:stop], out=probs).exp_().unflatten(1, block.shape[1:3])
+            torch.bmm(left, right[:, :, j:stop], out=probs.view(*left.shape[:2], stop - j))
+            probs = probs.exp_().unflatten(1, block.shape[1:3])
             for what, result in order:
                 _hide(probs, start + i - what.lag, j)
                 part = result.flatten(0, 1)[:, j:stop]
@@ -77,6 +84,19 @@ def _add(
                     torch.maximum(part, probs.amax(dim=(1, 2)).float(), out=part)
                 else:
                     part += probs.sum(dim=(1, 2), dtype=torch.float32)
+
+
+def _pieces(rows: torch.Tensor, most: int) -> int:
+    """Pieces of each KV head's queries, as many as leave no thread without work: threads share products by heads.
+
+    Args:
+        rows: [b * Hkv, G, n, D']; most: queries of a block.
+    """
+    if rows.dtype not in (torch.float32, torch.float64):  # whose products are shared otherwise
+        return 1
+    threads = torch.get_num_threads()
+    pieces = threads // math.gcd(threads, rows.shape[0])
+    return pieces if rows.shape[1] * most >= _LEAST * pieces else 1
 
 
 def _augmented(q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

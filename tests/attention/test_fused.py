@@ -39,7 +39,8 @@ def plain_causal(q, k, v, scale):
 @pytest.mark.parametrize(
     "wanted", [[("sum", 0)], [("sum", 7)], [("largest", 0)], [("largest", 7)], [("largest", 9), ("sum", 3)]]
 )
-def test_prompts_and_chunks(monkeypatch, starts, counts, last, wanted):
+@pytest.mark.parametrize("threads", [1, 8])
+def test_prompts_and_chunks(monkeypatch, threads, starts, counts, last, wanted):
     generator = torch.Generator().manual_seed(sum(starts))
     slots = max(s + c for s, c in zip(starts, counts, strict=True)) + 2
     q = torch.randn(2, 6, max(counts), 16, generator=generator).to(DEVICE)
@@ -48,6 +49,8 @@ def test_prompts_and_chunks(monkeypatch, starts, counts, last, wanted):
         monkeypatch.setattr(fused, "causal", plain_causal)
     monkeypatch.setattr(blocks, "_QUERIES", 16)
     monkeypatch.setattr(blocks, "_SLOTS", 8)
+    monkeypatch.setattr(blocks, "_LEAST", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # heads are cut up for more than they are
     firsts = Rows([0, 0] if last is None else [max(0, c - n) for c, n in zip(counts, last, strict=True)])
     how = {"starts": Rows(starts), "counts": Rows(counts), "scale": 0.25}
     wanted = [Wanted(*one) for one in wanted]
