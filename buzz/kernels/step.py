@@ -68,6 +68,7 @@ def attend(
         begin, strides = lengths, [*keys.stride()[:3], *values.stride()[:3]]
     else:
         strides = [stride for pool in (keys, values) for stride in (pool.stride(0), 0, pool.stride(1))]
+        ahead = ahead and lengths.is_contiguous() and begin.is_contiguous()  # else they are copied now
         lengths, begin = lengths.contiguous(), begin.contiguous()
     exact = q.dtype == torch.float32
     warps, stages = 2 if most <= _SHORT else 4, 1 if exact else 2
