@@ -18,7 +18,7 @@ from buzz.decoding.sizes import Key, Sizes
 from buzz.decoding.step import Place, StaticStep
 from buzz.models.family import Family
 from buzz.models.positions import Learned, Rotary
-from buzz.models.tensor_parallel import is_spread, local
+from buzz.models.tensor_parallel import has_spread, local
 from buzz.models.untouched import is_watched
 from buzz.policies import Scope
 
@@ -163,13 +163,15 @@ class Engine:
         try:
             return self._build(cache, key)
         except torch.OutOfMemoryError:
-            if self._is_spread() or not self._drop_idle():
+            if has_spread(self.model) or not self._drop_idle():
                 raise
         return self._build(cache, key)
 
     def _make_room(self) -> None:
         """Let go of the arenas that were not used for longest."""
-        if self._is_spread():  # all processes let go of the same ones, whatever they have forgotten or have room for
+        if has_spread(
+            self.model
+        ):  # all processes let go of the same ones, whatever they have forgotten or have room for
             while len(self._arenas) >= _ARENAS:
                 del self._arenas[next(iter(self._arenas))]
             return
@@ -179,10 +181,6 @@ class Engine:
             del self._arenas[idle.pop(0)]
         while len(self._arenas) >= _ARENAS:
             del self._arenas[idle.pop(0) if idle else next(iter(self._arenas))]
-
-    def _is_spread(self) -> bool:
-        """Whether an arena is built together with other processes, whose steps wait for each other."""
-        return any(is_spread(parameter) for parameter in self.model.parameters())
 
     def _idle(self) -> list[Key]:
         """The arenas that no cache lives in, the one that was not used for longest first."""

@@ -17,7 +17,7 @@ from buzz.models.positions import Learned, Rotary
 from buzz.models.row import has_kernels, row_stages
 from buzz.models.rows import rows_stages
 from buzz.models.slots import Stages, StaticLayer
-from buzz.models.tensor_parallel import is_spread
+from buzz.models.tensor_parallel import has_spread
 from buzz.rows import Rows
 
 
@@ -111,7 +111,7 @@ class StaticStep:
 
     def is_spread(self) -> bool:
         """Whether it waits for other processes, which run the same step with their parts of the weights."""
-        return any(is_spread(weight) for weight in (*self._backbone.parameters(), *self._head.parameters()))
+        return has_spread(self._backbone, self._head)
 
     def kernel_stages(self) -> Stages | None:
         """How the step is run by kernels of our own, without a compiler; None: they are not for this step."""

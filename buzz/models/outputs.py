@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from buzz.models.tensor_parallel import is_spread
+from buzz.models.tensor_parallel import has_spread
 
 _ELEMENTS = 2**24  # of projected values that exist at a time, of one KV head
 
@@ -24,7 +24,7 @@ def output_weight(attention: Any) -> torch.Tensor:
         ValueError: it is not whole here, or no plain matrix (quantised, adapted, offloaded).
     """
     projection = output_projection(attention)
-    if any(is_spread(parameter) for parameter in attention.parameters()):
+    if has_spread(attention):
         raise ValueError(
             "norms of projected values need the whole output projection, which is spread over processes here: take a "
             "policy without them, such as snapkv with values=False (docs/limits.md)"

@@ -71,6 +71,11 @@ def is_spread(weight: Any) -> bool:
     return hasattr(weight, "device_mesh")
 
 
+def has_spread(*modules: Any) -> bool:
+    """Whether a weight of some modules is spread, so that processes which make the same calls wait for each other."""
+    return any(is_spread(weight) for module in modules for weight in module.parameters())
+
+
 def local(weight: Any) -> Any:
     """The part of a weight that this process holds: all of a plain one; None of None."""
     return weight.detach().to_local() if is_spread(weight) else weight

@@ -18,6 +18,7 @@ from torch.distributed.tensor import Replicate
 from transformers.distributed.tensor_parallel import ColwiseParallel, RowwiseParallel
 
 import buzz
+from buzz.decoding import engine as engines
 from buzz.decoding.arena import Uncaptured
 from buzz.models.tensor_parallel import SpreadHeads, gives_its_part, is_summed, local, spread_heads, summed
 from buzz.policies import Held
@@ -148,7 +149,7 @@ def test_processes_go_the_same_way(monkeypatch):
 
     with buzz.patch_model(model) as handle:
         engine = handle.engine
-        monkeypatch.setattr(type(engine), "_is_spread", lambda self: True)
+        monkeypatch.setattr(engines, "has_spread", lambda model: True)
         engine.run = Uncaptured()
         caches = [answer(rows) for rows in (1, 2, 3)]
         del caches[1:]  # the first one goes all the same
