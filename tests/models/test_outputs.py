@@ -157,6 +157,6 @@ def test_a_projection_that_is_no_plain_matrix_is_refused(how):
 
 def test_a_projection_that_is_spread_is_refused(monkeypatch):
     model = tiny("llama")
-    monkeypatch.setattr(outputs, "is_spread", lambda weight: True)
+    monkeypatch.setattr(outputs, "has_spread", lambda module: True)
     with pytest.raises(ValueError, match="the whole output projection, which is spread over processes"):
         projected_norms(model.model.layers[0].self_attn, torch.zeros(1, 2, 3, 24), 2)
