@@ -17,10 +17,10 @@ _TILE = 64  # places
 
 @triton.jit
 def _shift(
-    KEYS, VALUES, GOALS, ROWS, TICKETS, READ, size, tiles, row_stride,
+    KEYS, VALUES, GOALS, ROWS, TICKETS, READ, size, tiles, units, row_stride,
     UP: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    unit = tl.program_id(0).to(tl.int64)
+    unit = (tl.program_id(0) % units).to(tl.int64)
     READ += unit * tiles
     tile = tl.atomic_add(TICKETS + unit, 1)
     if UP:
@@ -62,8 +62,8 @@ def shift_slots(
     told = torch.zeros(2, units * (tiles + 1), dtype=torch.int32, device=keys.device)
     with torch.cuda.device_of(keys):
         for up in (False, True):
-            _shift[(units, tiles)](
-                keys, values, goals, rows, told[int(up)], told[int(up), units:], size, tiles, keys.stride(0),
+            _shift[(units * tiles,)](  # the first axis alone takes more than 65,535
+                keys, values, goals, rows, told[int(up)], told[int(up), units:], size, tiles, units, keys.stride(0),
                 UP=up, D=dim, D_PADDED=triton.next_power_of_2(dim), N=tile,
             )  # fmt: skip
 

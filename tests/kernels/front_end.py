@@ -41,6 +41,7 @@ from buzz.kernels import (
 from buzz.rows import Rows
 
 TARGET = GPUTarget("cuda", 90, 32)
+MOST = (2**31 - 1, 65_535, 65_535)  # programs along each axis of a launch, on any CUDA device
 SEEN: Counter[str] = Counter()
 
 
@@ -65,8 +66,15 @@ def front_end(src: Any, target: Any = None, options: Any = None, _env_vars: Any 
     triton._C.libtriton.ir.load_dialects(context)
     backend.load_dialects(context)
     src.make_ir(TARGET, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context)
-    SEEN[src.fn.__name__] += 1
-    return SimpleNamespace(run=lambda *a: None, function=None, packed_metadata=None, launch_metadata=lambda *a: None)
+    name = src.fn.__name__
+    SEEN[name] += 1
+
+    def run(*given: Any) -> None:
+        grid = given[:3]
+        if any(programs > most for programs, most in zip(grid, MOST, strict=True)):
+            raise ValueError(f"{name}: a launch of {grid} programs, where a device takes {MOST}")
+
+    return SimpleNamespace(run=run, function=None, packed_metadata=None, launch_metadata=lambda *a: None)
 
 
 def attend(dtype: torch.dtype, group: int, splits: int, how: str, scored: bool) -> None:
@@ -139,6 +147,35 @@ def launch_all() -> None:
     recency.weigh(worth, begin, length, 1 / length)
 
 
+def launch_large() -> None:
+    """What grows with a prompt, at 128k tokens of a model of 1,024 heads: launches that a device would take.
+
+    Memory that nothing is written to costs nothing.
+    """
+    places, heads, tokens = 4_300_000, 1_024, 131_072  # of a pool that holds its shortlists and a chunk
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, dtype=torch.bfloat16)
+
+    pool, goals, units = empty(1, places, 16), torch.empty(1, places, dtype=torch.int64), torch.zeros(1).long()
+    shift.shift_slots(pool, pool, goals, units)
+    begin = (torch.arange(heads) * (places // heads))[None]
+    length = torch.full_like(begin, places // heads)
+    stay = torch.empty(1, places, dtype=torch.bool)
+    deal.list_stays(stay, begin, length, deal.count_stays(stay, begin, length), begin, places // 2)
+    deal.move_slots(empty(1, 32, tokens, 16), goals, units, pool, goals, units)
+    worth = torch.empty(1, places)
+    share.share_out(worth, begin, length, 32, places // 2, sink=4, window=99, least=9, most=9_999, layer_most=None)
+    recency.weigh(worth, begin, length, torch.empty(1, heads))
+    prompt = empty(1, 32, tokens, 16)
+    rotation.rotate(prompt, empty(tokens, 16), empty(tokens, 16))
+    gather.gather_slots(prompt, torch.empty(1, 32, tokens, dtype=torch.int64), prompt)
+    starts, counts = Rows([0]), Rows([tokens])
+    received.received(prompt, prompt, torch.empty(1, 32, tokens), starts=starts, firsts=starts, counts=counts, scale=1)
+    norm.rms_norm(empty(tokens, 64), empty(64), 1e-6)
+    gate.gate_(empty(tokens, 64), empty(tokens, 64), "silu")
+
+
 def main() -> int:
     driver.set_active(NoDriver())
     triton.compiler.compile = front_end
@@ -146,6 +183,7 @@ def main() -> int:
         module.early_launch = lambda device: {"launch_pdl": True}
     assert early.early_launch is not step.early_launch
     launch_all()
+    launch_large()
     print("\n".join(f"{name} {count}" for name, count in sorted(SEEN.items())))
     return 0
 
