@@ -34,6 +34,7 @@ ADDED_KEYS = {
     "speed": None,
     "task.rows": "all",
     "task.query_aware": True,
+    "task.answer_prefix": None,
     "task.segment": None,
     "task.likelihood": False,
 }

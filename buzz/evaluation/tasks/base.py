@@ -64,7 +64,7 @@ class Task(ABC):
 
     Raises:
         ConfigError: `task.prompt` is no template over the row's fields; or `task.query_aware` is false, and no context
-            comes before a question.
+            comes before a question; or `task.answer_prefix` is given, and there are no answers.
     """
 
     Options: ClassVar[type] = NoOptions
@@ -92,6 +92,8 @@ class Task(ABC):
         self._parts = parse_template(self._template, ["id", *(self.placeholders or self.fields)], "task.prompt")
         if not config.query_aware:
             self._check_order()
+        if config.answer_prefix is not None and self.kind == "perplexity":
+            raise ConfigError("task.answer_prefix", f"is given, but {self.name} has no answers", "null is wanted")
 
     def load(self) -> list[Sample]:
         """The first `task.limit` samples of `task.rows`, in the order of the data; at least one.
@@ -144,7 +146,7 @@ class Task(ABC):
 
     def answer_prefix(self, row: Row) -> str:
         """What the answer is made to begin with, without a blank around it; empty: nothing."""
-        return ""
+        return self.config.answer_prefix or ""
 
     def likely(self, sample: Sample) -> str | None:
         """An answer whose mean negative log-likelihood is measured as well (metric `answer_nll`); None: no answer.

@@ -112,7 +112,7 @@ class Passkey(Task):
         return list(row["keys"].values())
 
     def likely(self, sample: Sample) -> str | None:
-        return continuation(sample.prompt, ", ".join(sample.reference))
+        return continuation(sample.text, ", ".join(sample.reference))
 
     def score(self, prediction: str, sample: Sample) -> dict[str, float]:
         return {"recall": recall(prediction, sample.reference)}

@@ -45,7 +45,7 @@ class TenDocumentQA(Task):
 
     def likely(self, sample: Sample) -> str | None:
         """The first answer. The authors' prompt ends in a blank, so there it has none of its own."""
-        return continuation(sample.prompt, sample.reference[0])
+        return continuation(sample.text, sample.reference[0])
 
     def score(self, prediction: str, sample: Sample) -> dict[str, float]:
         return {

@@ -20,6 +20,8 @@ class TaskConfig:
         rows: "tune": those whose ids say so, a quarter of them (see `split`); "test": the others.
         query_aware: False: what the question is about is read, and compressed, before the question is. For tasks that
             have both (`Task.asks`).
+        answer_prefix: what every answer is made to begin with, given and not scored; None: nothing. Not for texts that
+            are only read, and not where a task has prefixes of its own.
         options: keys of the task's own (its `Options`), in the YAML beside the others; all of them, defaults included.
     """
 
@@ -30,6 +32,9 @@ class TaskConfig:
     rows: Rows = "all"
     prompt: str | None = None
     query_aware: bool = True
+    answer_prefix: str | None = field(
+        default=None, metadata=matching(r"(?s)\S(.*\S)?", "text without blanks around it is wanted")
+    )
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -39,4 +44,6 @@ def remarks(task: Mapping[str, Any]) -> list[str]:
     told = [rows[task["rows"]]] if task.get("rows") in rows else []
     if not task.get("query_aware", True):
         told.append("contexts are read, and compressed, before the questions (task.query_aware: false)")
+    if task.get("answer_prefix"):
+        told.append(f"answers are made to begin with {task['answer_prefix']!r} (task.answer_prefix)")
     return told

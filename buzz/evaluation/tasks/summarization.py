@@ -38,7 +38,7 @@ class Summarization(Task):
         return [*self.metrics, "answer_nll"] if self.options.likelihood else self.metrics
 
     def likely(self, sample: Sample) -> str | None:
-        return continuation(sample.prompt, sample.reference)
+        return continuation(sample.text, sample.reference)
 
     def score(self, prediction: str, sample: Sample) -> dict[str, float]:
         return rouge_scores(prediction, sample.reference)

@@ -40,6 +40,7 @@ def test_defaults(base: Path) -> None:
             "rows": "all",
             "prompt": None,
             "query_aware": True,
+            "answer_prefix": None,
             "likelihood": False,
         },
         "methods": [
@@ -336,7 +337,7 @@ def test_round_trip(
         (
             "task.protocol=lines",
             "task.protocol: unknown key",
-            "allowed: name, data, split, limit, rows, prompt, query_aware, likelihood",
+            "allowed: name, data, split, limit, rows, prompt, query_aware, answer_prefix, likelihood",
         ),
         ("task=xsum", "task: is 'xsum' (text)", "a mapping"),
         ("task.name=3", "task.name: is 3", "text is wanted"),

@@ -75,7 +75,7 @@ class Ruler(Task):
     length of answer for each task; here `generation.max_new_tokens` holds for all of a run.
 
     Raises:
-        ConfigError: also if a length is too short for a task.
+        ConfigError: also if a length is too short for a task, or `task.answer_prefix` is given.
     """
 
     Options: ClassVar[type] = RulerOptions
@@ -90,6 +90,8 @@ class Ruler(Task):
 
     def __init__(self, config: TaskConfig) -> None:
         super().__init__(config)
+        if config.answer_prefix is not None:
+            raise ConfigError("task.answer_prefix", "is given, but ruler has prefixes of its own", "null is wanted")
         options = self.options
         for name in options.tasks:
             if min(options.lengths) < NAMES[name]:
