@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from buzz.attention import blocks, naive, one
+from buzz.attention import blocks, naive, one, plans
 from buzz.attention.wanted import Wanted
 from buzz.kernels.device import HALF, runs_triton
 from buzz.rows import Rows
@@ -43,12 +42,15 @@ def attend(
         whole = min(Lq, max(0, window - max(starts)))  # so many see all that is before them
         if whole:
             outputs.append(attend(q[:, :, :whole], k, v, starts=starts, scale=scale))
+    elif max(starts) == 0 and q.is_cuda and q.dtype in HALF:
+        return plans.whole(q, k[:, :, :Lq], v[:, :, :Lq], scale)
     elif max(starts) == 0:
         return _grouped(q, k[:, :, :Lq], v[:, :, :Lq], is_causal=True, scale=scale)
     elif uniform and starts[0] + Lq <= C and q.is_cuda and q.dtype in HALF:
         # Flash attention aligns the last query with the last key by itself.
         end = starts[0] + Lq
-        return _grouped(q, k[:, :, :end], v[:, :, :end], attn_mask=causal_lower_right(Lq, end), scale=scale)
+        how: Any = {"attn_mask": causal_lower_right(Lq, end), "enable_gqa": q.shape[1] > k.shape[1]}
+        return F.scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], scale=scale, **how)
     chunk = naive.queries_at_once(_CHUNK_ELEMENTS, 1 if uniform else B, C, window)
     for i in range(whole, Lq, chunk):
         n = min(chunk, Lq - i)
@@ -62,10 +64,11 @@ def attend(
 def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> torch.Tensor:
     """PyTorch's attention of q [B, Hq, L, D] over k and v [B, Hkv, S, D] by a kernel that holds no L x S matrix."""
     group = q.shape[1] // k.shape[1]
-    if group == 1 or not q.is_cuda or q.dtype in HALF:
-        return F.scaled_dot_product_attention(q, k, v, enable_gqa=group > 1, **how)
-    # In float32 no fused CUDA kernel knows groups: one call for each query head of a group.
-    heads = [F.scaled_dot_product_attention(part, k, v, **how) for part in naive.grouped(q, k.shape[1]).unbind(2)]
+    with plans.unplanned(q):
+        if group == 1 or not q.is_cuda:
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=group > 1, **how)
+        # No fused CUDA kernel that takes float32, or a mask, knows groups: one call for each query head of a group.
+        heads = [F.scaled_dot_product_attention(part, k, v, **how) for part in naive.grouped(q, k.shape[1]).unbind(2)]
     return torch.stack(heads, dim=2).flatten(1, 2)
 
 
@@ -127,7 +130,7 @@ def _by_rows(
 
 def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and natural log-sum-exp float32 [B, Hq, Lq] of queries [B, Hq, Lq, D] that are the last of S tokens."""
-    return _causal_on_cpu(q, k, v, scale) if q.device.type == "cpu" else _causal_on_cuda(q, k, v, scale)
+    return _causal_on_cpu(q, k, v, scale) if q.device.type == "cpu" else plans.causal(q, k, v, scale)
 
 
 def _causal_on_cpu(
@@ -144,20 +147,3 @@ def _causal_on_cpu(
     both = torch.logaddexp(lse.float(), lse_past.float())
     own, other = ((part.float() - both).exp()[..., None] for part in (lse, lse_past))
     return (own * output.float() + other * past.float()).to(q.dtype), both
-
-
-def _causal_on_cuda(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A whole prompt goes to cuDNN, which is faster; to flash attention what cuDNN cannot, and a chunk of a prompt.
-
-    There flash aligns the last query with the last key, as is wanted here, and cuDNN the first with the first.
-    """
-    aten, result = torch.ops.aten, None
-    if q.shape[2] == k.shape[2]:
-        with contextlib.suppress(RuntimeError):
-            result = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True, False, scale=scale)
-    if result is None:
-        result = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, False, scale=scale)
-    output, lse = result[:2]
-    return output, lse.reshape(*q.shape[:2], -1)[..., : q.shape[2]].float()

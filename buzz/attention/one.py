@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from buzz.attention import naive
+from buzz.attention import naive, plans
 from buzz.attention.wanted import Wanted
-from buzz.kernels.device import HALF
 from buzz.rows import Rows
-
-# cuDNN plans anew for every length, and of a masked step there is another one for each token.
-_PLANLESS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(
@@ -32,8 +26,7 @@ def attend(
         mask = naive.seen(starts, 0, 1, begin, end, q.device, window)[:, None]
     if end - begin < C:
         k, v = k[:, :, begin:end], v[:, :, begin:end]
-    planned = mask is not None and q.is_cuda and q.dtype in HALF
-    with sdpa_kernel(_PLANLESS) if planned else contextlib.nullcontext():
+    with plans.unplanned(q):
         output = F.scaled_dot_product_attention(q.view(B, Hkv, Hq // Hkv, D), k, v, attn_mask=mask, scale=scale)
     return output.reshape(B, Hq, 1, D)
 

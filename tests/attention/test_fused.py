@@ -98,7 +98,7 @@ def test_long_prompts_on_a_cpu_have_the_scores_of_the_reference(monkeypatch, sta
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
-@pytest.mark.parametrize("width", [37, 300, 1000])
+@pytest.mark.parametrize("width", [37, 300, 1000, 2048, 2300])
 def test_pytorchs_kernels_align_the_last_query_with_the_last_key(dim, width):
     generator = torch.Generator().manual_seed(dim)
     q = torch.randn(2, 6, width, dim, generator=generator).bfloat16()
