@@ -106,13 +106,18 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Prefill:
-    """The first call; `seconds` bounds the repetitions of a point (three are always made)."""
+    """The first call; `seconds` bounds the repetitions of a point (three are always made).
+
+    `new_lengths`: so many lengths below each are read once as well, since kernels may be planned or compiled anew for a
+    length that a process has not seen before.
+    """
 
     lengths: list[int] = field(default_factory=lambda: [1024, 2048, 4096, 8192, 16384, 32768], metadata=_INTEGERS)
     methods: list[str] | None = field(default=None, metadata=_NAMES)
     repeats: int = _count(5)
     seconds: float = _seconds(3.0)
     prefill_chunk_size: int | None = field(default=None, metadata=at_least(1))
+    new_lengths: int = field(default=0, metadata=at_least(0))
 
 
 @dataclass(frozen=True)

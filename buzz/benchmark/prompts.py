@@ -30,22 +30,36 @@ def prefill(bench: Bench, config: Prefill, contenders: Sequence[Contender]) -> N
                     memory = Memory(bench.device)
                     caches: list[Any] = []
 
-                    def once() -> None:
+                    def once(tokens: int = length) -> None:
                         caches.clear()  # before the next one is made: one cache at a time
-                        caches.append(new_cache(contender, bench.model.config, length + 1))
-                        _read(bench, ids, caches[0], config.prefill_chunk_size)
+                        caches.append(new_cache(contender, bench.model.config, tokens + 1))
+                        _read(bench, ids[:, :tokens], caches[0], config.prefill_chunk_size)
 
                     taken = timed(once, bench.clock, config.repeats, config.seconds)
+                    held = cache_mib(caches[0])
                     return {
                         "ms": 1e3 * statistics.median(taken),
                         "ms_fastest": 1e3 * min(taken),
                         "ms_slowest": 1e3 * max(taken),
                         "repeats": len(taken),
                         "peak_gib": memory.peak_gib,
-                        "cache_mib": cache_mib(caches[0]),
+                        "cache_mib": held,
+                        **_new_lengths(bench, once, range(max(0, length - config.new_lengths), length)[::-1]),
                     }
 
                 bench.contender_point("prefill", contender, {"length": length}, measure)
+
+
+def _new_lengths(bench: Bench, read: Callable[[int], None], lengths: Sequence[int]) -> dict[str, Any]:
+    """Times of prompts that are read once each."""
+    taken = []
+    for length in filter(None, lengths):
+        start = bench.clock.mark()
+        read(length)
+        taken += bench.clock.seconds([start, bench.clock.mark()])
+    if not taken:
+        return {}
+    return {"ms_new": 1e3 * statistics.median(taken), "ms_new_slowest": 1e3 * max(taken), "new_lengths": len(taken)}
 
 
 def _read(bench: Bench, ids: torch.Tensor, cache: Any, chunk: int | None) -> None:

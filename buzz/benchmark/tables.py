@@ -68,6 +68,8 @@ LAYOUTS: dict[str, Layout] = {
             Column("ms", "ms", 1, ratio=True),
             Column("fastest", "ms_fastest", 1),
             Column("slowest", "ms_slowest", 1),
+            Column("a new length", "ms_new", 1),
+            Column("slowest", "ms_new_slowest", 1),
             Column("peak GiB", "peak_gib", 2, ratio=True),
             Column("cache MiB", "cache_mib", 1),
         ),

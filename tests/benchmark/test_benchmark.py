@@ -39,7 +39,7 @@ ALL = {
         "tiles": [{"keys": 32}],
         "launches": [{"splits": 2}],
     },
-    "prefill": {"lengths": [16, 48], "repeats": 3},
+    "prefill": {"lengths": [16, 48], "repeats": 3, "new_lengths": 2},
     "decode": {"contexts": [20, 40], "batches": [1, 2], "steps": 6, "methods": ["dynamic", "static", "buzz"]},
     "stream": {"tokens": [33, 70], "chunk": 16, "steps": 6, "methods": ["buzz"]},
     "evictions": {"context": 32, "steps": 50, "profiled": 4, "methods": ["dynamic", "buzz"]},
@@ -126,6 +126,8 @@ def test_prefill(sections):
     row = of(rows, length=48, method="dynamic")
     assert row["repeats"] == 3
     assert row["ms_fastest"] <= row["ms"] <= row["ms_slowest"]
+    assert 0 < row["ms_new"] <= row["ms_new_slowest"]
+    assert row["new_lengths"] == 2
     assert row["peak_gib"] is None  # of the CPU's memory nothing is known
     token = 2 * 2 * 2 * 16 * 4
     assert row["cache_mib"] == pytest.approx(48 * token / 2**20)
