@@ -25,15 +25,12 @@ is measured: [benchmark.md](../benchmark.md#one-row-and-many). This page is made
       python scripts/benchmark.py configs/bench/table.yaml model.shape=$shape output=runs/bench/table/$shape
     done
 
-What has a dash, or no row, has not been measured. Llama-2-7B was run with `'one_row.methods=[dynamic, quantized,
-paged, full, buzz, comb]' 'one_row.contexts=[1024, 8192, 32768]'`, Qwen3-8B with `'one_row.methods=[dynamic, full,
-buzz, comb]' 'one_row.contexts=[8192, 131072]'`, and of its many rows there was time for DynamicCache alone. Runs were
-gone on with on another H100 (code 7c04fd2): `comb`, all many rows, `full` and `buzz` of Llama-2-7B, `buzz` of
-Llama-3-8B from 8k on; the rest is of ea23bdc. The first eviction of a process compiles its kernels. In ea23bdc it
-fell into the few steps that are measured, which shows in the tokens a second (`buzz` at 8k, Qwen3-8B), not in the
-median; in 7c04fd2, of many rows, into the prompts of `buzz` and `comb`, which are read faster than it says (decoding
-alone is not touched). Both are mended. Four rows of Llama-2-7B are of the attention that speed.md tells of with an
-asterisk. First tokens are of one prompt or the mean of two, after one that does not count.
+Runs were gone on with on other H100s, and an earlier one read fewer contexts of Llama-2-7B and Qwen3-8B: `full`,
+`buzz` and `comb` are of code e9cb4de, and so are all of Qwen3-8B but DynamicCache's 8k, 128k and many rows, and
+Llama-2-7B's StaticCache, paged-graphs and 128k; transformers' other caches are of ea23bdc and 7c04fd2. What has a dash
+has not been measured, or is not meant to run so long. `comb` failed at 128k of Llama-2-7B, where a kernel was launched
+with more programs than a device takes, which is mended and not measured again. First tokens are of one prompt or the
+mean of two, after one of the same length that does not count ([a new length](speed.md#a-new-length)).
 
 | method | what runs |
 | --- | --- |

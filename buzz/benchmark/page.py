@@ -32,22 +32,29 @@ _MANY_ROWS: dict[str, Callable[[Row], str]] = {
 def caches_lines(data: Mapping[str, Any]) -> list[str]:
     """The results of one model (results.json) in Markdown: the machine, both sections, and why what failed did."""
     lines = [*facts_lines(data), ""]
-    one, many = (data["sections"].get(name) for name in ("one_row", "many_rows"))
-    if one is not None and one["rows"]:
-        contexts = sorted({row["context"] for row in one["rows"]})
+    one, many = (_rows(data, name) for name in ("one_row", "many_rows"))
+    if one:
+        contexts = sorted({row["context"] for row in one})
         for title, shown in _ONE_ROW.items():
-            if title == _PEAK and not any(row.get("peak_gib") for row in one["rows"]):
+            if title == _PEAK and not any(row.get("peak_gib") for row in one):
                 continue  # of a CPU's memory nothing is known
-            lines += [f"**{title}**", "", *_by_context(one["rows"], contexts, shown), ""]
-    if many is not None:
-        settings = many["facts"]["settings"]
-        for context in sorted({row["context"] for row in many["rows"]}):
-            rows = [row for row in many["rows"] if row["context"] == context]
-            title = f"Prompts of {_tokens(context)} and answers of {settings['new_tokens']} tokens"
-            lines += [f"**{title}, as many rows as fit into {settings['memory_gib']:g} GiB above the weights**", ""]
-            cells = [[row["method"], *_many_cells(row)] for row in rows]
-            lines += [*markdown_rows(["method", *_MANY_ROWS], cells, left=1), ""]
-    return lines + _reasons([*(one or {"rows": []})["rows"], *(many or {"rows": []})["rows"]])
+            lines += [f"**{title}**", "", *_by_context(one, contexts, shown), ""]
+    for context in sorted({row["context"] for row in many}):
+        settings = data["sections"]["many_rows"]["facts"]["settings"]
+        title = f"Prompts of {_tokens(context)} and answers of {settings['new_tokens']} tokens"
+        lines += [f"**{title}, as many rows as fit into {settings['memory_gib']:g} GiB above the weights**", ""]
+        cells = [[row["method"], *_many_cells(row)] for row in many if row["context"] == context]
+        lines += [*markdown_rows(["method", *_MANY_ROWS], cells, left=1), ""]
+    return lines + _reasons([*one, *many])
+
+
+def _rows(data: Mapping[str, Any], section: str) -> list[Row]:
+    """The points of a section, in the order of its methods: a run that goes on measures what is missing at the end."""
+    if section not in data["sections"]:
+        return []
+    there = data["sections"][section]
+    names = [method["name"] for method in there["facts"]["methods"]]
+    return sorted(there["rows"], key=lambda row: names.index(row["method"]))
 
 
 def _by_context(rows: Sequence[Row], contexts: Sequence[int], shown: Callable[[Row], str]) -> list[str]:
