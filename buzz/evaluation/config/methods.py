@@ -168,15 +168,20 @@ def baselines(methods: Sequence[MethodConfig], name: str, where: str) -> dict[st
     a sweep names methods: `h2o-reduction4` for all with a `reduction` of 4 where `h2o` is asked for.
 
     Raises:
-        ConfigError: no method has such a name.
+        ConfigError: no method has such a name, or no other has its memory.
     """
     known = {method.name for method in methods}
-    found = {}
+    found, alone = {}, False
     for method in methods:
         memory = {key: getattr(method, key) for key in ("budget", "match", "match_by", "reduction")}
         other = name if name in known else default_name(name, memory)
         if other in known and other != method.name:
             found[method.name] = other
+        alone |= other == method.name
+    if not found and alone:
+        raise ConfigError(
+            where, f"{name!r} is the only method at its memory", "another one with its budget or reduction is wanted"
+        )
     if not found:
         raise ConfigError(
             where, f"{name!r} is no method to compare others with", f"one of {', '.join(known)} is wanted"

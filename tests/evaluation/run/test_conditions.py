@@ -145,6 +145,29 @@ QUESTIONS = [
 ]
 
 
+def test_answers_begin_with_what_is_given(write_config, tmp_path):
+    """As if it stood at the end of the prompt, but that it belongs to the answer."""
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    methods = ["full", {"policy": "h2o", "name": "h2o", "reduction": 2}]
+    asked, prompt = {"name": "ten_qa", "data": str(data)}, "{documents}\n{question}?"
+    given = load_config(
+        write_config(task={**asked, "prompt": prompt, "answer_prefix": "It is"}, methods=methods),
+        [f"output={tmp_path / 'given'}"],
+    )
+    written = load_config(
+        write_config(task={**asked, "prompt": f"{prompt} It is"}, methods=methods), [f"output={tmp_path / 'written'}"]
+    )
+    plain = load_config(write_config(task={**asked, "prompt": prompt}, methods=methods), [f"output={tmp_path / 'no'}"])
+    summary, same, other = run(given), run(written), run(plain)
+    for name in ("full", "h2o"):
+        for one, two in zip(records_of(given, name), records_of(written, name), strict=True):
+            assert one == {**two, "seconds": one["seconds"]}
+    nll = [entry["methods"]["h2o"]["metrics"]["answer_nll"]["mean"] for entry in (summary, same, other)]
+    assert nll[0] == nll[1] != pytest.approx(nll[2], rel=1e-3)
+    assert summary["run"]["notes"] == ["answers are made to begin with 'It is' (task.answer_prefix)"]
+
+
 def test_a_context_is_compressed_before_the_question(write_config, tmp_path):
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))

@@ -260,7 +260,7 @@ def test_round_trip(
         ("task.prompt='{article}'", "task.prompt: unknown placeholder {article}", "{document}"),
         ("model.id=null", "model: neither id nor gguf", "GGUF"),
         ("compare=h2o", "compare: 'h2o' is no method to compare others with", "one of full is wanted"),
-        ("compare=full", "compare: 'full' is no method to compare others with", "one of full"),
+        ("compare=full", "compare: 'full' is the only method at its memory", "another one with its budget"),
         ("compare=3", "compare: is 3 (an integer)", "the name of a method, or a list of such names"),
         # budget and match
         ("methods=[{policy: h2o, budget: 0}]", "methods[0] (h2o).budget: is 0", "a share of the prompt"),
@@ -339,6 +339,9 @@ def test_round_trip(
             "task.protocol: unknown key",
             "allowed: name, data, split, limit, rows, prompt, query_aware, answer_prefix, likelihood",
         ),
+        ("task.answer_prefix=' It'", "task.answer_prefix: is ' It'", "text without blanks around it"),
+        ("task.answer_prefix=''", "task.answer_prefix: is ''", "text without blanks around it"),
+        ("task.answer_prefix=3", "task.answer_prefix: is 3 (an integer)", "text without blanks around it"),
         ("task=xsum", "task: is 'xsum' (text)", "a mapping"),
         ("task.name=3", "task.name: is 3", "text is wanted"),
         # a sweep is no run

@@ -45,6 +45,28 @@ def test_registered_tasks_are_sound(task: type[Task]) -> None:
     parse_template(task.template, ["id", *(task.placeholders or task.fields)], "task.prompt")  # its own prompt fits
 
 
+def test_answers_begin_with_what_is_given(name: str, tmp_path: Path) -> None:
+    own, given = (make_task(config(name, tmp_path, limit=1, answer_prefix=what)) for what in (None, "In short:"))
+    (plain,), (sample,) = own.load(), given.load()
+    assert (sample.prompt, sample.prefix, plain.prefix) == (plain.prompt, "In short:", "")
+    assert sample.text == plain.prompt + continuation(plain.prompt, "In short:")
+    assert (plain.text, given.likely(sample)) == (plain.prompt, f" {sample.reference}")
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        ("wikitext", "wikitext has no answers"),
+        ("stream", "stream has no answers"),
+        ("ruler", "ruler has prefixes of its own"),
+    ],
+)
+def test_where_an_answer_cannot_begin_with_what_is_given_it_is_refused(task: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_task(TaskConfig(task, answer_prefix="It is"))
+    assert str(caught.value) == f"task.answer_prefix: is given, but {why}, null is wanted"
+
+
 def test_samples_and_the_authors_prompt(name: str, tmp_path: Path) -> None:
     task = make_task(config(name, tmp_path, limit=3))
     samples = task.load()
