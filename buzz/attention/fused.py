@@ -50,7 +50,8 @@ def attend(
         # Flash attention aligns the last query with the last key by itself.
         end = starts[0] + Lq
         how: Any = {"attn_mask": causal_lower_right(Lq, end), "enable_gqa": q.shape[1] > k.shape[1]}
-        return F.scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], scale=scale, **how)
+        with plans.CUDNN.off():
+            return F.scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], scale=scale, **how)
     chunk = naive.queries_at_once(_CHUNK_ELEMENTS, 1 if uniform else B, C, window)
     for i in range(whole, Lq, chunk):
         n = min(chunk, Lq - i)
@@ -64,9 +65,11 @@ def attend(
 def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> torch.Tensor:
     """PyTorch's attention of q [B, Hq, L, D] over k and v [B, Hkv, S, D] by a kernel that holds no L x S matrix."""
     group = q.shape[1] // k.shape[1]
-    with plans.unplanned(q):
-        if group == 1 or not q.is_cuda:
-            return F.scaled_dot_product_attention(q, k, v, enable_gqa=group > 1, **how)
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=group > 1, **how)
+    with plans.CUDNN.off():
+        if group == 1:
+            return F.scaled_dot_product_attention(q, k, v, **how)
         # No fused CUDA kernel that takes float32, or a mask, knows groups: one call for each query head of a group.
         heads = [F.scaled_dot_product_attention(part, k, v, **how) for part in naive.grouped(q, k.shape[1]).unbind(2)]
     return torch.stack(heads, dim=2).flatten(1, 2)

@@ -1,71 +1,113 @@
-"""cuDNN's attention is the fastest for long prompts, and plans anew for every shape: 45 ms on an H100, each time that a
-length is new to a process (docs/results/speed.md). So it is asked where that pays, and for few shapes."""
+"""cuDNN's attention is the fastest for long prompts on a Hopper GPU, and plans anew for every shape: 45 ms, each time
+that a length is new to a process (docs/results/speed.md). So it is asked where that pays, and for fewer shapes."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import threading
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from buzz.kernels.device import HALF
 
 _LEAST = 2048  # tokens, below which flash attention is as fast
 _STEP = 512  # tokens: prompts are made so long in whole steps, and share their plans
 _MOST = 1 << 26  # elements of the queries, from which a copy with such an end costs more memory than a plan is worth
-_UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_HOPPER = 9  # compute capability
+_refused: set[tuple[torch.device, torch.dtype, int]] = set()  # what cuDNN cannot
 
 
 def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Output [B, Hq, L, D] of a whole prompt, by what PyTorch takes to be the fastest kernel.
+    """Output [B, Hq, L, D] of a whole prompt.
 
     Args:
         q: [B, Hq, L, D] on a CUDA device in half precision. k, v: [B, Hkv, L, D] likewise.
     """
-    tokens = q.shape[2]
-    how: dict[str, Any] = {"is_causal": True, "scale": scale, "enable_gqa": q.shape[1] > k.shape[1]}
-    if tokens < _LEAST:
-        with sdpa_kernel(_UNPLANNED):
-            return F.scaled_dot_product_attention(q, k, v, **how)
-    q, k, v = _in_whole_steps(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, **how)[:, :, :tokens]
+    result = _by_cudnn(q, k, v, scale)
+    if result is not None:
+        return result[0]
+    with CUDNN.off():
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] > k.shape[1]
+        )  # fmt: skip
 
 
 def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """`whole`, and the natural log-sum-exp float32 [B, Hq, L]; or of queries that are the last of S tokens.
 
-    A whole prompt of some length goes to cuDNN; to flash attention what cuDNN cannot, short prompts, and a chunk of a
-    prompt: there flash aligns the last query with the last key, as is wanted here, and cuDNN the first with the first.
+    A chunk of a prompt goes to flash attention, which aligns the last query with the last key, as is wanted here; cuDNN
+    the first with the first.
 
     Args:
         q: [B, Hq, L, D] on a CUDA device in half precision, D a multiple of 8 up to 256.
         k, v: [B, Hkv, S, D] likewise.
     """
-    aten, result, tokens = torch.ops.aten, None, q.shape[2]
-    if tokens == k.shape[2] and tokens >= _LEAST:
-        with contextlib.suppress(RuntimeError):
-            longer = _in_whole_steps(q, k, v)
-            result = aten._scaled_dot_product_cudnn_attention(*longer, None, True, 0.0, True, False, scale=scale)
+    result = _by_cudnn(q, k, v, scale) if q.shape[2] == k.shape[2] else None
     if result is None:
-        result = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, False, scale=scale)
-    output, lse = result[:2]
-    return output[:, :, :tokens], lse.reshape(*q.shape[:2], -1)[..., :tokens].float()
+        result = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, False, scale=scale)[:2]
+    output, lse = result
+    return output, lse.reshape(*q.shape[:2], -1)[..., : q.shape[2]].float()
 
 
-def _in_whole_steps(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Queries, keys and values [B, H, L, D] with zeros behind them, which no query of the text sees."""
-    more = -tensors[0].shape[2] % _STEP if tensors[0].numel() <= _MOST else 0
-    return tuple(F.pad(t, (0, 0, 0, more)) for t in tensors) if more else tensors
+def _by_cudnn(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Output and log-sum-exp of a whole prompt; None where another kernel is as good, or cuDNN cannot."""
+    tokens, kind = q.shape[2], (q.device, q.dtype, q.shape[3])
+    if tokens < _LEAST or kind in _refused or not _pays(q.device):
+        return None
+    more = -tokens % _STEP if q.numel() <= _MOST else 0
+    try:
+        longer = tuple(F.pad(t, (0, 0, 0, more)) for t in (q, k, v)) if more else (q, k, v)  # which no query sees
+        output, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            *longer, None, True, 0.0, True, False, scale=scale
+        )[:2]
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError:
+        _refused.add(kind)
+        return None
+    return output[:, :, :tokens], lse.reshape(*q.shape[:2], -1)[..., :tokens]
 
 
-def unplanned(q: torch.Tensor) -> Any:
-    """A context for attention whose shapes are as many as its calls, in which PyTorch does not ask cuDNN.
-
-    Of the kernels that are left those that take a mask know no groups of query heads.
-    """
-    return sdpa_kernel(_UNPLANNED) if q.is_cuda and q.dtype in HALF else contextlib.nullcontext()
+def _pays(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] >= _HOPPER and CUDNN.on()
 
 
-__all__ = ["causal", "unplanned", "whole"]
+class _Switch:
+    """PyTorch's switch for cuDNN's attention, one for the whole process: several threads may turn it off at once, and
+    the last of them turns it on again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside, self._before = 0, True
+
+    def on(self) -> bool:
+        """Whether it is on outside of `off`."""
+        with self._lock:
+            return self._before if self._inside else torch.backends.cuda.cudnn_sdp_enabled()
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """For attention whose shapes are as many as its calls. Not where somebody wants cuDNN alone."""
+        cuda = torch.backends.cuda
+        if not (cuda.flash_sdp_enabled() or cuda.mem_efficient_sdp_enabled() or cuda.math_sdp_enabled()):
+            yield
+            return
+        with self._lock:
+            if not self._inside:
+                self._before = cuda.cudnn_sdp_enabled()
+                cuda.enable_cudnn_sdp(False)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    cuda.enable_cudnn_sdp(self._before)
+
+
+CUDNN = _Switch()
+
+__all__ = ["CUDNN", "causal", "whole"]

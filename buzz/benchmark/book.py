@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from buzz.benchmark.config import BenchConfig, section_facts
+from buzz.benchmark.config import BenchConfig, section_facts, with_defaults
 from buzz.evaluation.errors import ConfigError
 from buzz.evaluation.files import write_atomically
 from buzz.evaluation.paths import short, user_path
@@ -45,8 +45,9 @@ class Book:
         for name in config.sections:
             facts = json.loads(json.dumps(section_facts(config, name)))
             there = self.data["sections"].setdefault(name, {"facts": facts, "complete": False, "rows": []})
-            if there["facts"] != facts:
-                differing = [key for key in facts if there["facts"].get(key) != facts[key]]
+            before = json.loads(json.dumps(with_defaults(there["facts"], config, name)))
+            if before != facts:
+                differing = [key for key in facts if before.get(key) != facts[key]]
                 what = f"{config.output} holds {name} of other {', '.join(differing)}"
                 raise ConfigError("output", what, _OTHER)
 

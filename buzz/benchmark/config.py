@@ -108,8 +108,8 @@ class Kernels:
 class Prefill:
     """The first call; `seconds` bounds the repetitions of a point (three are always made).
 
-    `new_lengths`: so many lengths below each are read once as well, since kernels may be planned or compiled anew for a
-    length that a process has not seen before.
+    `new_lengths`: so many lengths below each are read once as well, other ones by each method, since kernels may be
+    planned or compiled anew for a length that a process has not seen before.
     """
 
     lengths: list[int] = field(default_factory=lambda: [1024, 2048, 4096, 8192, 16384, 32768], metadata=_INTEGERS)
@@ -364,6 +364,11 @@ def _known(given: Sequence[str] | None, names: Sequence[str], where: str) -> Non
 def as_data(value: Any) -> Any:
     """A part of a config as plain data, for JSON."""
     return dataclasses.asdict(value)
+
+
+def with_defaults(facts: Mapping[str, Any], config: BenchConfig, name: str) -> dict[str, Any]:
+    """Facts of a section as older code wrote them: settings that it did not have yet are what they are by default."""
+    return {**facts, "settings": {**as_data(type(getattr(config, name))()), **facts.get("settings", {})}}
 
 
 def section_facts(config: BenchConfig, name: str) -> dict[str, Any]:

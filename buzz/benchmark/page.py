@@ -53,8 +53,8 @@ def _rows(data: Mapping[str, Any], section: str) -> list[Row]:
     if section not in data["sections"]:
         return []
     there = data["sections"][section]
-    names = [method["name"] for method in there["facts"]["methods"]]
-    return sorted(there["rows"], key=lambda row: names.index(row["method"]))
+    order = {method["name"]: number for number, method in enumerate(there["facts"]["methods"])}
+    return sorted(there["rows"], key=lambda row: order.get(row["method"], len(order)))
 
 
 def _by_context(rows: Sequence[Row], contexts: Sequence[int], shown: Callable[[Row], str]) -> list[str]:

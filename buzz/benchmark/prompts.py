@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,10 +23,11 @@ _JUMP = 8  # and never tried at more than so many times what is known to fit
 def prefill(bench: Bench, config: Prefill, contenders: Sequence[Contender]) -> None:
     """Time and memory of the first call, one row, by contender and length."""
     for length in config.lengths:
-        for contender in contenders:  # one after the other: a GPU that is hot runs slower
+        # One after the other: a GPU that is hot runs slower. Each has new lengths of its own.
+        for contender, below in zip(contenders, itertools.count(length, -config.new_lengths or 0), strict=False):
             if contender.takes(length, 1):
 
-                def measure(contender=contender, length=length) -> dict[str, Any]:
+                def measure(contender=contender, length=length, below=below) -> dict[str, Any]:
                     ids = bench.ids(1, length)
                     memory = Memory(bench.device)
                     caches: list[Any] = []
@@ -44,7 +46,7 @@ def prefill(bench: Bench, config: Prefill, contenders: Sequence[Contender]) -> N
                         "repeats": len(taken),
                         "peak_gib": memory.peak_gib,
                         "cache_mib": held,
-                        **_new_lengths(bench, once, range(max(0, length - config.new_lengths), length)[::-1]),
+                        **_new_lengths(bench, once, range(below - config.new_lengths, below)),
                     }
 
                 bench.contender_point("prefill", contender, {"length": length}, measure)
@@ -53,7 +55,9 @@ def prefill(bench: Bench, config: Prefill, contenders: Sequence[Contender]) -> N
 def _new_lengths(bench: Bench, read: Callable[[int], None], lengths: Sequence[int]) -> dict[str, Any]:
     """Times of prompts that are read once each."""
     taken = []
-    for length in filter(None, lengths):
+    for length in lengths:
+        if length < 1:
+            continue
         start = bench.clock.mark()
         read(length)
         taken += bench.clock.seconds([start, bench.clock.mark()])

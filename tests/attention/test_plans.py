@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -10,23 +13,26 @@ from buzz.rows import Rows
 from tests.attention.test_fused import plain_causal
 
 ATEN = torch.ops.aten
-CUDNN, FLASH = ATEN._scaled_dot_product_cudnn_attention, ATEN._scaled_dot_product_flash_attention
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The kernels that were called, each with the tokens of its queries and keys; both are a plain one."""
+    """The kernels that were called, each with the tokens of its queries and keys; all are a plain one."""
     calls = []
 
     def kernel(name):
-        def plain(q, k, v, *others, scale):
+        def plain(q, k, v, *others, scale, **how):
             calls.append((name, q.shape[2], k.shape[2]))
-            return *plain_causal(q, k, v, scale), None
+            output, lse = plain_causal(q, k, v, scale)
+            return output if name == "sdpa" else (output, lse, None)
 
         return plain
 
     monkeypatch.setattr(ATEN, "_scaled_dot_product_cudnn_attention", kernel("cudnn"), raising=False)
     monkeypatch.setattr(ATEN, "_scaled_dot_product_flash_attention", kernel("flash"), raising=False)
+    monkeypatch.setattr(plans.F, "scaled_dot_product_attention", kernel("sdpa"))
+    monkeypatch.setattr(plans, "_pays", lambda device: True)
+    monkeypatch.setattr(plans, "_refused", set())
     monkeypatch.setattr(plans, "_LEAST", 16)
     monkeypatch.setattr(plans, "_STEP", 8)
     monkeypatch.setattr(plans, "_MOST", 6 * 8 * 40)
@@ -38,16 +44,15 @@ def texts(tokens, slots):
     return [torch.randn(1, heads, n, 8, generator=generator) for heads, n in ((6, tokens), (2, slots), (2, slots))]
 
 
-def test_prompts_of_many_lengths_have_few_shapes(asked):
+@pytest.mark.parametrize(("how", "short"), [("causal", "flash"), ("whole", "sdpa")])
+def test_prompts_of_many_lengths_have_few_shapes(asked, how, short):
     for tokens in range(1, 41):
         q, k, v = texts(tokens, tokens)
-        output, lse = plans.causal(q, k, v, 0.3)
-        expected = plain_causal(q, k, v, 0.3)
-        torch.testing.assert_close((output, lse), expected, atol=1e-6, rtol=1e-6)
-    assert {(name, n) for name, n, _ in asked} == {
-        *(("flash", n) for n in range(1, 16)),
-        *(("cudnn", n) for n in (16, 24, 32, 40)),
-    }
+        output, lse = plain_causal(q, k, v, 0.3)
+        got = getattr(plans, how)(q, k, v, 0.3)
+        torch.testing.assert_close(got, (output, lse) if how == "causal" else output, atol=1e-6, rtol=1e-6)
+    short = {(short, tokens) for tokens in range(1, 16)}
+    assert {(name, n) for name, n, _ in asked} == short | {("cudnn", n) for n in (16, 24, 32, 40)}
 
 
 def test_a_copy_of_very_many_tokens_is_not_made(asked):
@@ -61,28 +66,107 @@ def test_a_chunk_is_aligned_with_the_end(asked):
     assert asked == [("flash", 20, 33)]
 
 
-def test_what_cudnn_cannot_flash_attention_does(asked, monkeypatch):
+@pytest.mark.parametrize(("error", "times"), [(RuntimeError("no plan"), 1), (torch.OutOfMemoryError("full"), 2)])
+def test_what_cudnn_cannot_is_asked_once(asked, monkeypatch, error, times):
+    tried = []
+
     def refuse(*args, **how):
-        raise RuntimeError("no plan")
+        tried.append(args)
+        raise error
 
     monkeypatch.setattr(ATEN, "_scaled_dot_product_cudnn_attention", refuse)
     q, k, v = texts(20, 20)
-    torch.testing.assert_close(plans.causal(q, k, v, 0.3), plain_causal(q, k, v, 0.3))
-    assert asked == [("flash", 20, 20)]
+    for _ in range(2):
+        torch.testing.assert_close(plans.causal(q, k, v, 0.3), plain_causal(q, k, v, 0.3))
+    assert asked == [("flash", 20, 20)] * 2
+    assert len(tried) == times
+
+
+@pytest.fixture
+def switch():
+    """PyTorch's own, which is left as it was."""
+    cuda = torch.backends.cuda
+    switches = [cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_math_sdp, cuda.enable_cudnn_sdp]
+    for turn in switches:
+        turn(True)
+    yield cuda
+    for turn in switches:
+        turn(True)
+
+
+def test_the_switch_is_turned_back(switch):
+    for before in (True, False):
+        switch.enable_cudnn_sdp(before)
+        with contextlib.suppress(ValueError), plans.CUDNN.off(), plans.CUDNN.off():
+            assert (switch.cudnn_sdp_enabled(), plans.CUDNN.on()) == (False, before)
+            raise ValueError
+        assert switch.cudnn_sdp_enabled() is before
+
+
+def test_who_wants_cudnn_alone_gets_it(switch):
+    for turn in (switch.enable_flash_sdp, switch.enable_mem_efficient_sdp, switch.enable_math_sdp):
+        turn(False)
+    with plans.CUDNN.off():
+        assert switch.cudnn_sdp_enabled()
+
+
+def test_threads_turn_the_switch_together(switch):
+    def work(_):
+        for _ in range(2000):
+            with plans.CUDNN.off():
+                assert not switch.cudnn_sdp_enabled()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert switch.cudnn_sdp_enabled()
+
+
+def names(call):
+    with torch.profiler.profile() as profile:
+        call()
+    return [event.name for event in profile.events() if "cudnn" in event.name]
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("tokens", "starts"), [(1, [900, 905]), (1, [900, 900]), (70, [900, 905]), (700, [0, 0]), (70, [9, 9])]
+    ("tokens", "starts", "window"),
+    [
+        (1, [900, 905], None),
+        (1, [900, 900], None),
+        (70, [900, 905], None),
+        (70, [9, 9], None),
+        (700, [0, 0], None),
+        (700, [0, 0], 100),
+        (70, [900, 905], 300),
+    ],
 )
-def test_calls_of_many_shapes_do_not_ask_cudnn(tokens, starts):
-    """Steps, chunks and short prompts of a group of heads, against float32."""
+def test_calls_of_many_shapes_do_not_ask_cudnn(tokens, starts, window, dtype):
+    """Steps, chunks and short prompts of groups of heads, against float32."""
     generator = torch.Generator("cuda").manual_seed(0)
-    how = {"device": "cuda", "generator": generator}
-    q, k, v = (torch.randn(2, heads, n, 64, **how).bfloat16() for heads, n in ((6, tokens), (2, 1000), (2, 1000)))
-    with torch.profiler.profile() as profile:
-        output, _ = attend(q, k, v, starts=Rows(starts), scale=0.125, spec=None)
-    assert not [event.name for event in profile.events() if "cudnn" in event.name]
-    expected, _ = attend(q.cpu().float(), k.cpu().float(), v.cpu().float(), starts=Rows(starts), scale=0.125, spec=None)
+    q, k, v = (
+        torch.randn(2, heads, n, 64, device="cuda", generator=generator).to(dtype)
+        for heads, n in ((6, tokens), (2, 1000), (2, 1000))
+    )
+    how = {"starts": Rows(starts), "scale": 0.125, "spec": None, "window": window}
+    assert not names(lambda: attend(q, k, v, **how))
+    output, _ = attend(q, k, v, **how)
+    expected, _ = attend(q.cpu().float(), k.cpu().float(), v.cpu().float(), **how)
     assert (output.cpu().float() - expected).norm() < 1e-2 * expected.norm()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("tokens", [2048, 2300])
+def test_long_prompts_ask_cudnn_on_a_hopper(tokens):
+    if torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs a Hopper GPU")
+    generator = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (torch.randn(1, heads, tokens, 64, device="cuda", generator=generator).bfloat16() for heads in (6, 2, 2))
+    assert names(lambda: plans.whole(q, k, v, 0.125))
+    expected, lse = plain_causal(q.double(), k.double(), v.double(), 0.125)
+    output, got = plans.causal(q, k, v, 0.125)
+    assert (output - expected).norm() < 1e-2 * expected.norm()
+    assert torch.equal(output, plans.whole(q, k, v, 0.125))
+    torch.testing.assert_close(got.double(), lse, atol=1e-2, rtol=1e-2)

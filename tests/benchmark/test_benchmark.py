@@ -282,6 +282,19 @@ def test_when_the_time_is_over(tmp_path, capsys):
     assert len(results(out)["sections"]["prefill"]["rows"]) == 1
 
 
+def test_settings_that_older_code_did_not_have_are_those_by_default(tmp_path, capsys):
+    out = tmp_path / "out"
+    raw = only("prefill", lengths=[8], new_lengths=0, methods=["dynamic"])
+    arguments = ["--config", write(tmp_path, raw), f"output={out}"]
+    assert main(arguments) == 0
+    before = results(out)
+    del before["sections"]["prefill"]["facts"]["settings"]["new_lengths"]
+    (out / "results.json").write_text(json.dumps(before))
+    assert main(arguments) == 0
+    assert main([*arguments, "prefill.new_lengths=1"]) == 2
+    assert "holds prefill of other settings" in capsys.readouterr().err
+
+
 def test_other_settings_are_refused(tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--config", write(tmp_path, only("prefill", lengths=[8], methods=["dynamic"])), f"output={out}"]

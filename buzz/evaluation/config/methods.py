@@ -180,7 +180,9 @@ def baselines(methods: Sequence[MethodConfig], name: str, where: str) -> dict[st
         alone |= other == method.name
     if not found and alone:
         raise ConfigError(
-            where, f"{name!r} is the only method at its memory", "another one with its budget or reduction is wanted"
+            where,
+            f"{name!r} is the only method" + ("" if name in known else " at its memory"),
+            "another one is wanted" if name in known else "another one with its budget or reduction is wanted",
         )
     if not found:
         raise ConfigError(

@@ -87,6 +87,13 @@ def test_overrides_beat_the_file_and_later_ones_earlier_ones(base: Path) -> None
     assert config.model.chat_template is True
 
 
+def test_a_comparison_needs_two_methods_at_one_memory(base: Path) -> None:
+    line = error(base, "methods=[{policy: h2o, reduction: 4, name: h2o-reduction4}]", "compare=h2o")
+    assert line == (
+        "compare: 'h2o' is the only method at its memory, another one with its budget or reduction is wanted"
+    )
+
+
 def test_a_config_pickles_and_so_does_its_error(base: Path) -> None:
     config = load_config(base)
     assert pickle.loads(pickle.dumps(config)) == config
@@ -260,7 +267,7 @@ def test_round_trip(
         ("task.prompt='{article}'", "task.prompt: unknown placeholder {article}", "{document}"),
         ("model.id=null", "model: neither id nor gguf", "GGUF"),
         ("compare=h2o", "compare: 'h2o' is no method to compare others with", "one of full is wanted"),
-        ("compare=full", "compare: 'full' is the only method at its memory", "another one with its budget"),
+        ("compare=full", "compare: 'full' is the only method", "another one is wanted"),
         ("compare=3", "compare: is 3 (an integer)", "the name of a method, or a list of such names"),
         # budget and match
         ("methods=[{policy: h2o, budget: 0}]", "methods[0] (h2o).budget: is 0", "a share of the prompt"),
