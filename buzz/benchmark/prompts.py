@@ -24,7 +24,7 @@ def prefill(bench: Bench, config: Prefill, contenders: Sequence[Contender]) -> N
     """Time and memory of the first call, one row, by contender and length."""
     for length in config.lengths:
         # One after the other: a GPU that is hot runs slower. Each has new lengths of its own.
-        for contender, below in zip(contenders, itertools.count(length, -config.new_lengths or 0), strict=False):
+        for contender, below in zip(contenders, itertools.count(length, -config.new_lengths), strict=False):
             if contender.takes(length, 1):
 
                 def measure(contender=contender, length=length, below=below) -> dict[str, Any]:
