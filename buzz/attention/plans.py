@@ -1,5 +1,5 @@
-"""cuDNN's attention is the fastest for long prompts on a Hopper GPU, and plans anew for every shape: 45 ms, each time
-that a length is new to a process (docs/results/speed.md). So it is asked where that pays, and for fewer shapes."""
+"""cuDNN's attention is the fastest for long prompts, from Hopper GPUs on, and plans anew for every shape: 45 ms, each
+time that a length is new to a process (docs/results/speed.md). So it is asked where that pays, and for fewer shapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _refused: set[tuple[torch.device, torch.dtype, int]] = set()  # what cuDNN canno
 
 
 def whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Output [B, Hq, L, D] of a whole prompt.
+    """Output [B, Hq, L, D] of a whole prompt, in q's dtype.
 
     Args:
         q: [B, Hq, L, D] on a CUDA device in half precision. k, v: [B, Hkv, L, D] likewise.
@@ -52,7 +52,8 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> t
 def _by_cudnn(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Output and log-sum-exp of a whole prompt; None where another kernel is as good, or cuDNN cannot."""
+    """Output and, of as many queries at least, log-sum-exp of a whole prompt; None where another kernel is as good, or
+    cuDNN cannot."""
     tokens, kind = q.shape[2], (q.device, q.dtype, q.shape[3])
     if tokens < _LEAST or kind in _refused or not _pays(q.device):
         return None
@@ -67,10 +68,11 @@ def _by_cudnn(
     except RuntimeError:
         _refused.add(kind)
         return None
-    return output[:, :, :tokens], lse.reshape(*q.shape[:2], -1)[..., :tokens]
+    return output[:, :, :tokens], lse
 
 
 def _pays(device: torch.device) -> bool:
+    """Whether cuDNN is faster there than flash attention, and nobody has turned it off."""
     return torch.cuda.get_device_capability(device)[0] >= _HOPPER and CUDNN.on()
 
 
