@@ -63,13 +63,13 @@ class SharedLayers:
         if not self._together:
             self._enter([index], self._equal([index], Rows(step.ends)), step, watch)
             return
-        if watch is not None or any(eviction.policy.shortlist is None for eviction in step.evictions):
-            return  # who watches is told of slots as they were in the call
         held = list(step.ends)
         for eviction in step.evictions:
-            assert eviction.policy.shortlist is not None
+            most = eviction.policy.shortlist(eviction.length, eviction.sampled)
+            if watch is not None or most is None:
+                return  # who watches is told of slots as they were in the call
             for row in _rows(eviction, step):
-                held[row] = min(eviction.length, eviction.kept * eviction.policy.shortlist)
+                held[row] = min(eviction.length, eviction.kept * most)
         part, rows = self._part(index, max(step.ends)), Rows(range(len(held)))
         scores = None if part.scores is None else "kept"
         if self._shortlist is None:

@@ -177,10 +177,12 @@ class Policy(Lengths):
         """Whether `share` needs the shares of the model's heads (`Held.shares`), which are measured beforehand."""
         return False
 
-    @property
-    def shortlist(self) -> int | None:
-        """With scope "model", the most that `share` leaves a layer, as a multiple of the mean; None: there is no such
-        bound. A layer that is done with a prompt is cut to that much at once, so that no more is held meanwhile."""
+    def shortlist(self, length: int, sampled: int) -> int | None:
+        """With scope "model", the most that `share` leaves a layer of so many slots a head, as a multiple of the mean.
+
+        A layer that is done with such a call is cut to that much at once, so that no more is held until the last one
+        is. None: there is no such bound, or what other slots are there makes a slot's worth.
+        """
         return None
 
     def share(

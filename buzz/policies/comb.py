@@ -23,9 +23,8 @@ _SLACK = 8  # what collects before the next eviction is such a part of the capac
 # What the mean of a prompt counts beside the largest: with measured budgets, where worth decides within a head; with
 # budgets by worth, where it compares heads; beside the second reading.
 _AFAR, _AFAR_OF_HEADS, _AFAR_OF_ECHO = 50.0, 5.0, 30.0
-# Slots that a layer keeps at most until a prompt is read, as a multiple of the mean; where shares are measured, which
-# differ more.
-_SHORTLIST, _SHORTLIST_MEASURED = 2, 4
+# Slots that a layer gets at most, as a multiple of the mean; where shares are measured, which differ more.
+_OF_A_LAYER, _OF_A_LAYER_MEASURED = 2, 4
 
 
 @dataclass(frozen=True, repr=False)
@@ -192,10 +191,15 @@ class CombPolicy(Policy):
         return self.budgets == "measured"
 
     @property
-    def shortlist(self) -> int | None:
+    def layer_ceiling(self) -> int | None:
+        """Most slots that a layer gets, as a multiple of the mean."""
         if self.scope != "model" or self.echo:
             return None
-        return _SHORTLIST_MEASURED if self.measured else _SHORTLIST
+        return _OF_A_LAYER_MEASURED if self.measured else _OF_A_LAYER
+
+    def shortlist(self, length: int, sampled: int) -> int | None:
+        # In a stream a slot's place among all of its head's counts: none may be missing.
+        return None if self.recency and self._is_stream(length, sampled) else self.layer_ceiling
 
     def longest_head(self, mean: int) -> int | None:
         return max(mean, int(self.ceiling * self.capacity) + mean - self.capacity)
@@ -209,10 +213,10 @@ class CombPolicy(Policy):
                 raise ValueError("comb: share needs the shares of the model's heads (buzz.head_shares)")
             least = max(1, self.sink + window, int(self.floor * kept))
             most = int(self.ceiling * kept)
-            budgets = held.shares.part(kept, least, most, self.shortlist, places.first, places.heads)
+            budgets = held.shares.part(kept, least, most, self.layer_ceiling, places.first, places.heads)
         return share(
             self._worth(held, length, sampled, places), places, kept, chosen, budgets=budgets,
-            sink=self.sink, window=window, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.shortlist,
+            sink=self.sink, window=window, floor=self.floor, ceiling=self.ceiling, layer_ceiling=self.layer_ceiling,
         )  # fmt: skip
 
     def _is_prompt(self, length: int) -> bool:

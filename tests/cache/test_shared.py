@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
@@ -23,6 +23,8 @@ HEADS, DIM, LAYERS = 2, 4, 3  # of four equal components, a norm is exact
 CONFIG = LlamaConfig(num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=HEADS, hidden_size=8)
 SHARES = shares_of(LAYERS)  # of so many heads as a layer has there, too
 SHARING = [policy for policy in legal(POLICIES["comb"]) if policy.scope != "head" and not policy.echo]
+# Of a call that is no prompt yet, a layer holds more than it can get.
+PATIENT = make_policy("comb", capacity=6, sink=0, window=5, lazy=8, values=False, budgets="worth")
 
 
 class NaiveRow:
@@ -62,7 +64,7 @@ class NaiveRow:
             worth = by_place(worth, lengths)
         window = policy.recent_of_streams if stream else policy.recent
         budgets = budgets_of(policy, SHARES, window) if policy.measured else None
-        rule = (policy.sink, window, policy.floor, policy.ceiling, policy.shortlist, budgets)
+        rule = (policy.sink, window, policy.floor, policy.ceiling, policy.layer_ceiling, budgets)
         stay, place = naive_share(worth, places, 0, kept, *rule), 0
         for head in heads:
             decayed = (torch.tensor([score for _, score in head]) * policy.decay).tolist()  # in float32 as well
@@ -123,6 +125,7 @@ CALLS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2**16)), min_size=
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(SHARING), min_size=1, max_size=3), CALLS, st.integers(0, 25), st.integers(0, 2**16))
+@example([PATIENT], [(18, 0)], 0, 0)
 def test_rows_evict_as_they_would_alone(policies, chunks, steps, seed):
     """Ragged prompts and chunks, then steps; rows with policies of their own where these may share a batch."""
     first = policies[0]

@@ -36,7 +36,7 @@ def test_shares_equal_the_reference(policy, seed, data):
     elif not more and not sampled and policy.recency:
         worth = by_place(scores, lengths)
     window = policy.recent if more or sampled else policy.recent_of_streams
-    rule = (policy.sink, window, policy.floor, policy.ceiling, policy.shortlist, budgets_of(policy, shares, window))
+    rule = (policy.sink, window, policy.floor, policy.ceiling, policy.layer_ceiling, budgets_of(policy, shares, window))
     assert set(mask[0].nonzero()[:, 0].tolist()) == naive_share(worth, places, 0, policy.capacity, *rule)
 
 
@@ -68,8 +68,8 @@ def budgets_of(policy, shares, window):
     budgets = fitting([share for of in shares.shares for share in of], kept * len(shares.shares) * each)
     for layer, of in enumerate(shares.shares):
         own = slice(layer * each, (layer + 1) * each)
-        if policy.shortlist and sum(budgets[own]) > policy.shortlist * kept * each:
-            budgets[own] = fitting(of, policy.shortlist * kept * each)
+        if policy.layer_ceiling and sum(budgets[own]) > policy.layer_ceiling * kept * each:
+            budgets[own] = fitting(of, policy.layer_ceiling * kept * each)
     return budgets
 
 
