@@ -90,7 +90,7 @@ def attend(
         raise ValueError(f"a mean is added to the largest alone, got of={spec.of!r}")
     how: dict[str, Any] = {"scale": scale, "window": window}
     if spec is None:
-        return fused.attend(q, k, v, starts=starts, **how), None
+        return fused.attend(q, k, v, starts=starts, counts=counts, **how), None
     firsts = Rows([0] * B)
     if spec.queries is not None:
         last = [spec.queries] * B if isinstance(spec.queries, int) else spec.queries
@@ -108,7 +108,7 @@ def attend(
         # The output needs no scores, and the scores only a few queries.
         few, starts_few, counts_few = _last_queries(q, starts, counts, firsts)
         _, got = naive.attend(few, k, v, starts=starts_few, counts=counts_few, wanted=wanted, **how)
-        output = fused.attend(q, k, v, starts=starts, **how)
+        output = fused.attend(q, k, v, starts=starts, counts=counts, **how)
     else:
         output, got = naive.attend(q, k, v, starts=starts, counts=counts, wanted=wanted, **how)
 

@@ -24,7 +24,14 @@ _LONG = 1 << 17  # queries times slots, from which on a CPU is faster with score
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, starts: Rows, scale: float, window: int | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    starts: Rows,
+    counts: Rows | None = None,
+    scale: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Output [B, Hq, Lq, D] of one call; see `buzz.attention.attend` for the arguments."""
     B, _, Lq, _ = q.shape
@@ -52,6 +59,8 @@ def attend(
         how: Any = {"attn_mask": causal_lower_right(Lq, end), "enable_gqa": q.shape[1] > k.shape[1]}
         with plans.CUDNN.off():
             return F.scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], scale=scale, **how)
+    elif counts is not None and q.is_cuda and q.dtype in HALF and q.shape[3] % 8 == 0 and q.shape[3] <= 256:
+        return plans.ragged(q, k, v, starts, counts, scale)[0]
     chunk = naive.queries_at_once(_CHUNK_ELEMENTS, 1 if uniform else B, C, window)
     for i in range(whole, Lq, chunk):
         n = min(chunk, Lq - i)
@@ -117,10 +126,13 @@ def attend_scored(
 def _by_rows(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: Rows, counts: Rows, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output [B, Hq, Lq, D] and log-sum-exp float32 [B, Hq, Lq]: all rows together if they start at the same slot."""
+    """Output [B, Hq, Lq, D] and log-sum-exp float32 [B, Hq, Lq]: all rows together, but on a CPU only if they start at
+    the same slot."""
     end = starts[0] + q.shape[2]
     if min(starts) == max(starts) and end <= k.shape[2]:
         return causal(q, k[:, :, :end], v[:, :, :end], scale)
+    if q.device.type != "cpu":
+        return plans.ragged(q, k, v, starts, counts, scale)
     output, lse = torch.zeros_like(q), q.new_zeros(q.shape[:3], dtype=torch.float32)
     for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
         if count:

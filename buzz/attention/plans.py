@@ -1,14 +1,20 @@
-"""cuDNN's attention is the fastest for long prompts, from Hopper GPUs on, and plans anew for every shape: 45 ms, each
-time that a length is new to a process (docs/results/speed.md). So it is asked where that pays, and for fewer shapes."""
+"""Which of PyTorch's kernels reads a prompt or a chunk on a GPU.
+
+cuDNN's is the fastest for long prompts, from Hopper GPUs on, and plans anew for every shape: 45 ms, each time that a
+length is new to a process (docs/results/speed.md). So it is asked where that pays, and for fewer shapes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+
+from buzz.rows import Rows
 
 _LEAST = 2048  # tokens, below which flash attention is as fast
 _STEP = 512  # tokens: prompts are made so long in whole steps, and share their plans
@@ -47,6 +53,41 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> t
         result = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, False, scale=scale)[:2]
     output, lse = result
     return output, lse.reshape(*q.shape[:2], -1)[..., : q.shape[2]].float()
+
+
+def ragged(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: Rows, counts: Rows, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`causal` of rows of their own lengths, in one call: query i of row b sees the slots 0 .. starts[b] + i.
+
+    Args:
+        q: [B, Hq, L, D] on a CUDA device in half precision, D a multiple of 8 up to 256; row b has counts[b] queries.
+        k, v: [B, Hkv, S, D] likewise, S at least starts[b] + counts[b].
+
+    Returns:
+        As `causal`, zeros past a row's queries.
+    """
+    (B, Hq, L, _), S, device = q.shape, k.shape[2], q.device
+    ends = Rows(start + count for start, count in zip(starts, counts, strict=True))
+    queries, slots = _places(counts, L, device), _places(ends, S, device)
+    packed = [t.transpose(1, 2).flatten(0, 1).index_select(0, at) for t, at in ((q, queries), (k, slots), (v, slots))]
+    begins = [Rows(itertools.accumulate(lengths, initial=0)).on(device).int() for lengths in (counts, ends)]
+    output, lse = torch.ops.aten._flash_attention_forward(
+        *packed, *begins, max(counts), max(ends), 0.0, True, False, scale=scale
+    )[:2]  # [N, Hq, D] and [Hq, N] of N queries in all
+    if min(counts) < L:
+        output = output.new_zeros(B * L, *output.shape[1:]).index_copy(0, queries, output)
+        lse = lse.new_zeros(Hq, B * L).index_copy(1, queries, lse)
+    return output.unflatten(0, (B, L)).transpose(1, 2), lse.unflatten(1, (B, L)).transpose(0, 1).float()
+
+
+def _places(lengths: Rows, width: int, device: torch.device) -> torch.Tensor:
+    """The first lengths[b] of each row's `width` places, one row after another: int64 [their sum]."""
+    total = sum(lengths)
+    begins = itertools.accumulate(lengths, initial=0)
+    ahead = Rows(row * width - begin for row, (begin, _) in enumerate(zip(begins, lengths, strict=False))).on(device)
+    # Told their sum, this does not wait for the device.
+    return torch.arange(total, device=device) + ahead.repeat_interleave(lengths.on(device), output_size=total)
 
 
 def _by_cudnn(
@@ -112,4 +153,4 @@ class _Switch:
 
 CUDNN = _Switch()
 
-__all__ = ["CUDNN", "causal", "whole"]
+__all__ = ["CUDNN", "causal", "ragged", "whole"]

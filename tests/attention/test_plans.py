@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from buzz.attention import attend, plans
+from buzz.policies import ScoreSpec
 from buzz.rows import Rows
 from tests.attention.test_fused import plain_causal
 
@@ -28,6 +29,20 @@ def asked(monkeypatch):
 
         return plain
 
+    def of_rows(q, k, v, queries, slots, longest, most, dropout, is_causal, mask, *, scale):
+        calls.append(("rows", longest, most))
+        assert (dropout, is_causal, mask, queries.dtype, slots.dtype) == (0.0, True, False, torch.int32, torch.int32)
+        (queries, of_queries), (slots, of_slots) = ((at.tolist(), at.diff().tolist()) for at in (queries, slots))
+        assert (queries[0], queries[-1], slots[0], slots[-1]) == (0, len(q), 0, len(k))
+        assert (longest, most) == (max(of_queries), max(of_slots))
+        rows = [
+            plain_causal(*(t.transpose(0, 1)[None] for t in parts), scale)
+            for parts in zip(q.split(of_queries), k.split(of_slots), v.split(of_slots), strict=True)
+        ]
+        outputs, lses = (torch.cat([of[0] for of in parts], dim=1) for parts in zip(*rows, strict=True))
+        return outputs.transpose(0, 1), lses
+
+    monkeypatch.setattr(ATEN, "_flash_attention_forward", of_rows, raising=False)
     monkeypatch.setattr(ATEN, "_scaled_dot_product_cudnn_attention", kernel("cudnn"), raising=False)
     monkeypatch.setattr(ATEN, "_scaled_dot_product_flash_attention", kernel("flash"), raising=False)
     monkeypatch.setattr(plans.F, "scaled_dot_product_attention", kernel("sdpa"))
@@ -64,6 +79,24 @@ def test_a_chunk_is_aligned_with_the_end(asked):
     q, k, v = texts(20, 33)
     torch.testing.assert_close(plans.causal(q, k, v, 0.3), plain_causal(q, k, v, 0.3))
     assert asked == [("flash", 20, 33)]
+
+
+@pytest.mark.parametrize(
+    ("starts", "counts"),
+    [([30, 5, 0], [20, 20, 20]), ([30, 5, 9], [20, 3, 7]), ([30, 0, 7], [20, 0, 1]), ([0, 0, 0], [4, 20, 9])],
+)
+def test_ragged_rows_are_one_call(asked, starts, counts):
+    generator = torch.Generator().manual_seed(starts[1])
+    q = torch.randn(3, 6, 20, 8, generator=generator)
+    k, v = (torch.randn(3, 2, 50, 8, generator=generator) for _ in range(2))
+    output, lse = plans.ragged(q, k, v, Rows(starts), Rows(counts), 0.3)
+    assert output.shape == q.shape
+    for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        expected = plain_causal(q[row, None, :, :count], *(t[row, None, :, : start + count] for t in (k, v)), 0.3)
+        torch.testing.assert_close((output[row, None, :, :count], lse[row, None, :, :count]), expected)
+        assert not output[row, :, count:].any()
+        assert not lse[row, :, count:].any()
+    assert asked == [("rows", 20, max(s + c for s, c in zip(starts, counts, strict=True)))]
 
 
 @pytest.mark.parametrize(("error", "times"), [(RuntimeError("no plan"), 1), (torch.OutOfMemoryError("full"), 2)])
@@ -121,10 +154,10 @@ def test_threads_turn_the_switch_together(switch):
     assert switch.cudnn_sdp_enabled()
 
 
-def names(call):
+def names(call, of="cudnn"):
     with torch.profiler.profile() as profile:
         call()
-    return [event.name for event in profile.events() if "cudnn" in event.name]
+    return [event.name for event in profile.events() if of in event.name]
 
 
 @pytest.mark.cuda
@@ -170,3 +203,30 @@ def test_long_prompts_ask_cudnn_on_a_hopper(tokens):
     assert (output - expected).norm() < 1e-2 * expected.norm()
     assert torch.equal(output, plans.whole(q, k, v, 0.125))
     torch.testing.assert_close(got.double(), lse, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("group", "dim"), [(1, 128), (4, 80), (3, 64), (2, 256)])
+@pytest.mark.parametrize("scored", [True, False])
+def test_heads_of_their_own_lengths_are_one_call(scored, group, dim, dtype):
+    """As the cache of comb gives them, and in a ragged batch, where some row has nothing to read; against float32."""
+    generator = torch.Generator("cuda").manual_seed(dim)
+    spec = ScoreSpec(True, None, "largest", 20, 3.0, 7) if scored else None
+    for heads, starts, counts in ((1, list(range(3, 900, 30)), [100] * 30), (2, [900, 3, 40], [100, 0, 37])):
+        q, k, v = (
+            torch.randn(len(starts), n, length, dim, device="cuda", generator=generator).to(dtype)
+            for n, length in ((heads * group, 100), (heads, 1000), (heads, 1000))
+        )
+        how = {"starts": starts, "counts": counts, "scale": dim**-0.5, "spec": spec}
+        output, scores = attend(q, k, v, **how)
+        expected, exact = attend(q.cpu().float(), k.cpu().float(), v.cpu().float(), **how)
+        for row, count in enumerate(counts):
+            got, wanted = output[row, :, :count].cpu().float(), expected[row, :, :count]
+            assert (got - wanted).norm() <= 1e-2 * wanted.norm()
+        if scored:
+            assert (scores.cpu() - exact).norm() < 1e-2 * exact.norm()
+        again = attend(q, k, v, **how)
+        assert torch.equal(output, again[0])
+        assert len(names(lambda: attend(q, k, v, **how), of="flash_fwd")) == 1  # noqa: B023
