@@ -24,8 +24,9 @@ from buzz.policies import Scope
 
 _ARENAS = 4  # kept at most
 _IDLE_SHARE = 8  # arenas that no cache lives in may fill one part in so many of a device's memory
-_SETTINGS = (bool, int, float, str)
-_LISTS = (list, tuple, dict)
+_SETTINGS = frozenset({bool, int, float, str})
+_LISTS = frozenset({list, tuple, dict})
+_OWN = frozenset(vars(nn.Module())) - {"training"}  # what every module has, and no setting
 
 
 class Engine:
@@ -78,28 +79,19 @@ class Engine:
             return "it is in training mode"
         if getattr(model, "hf_quantizer", None) is not None:
             return "it is quantised"
-        if (foreign := self._foreign()) is not None:
+        modules = list(model.modules())
+        if (foreign := _foreign(modules)) is not None:
             return foreign
         parts = [model.get_output_embeddings(), *(part for a in self._attention for part in a.children())]
         if not all(isinstance(getattr(part, "weight", None), torch.Tensor) for part in parts):
             return "its projections or its head have no weight of their own"
         dtypes = {next(attention.parameters()).dtype for attention in self._attention}
-        if len({p.device for p in model.parameters()}) > 1 or len(dtypes) > 1:
+        devices = {p.device for module in modules for p in module._parameters.values() if p is not None}
+        if len(devices) > 1 or len(dtypes) > 1:
             return "its weights have several devices or dtypes"
         own = {model: (0, 1)}
-        if any(is_watched(module, *own.get(module, (0, 0))) for module in model.modules()):
+        if any(is_watched(module, *own.get(module, (0, 0))) for module in modules):
             return "its modules have hooks, which a captured step would not call"
-        return None
-
-    def _foreign(self) -> str | None:
-        """What on the modules' forwards a captured step would not call."""
-        for module in self.model.modules():
-            if "_hf_hook" in vars(module):
-                return "accelerate has hooks on its modules"
-            forward = vars(module).get("forward")
-            written_in = getattr(getattr(forward, "__func__", forward), "__module__", None) or ""
-            if forward is not None and not written_in.startswith(("buzz.", "transformers.")):
-                return f"a {type(module).__name__} has a forward of its own"
         return None
 
     @property
@@ -241,12 +233,30 @@ def _buffers(
     return Pool(layers, layers if scope == "model" else 1, rows, heads, capacity, like, scores)
 
 
+def _foreign(modules: Sequence[nn.Module]) -> str | None:
+    """What on the modules' forwards a captured step would not call."""
+    for module in modules:
+        own = vars(module)
+        if "_hf_hook" in own:
+            return "accelerate has hooks on its modules"
+        forward = own.get("forward")
+        if forward is None:
+            continue
+        written_in = getattr(getattr(forward, "__func__", forward), "__module__", None) or ""
+        if not written_in.startswith(("buzz.", "transformers.")):
+            return f"a {type(module).__name__} has a forward of its own"
+    return None
+
+
 def _facts(model: nn.Module) -> Iterator[Any]:
     """All that a captured step holds fast: the modules, where their tensors are, and their settings."""
     for module in model.modules():
         yield module
         for name, value in vars(module).items():
-            if type(value) in _SETTINGS or (type(value) in _LISTS and all(type(v) in _SETTINGS for v in _items(value))):
+            kind = type(value)
+            if name in _OWN or (kind not in _SETTINGS and kind not in _LISTS):
+                continue
+            if kind in _SETTINGS or all(type(v) in _SETTINGS for v in _items(value)):
                 yield name, repr(value)
         buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
         for tensor in (*module._parameters.values(), *buffers):

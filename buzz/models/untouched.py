@@ -13,7 +13,7 @@ _CAPTURING = "transformers.utils.output_capturing"
 def is_watched(module: nn.Module, after: int = 0, before: int = 0) -> bool:
     """Whether a module has hooks beside so many of ours and those of transformers, which sleep unless asked."""
     for hooks, own in ((module._forward_hooks, after), (module._forward_pre_hooks, before)):
-        if sum(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks.values()) > own:
+        if hooks and sum(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks.values()) > own:
             return True
     return False
 
