@@ -25,6 +25,20 @@ def plain_causal(q, k, v, scale):
     return logits.softmax(-1) @ v, logits.logsumexp(-1)
 
 
+def plain_rows(q, k, v, queries, slots, longest, most, dropout, is_causal, mask, *, scale):
+    """What PyTorch's attention of rows one after another is to give, q [N, H, D]; its arguments are checked."""
+    assert (dropout, is_causal, mask, queries.dtype, slots.dtype) == (0.0, True, False, torch.int32, torch.int32)
+    (queries, of_queries), (slots, of_slots) = ((at.tolist(), at.diff().tolist()) for at in (queries, slots))
+    assert (queries[0], queries[-1], slots[0], slots[-1]) == (0, len(q), 0, len(k))
+    assert (longest, most) == (max(of_queries), max(of_slots))
+    rows = [
+        plain_causal(*(t.transpose(0, 1)[None] for t in parts), scale)
+        for parts in zip(q.split(of_queries), k.split(of_slots), v.split(of_slots), strict=True)
+    ]
+    outputs, lses = (torch.cat([of[0] for of in parts], dim=1) for parts in zip(*rows, strict=True))
+    return outputs.transpose(0, 1), lses
+
+
 @pytest.mark.parametrize(
     ("starts", "counts", "last"),
     [
@@ -32,7 +46,7 @@ def plain_causal(q, k, v, scale):
         ([0, 0], [40, 17], [40, 3]),
         ([12, 12], [20, 9], None),  # a chunk; one row ends early
         ([12, 12], [20, 20], [8, 20]),
-        ([30, 5], [20, 3], None),  # ragged: rows one by one
+        ([30, 5], [20, 3], None),  # ragged
         ([30, 0], [20, 0], [5, 5]),  # a row that takes no part
     ],
 )
@@ -47,6 +61,7 @@ def test_prompts_and_chunks(monkeypatch, threads, starts, counts, last, wanted):
     k, v = (torch.randn(2, 2, slots, 16, generator=generator).to(DEVICE) for _ in range(2))
     if DEVICE == "cuda":  # whose kernels take half precision alone
         monkeypatch.setattr(fused, "causal", plain_causal)
+        monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", plain_rows, raising=False)
     monkeypatch.setattr(blocks, "_QUERIES", 16)
     monkeypatch.setattr(blocks, "_SLOTS", 8)
     monkeypatch.setattr(blocks, "_LEAST", 4)

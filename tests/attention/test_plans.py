@@ -11,7 +11,7 @@ import torch
 from buzz.attention import attend, plans
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
-from tests.attention.test_fused import plain_causal
+from tests.attention.test_fused import plain_causal, plain_rows
 
 ATEN = torch.ops.aten
 
@@ -31,16 +31,7 @@ def asked(monkeypatch):
 
     def of_rows(q, k, v, queries, slots, longest, most, dropout, is_causal, mask, *, scale):
         calls.append(("rows", longest, most))
-        assert (dropout, is_causal, mask, queries.dtype, slots.dtype) == (0.0, True, False, torch.int32, torch.int32)
-        (queries, of_queries), (slots, of_slots) = ((at.tolist(), at.diff().tolist()) for at in (queries, slots))
-        assert (queries[0], queries[-1], slots[0], slots[-1]) == (0, len(q), 0, len(k))
-        assert (longest, most) == (max(of_queries), max(of_slots))
-        rows = [
-            plain_causal(*(t.transpose(0, 1)[None] for t in parts), scale)
-            for parts in zip(q.split(of_queries), k.split(of_slots), v.split(of_slots), strict=True)
-        ]
-        outputs, lses = (torch.cat([of[0] for of in parts], dim=1) for parts in zip(*rows, strict=True))
-        return outputs.transpose(0, 1), lses
+        return plain_rows(q, k, v, queries, slots, longest, most, dropout, is_causal, mask, scale=scale)
 
     monkeypatch.setattr(ATEN, "_flash_attention_forward", of_rows, raising=False)
     monkeypatch.setattr(ATEN, "_scaled_dot_product_cudnn_attention", kernel("cudnn"), raising=False)

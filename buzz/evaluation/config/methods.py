@@ -170,7 +170,7 @@ def baselines(methods: Sequence[MethodConfig], name: str, where: str) -> dict[st
     Raises:
         ConfigError: no method has such a name, or no other has its memory.
     """
-    known = {method.name for method in methods}
+    known = dict.fromkeys(method.name for method in methods)  # in their order
     found, alone = {}, False
     for method in methods:
         memory = {key: getattr(method, key) for key in ("budget", "match", "match_by", "reduction")}

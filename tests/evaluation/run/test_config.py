@@ -94,6 +94,11 @@ def test_a_comparison_needs_two_methods_at_one_memory(base: Path) -> None:
     )
 
 
+def test_the_names_that_there_are_come_in_their_order(base: Path) -> None:
+    line = error(base, "methods=[tova, full, streaming, h2o, random]", "compare=buzz")
+    assert line.endswith("one of tova, full, streaming, h2o, random is wanted")
+
+
 def test_a_config_pickles_and_so_does_its_error(base: Path) -> None:
     config = load_config(base)
     assert pickle.loads(pickle.dumps(config)) == config
