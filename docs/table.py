@@ -25,12 +25,11 @@ is measured: [benchmark.md](../benchmark.md#one-row-and-many). This page is made
       python scripts/benchmark.py configs/bench/table.yaml model.shape=$shape output=runs/bench/table/$shape
     done
 
-Runs were gone on with on other H100s, and an earlier one read fewer contexts of Llama-2-7B and Qwen3-8B: `full`,
-`buzz` and `comb` are of code e9cb4de, and so are all of Qwen3-8B but DynamicCache's 8k, 128k and many rows, and
-Llama-2-7B's StaticCache, paged-graphs and 128k; transformers' other caches are of ea23bdc and 7c04fd2. What has a dash
-has not been measured, or is not meant to run so long. `comb` failed at 128k of Llama-2-7B, where a kernel was launched
-with more programs than a device takes, which is mended and not measured again. First tokens are of one prompt or the
-mean of two, after one of the same length that does not count ([a new length](speed.md#a-new-length)).
+Every shape was measured from beginning to end by one process on one H100 (code d38b32a, with `seconds=540`), all three
+one after the other. `comb`, and `full` and `buzz` at 1k, were measured again an hour later, on another H100, when heads
+of unequal lengths were read in one call and less was checked before a prompt (code fc41eb8). What has a dash is not
+meant to run so long. First tokens are of one prompt or the mean of two, after one of the same length that does not
+count ([a new length](speed.md#a-new-length)).
 
 | method | what runs |
 | --- | --- |
