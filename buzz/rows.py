@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -13,17 +13,17 @@ class Rows(tuple[int, ...]):
 
     def on(self, device: torch.device) -> torch.Tensor:
         """The integers as int64 [B]. Copied at the first call for a device, which does not wait for it."""
-        known: dict[torch.device, torch.Tensor] = self.__dict__.setdefault("_on", {})
-        if device not in known:
-            known[device] = brought(self, torch.int64, device)
-        return known[device]
+        return self.once(device, lambda: brought(self, torch.int64, device))
 
     def beside(self, *others: Rows, device: torch.device) -> torch.Tensor:
         """These integers and others of the same rows as int32 [B, 1 + others]; copied as by `on`."""
-        known: dict[tuple[tuple[Rows, ...], torch.device], torch.Tensor] = self.__dict__.setdefault("_beside", {})
-        key = (others, device)
+        return self.once((others, device), lambda: brought(list(zip(self, *others, strict=True)), torch.int32, device))
+
+    def once(self, key: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `make` gives, which is the same for these integers and a key: made at the first call for it."""
+        known: dict[Hashable, torch.Tensor] = self.__dict__.setdefault("_once", {})
         if key not in known:
-            known[key] = brought(list(zip(self, *others, strict=True)), torch.int32, device)
+            known[key] = make()
         return known[key]
 
 

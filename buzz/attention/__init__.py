@@ -113,11 +113,19 @@ def attend(
         output, got = naive.attend(q, k, v, starts=starts, counts=counts, wanted=wanted, **how)
 
     def mean(index: int) -> torch.Tensor:
-        number = naive.counted(starts, firsts, counts, C, q.device, window, wanted[index].lag)
-        return got[index] / (number * (Hq // Hkv)).clamp(min=1)[:, None]
+        state = (firsts, counts, C, q.device, window, wanted[index].lag)
+        number = starts.once((state, Hq // Hkv), lambda: _numbers(starts, *state, Hq // Hkv))  # alike in many layers
+        return got[index] / number
 
     scores = mean(0) if spec.of == "mean" else got[0]
     return output.to(q.dtype), scores + spec.mean * mean(1) if spec.mean else scores
+
+
+def _numbers(
+    starts: Rows, firsts: Rows, counts: Rows, slots: int, device: torch.device, window: int | None, lag: int, group: int
+) -> torch.Tensor:
+    """How many probabilities each slot has a mean of, at least 1: int64 [B, 1, slots]."""
+    return (naive.counted(starts, firsts, counts, slots, device, window, lag) * group).clamp(min=1)[:, None]
 
 
 def _last_queries(q: torch.Tensor, starts: Rows, counts: Rows, first: Rows) -> tuple[torch.Tensor, Rows, Rows]:
