@@ -59,7 +59,7 @@ def attend(
         how: Any = {"attn_mask": causal_lower_right(Lq, end), "enable_gqa": q.shape[1] > k.shape[1]}
         with plans.CUDNN.off():
             return F.scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], scale=scale, **how)
-    elif counts is not None and q.is_cuda and q.dtype in HALF and q.shape[3] % 8 == 0 and q.shape[3] <= 256:
+    elif counts is not None and plans.takes_flash(q) and torch.backends.cuda.flash_sdp_enabled():
         return plans.ragged(q, k, v, starts, counts, scale)[0]
     chunk = naive.queries_at_once(_CHUNK_ELEMENTS, 1 if uniform else B, C, window)
     for i in range(whole, Lq, chunk):
@@ -88,12 +88,12 @@ def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> t
 
 
 def gives_scores(q: torch.Tensor, k: torch.Tensor) -> bool:
-    """Whether this is a long prompt or chunk on a CPU, or any in half precision on a CUDA device, with Triton there."""
+    """Whether this is a long prompt or chunk on a CPU, or on a GPU any that flash attention reads, with Triton there."""
     if q.shape[2] == 1:
         return False
     if q.device.type == "cpu":
         return (q.dtype in HALF or q.dtype == torch.float32) and q.shape[2] * k.shape[2] >= _LONG
-    return q.dtype in HALF and q.shape[3] % 8 == 0 and q.shape[3] <= 256 and runs_triton(q)
+    return plans.takes_flash(q) and runs_triton(q)
 
 
 def attend_scored(

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
+from buzz.kernels.device import HALF
 from buzz.rows import Rows
 
 _LEAST = 2048  # tokens, below which flash attention is as fast
 _STEP = 512  # tokens: prompts are made so long in whole steps, and share their plans
 _MOST = 1 << 26  # elements of the queries, from which a copy with such an end costs more memory than a plan is worth
-_HOPPER = 9  # compute capability
+_AMPERE, _HOPPER = 8, 9  # compute capabilities
 _refused: set[tuple[torch.device, torch.dtype, int]] = set()  # what cuDNN cannot
 
 
@@ -45,8 +46,7 @@ def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> t
     the first with the first.
 
     Args:
-        q: [B, Hq, L, D] on a CUDA device in half precision, D a multiple of 8 up to 256.
-        k, v: [B, Hkv, S, D] likewise.
+        q: [B, Hq, L, D] as `takes_flash` says. k, v: [B, Hkv, S, D] likewise.
     """
     result = _by_cudnn(q, k, v, scale) if q.shape[2] == k.shape[2] else None
     if result is None:
@@ -61,33 +61,38 @@ def ragged(
     """`causal` of rows of their own lengths, in one call: query i of row b sees the slots 0 .. starts[b] + i.
 
     Args:
-        q: [B, Hq, L, D] on a CUDA device in half precision, D a multiple of 8 up to 256; row b has counts[b] queries.
+        q: [B, Hq, L, D] as `takes_flash` says; row b has counts[b] queries, and L is at least 2.
         k, v: [B, Hkv, S, D] likewise, S at least starts[b] + counts[b].
 
     Returns:
         As `causal`, zeros past a row's queries.
     """
-    (B, Hq, L, _), S, device = q.shape, k.shape[2], q.device
+    (B, Hq, L, _), device = q.shape, q.device
     ends = Rows(start + count for start, count in zip(starts, counts, strict=True))
-    queries, slots = _places(counts, L, device), _places(ends, S, device)
-    packed = [t.transpose(1, 2).flatten(0, 1).index_select(0, at) for t, at in ((q, queries), (k, slots), (v, slots))]
+    queries, slots = _places(counts, device), _places(ends, device)
+    packed = [t.transpose(1, 2)[at] for t, at in ((q, queries), (k, slots), (v, slots))]  # [their sum, heads, D]
     begins = [Rows(itertools.accumulate(lengths, initial=0)).on(device).int() for lengths in (counts, ends)]
     output, lse = torch.ops.aten._flash_attention_forward(
-        *packed, *begins, max(counts), max(ends), 0.0, True, False, scale=scale
+        *packed, *begins, L, k.shape[2], 0.0, True, False, scale=scale
     )[:2]  # [N, Hq, D] and [Hq, N] of N queries in all
     if min(counts) < L:
-        output = output.new_zeros(B * L, *output.shape[1:]).index_copy(0, queries, output)
-        lse = lse.new_zeros(Hq, B * L).index_copy(1, queries, lse)
-    return output.unflatten(0, (B, L)).transpose(1, 2), lse.unflatten(1, (B, L)).transpose(0, 1).float()
+        output = output.new_zeros(B, L, *output.shape[1:]).index_put(queries, output)
+        lse = lse.new_zeros(B, L, Hq).index_put(queries, lse.T).permute(2, 0, 1)
+    return output.view(B, L, Hq, -1).transpose(1, 2), lse.reshape(Hq, B, L).transpose(0, 1).float()
 
 
-def _places(lengths: Rows, width: int, device: torch.device) -> torch.Tensor:
-    """The first lengths[b] of each row's `width` places, one row after another: int64 [their sum]."""
-    total = sum(lengths)
-    begins = itertools.accumulate(lengths, initial=0)
-    ahead = Rows(row * width - begin for row, (begin, _) in enumerate(zip(begins, lengths, strict=False))).on(device)
-    # Told their sum, this does not wait for the device.
-    return torch.arange(total, device=device) + ahead.repeat_interleave(lengths.on(device), output_size=total)
+def takes_flash(q: torch.Tensor) -> bool:
+    """Whether flash attention, which needs an Ampere GPU, reads queries [B, Hq, L, D] of this kind."""
+    kind = q.is_cuda and q.dtype in HALF and q.shape[3] % 8 == 0 and q.shape[3] <= 256
+    return kind and torch.cuda.get_device_capability(q.device)[0] >= _AMPERE
+
+
+def _places(lengths: Rows, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first lengths[b] places of each row, one row after another: rows and places, int64 [their sum] each."""
+    total = sum(lengths)  # told it, repeating does not wait for the device
+    begins = Rows(begin for begin, _ in zip(itertools.accumulate(lengths, initial=0), lengths, strict=False))
+    row = torch.arange(len(lengths), device=device).repeat_interleave(lengths.on(device), output_size=total)
+    return row, torch.arange(total, device=device) - begins.on(device)[row]
 
 
 def _by_cudnn(
@@ -153,4 +158,4 @@ class _Switch:
 
 CUDNN = _Switch()
 
-__all__ = ["CUDNN", "causal", "ragged", "whole"]
+__all__ = ["CUDNN", "causal", "ragged", "takes_flash", "whole"]

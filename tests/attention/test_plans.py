@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,7 +75,13 @@ def test_a_chunk_is_aligned_with_the_end(asked):
 
 @pytest.mark.parametrize(
     ("starts", "counts"),
-    [([30, 5, 0], [20, 20, 20]), ([30, 5, 9], [20, 3, 7]), ([30, 0, 7], [20, 0, 1]), ([0, 0, 0], [4, 20, 9])],
+    [
+        ([30, 5, 0], [20, 20, 20]),
+        ([30, 5, 9], [20, 3, 7]),
+        ([30, 0, 7], [20, 0, 1]),
+        ([0, 0, 0], [4, 20, 9]),
+        ([3, 0, 9], [1, 0, 1]),
+    ],
 )
 def test_ragged_rows_are_one_call(asked, starts, counts):
     generator = torch.Generator().manual_seed(starts[1])
@@ -87,7 +94,25 @@ def test_ragged_rows_are_one_call(asked, starts, counts):
         torch.testing.assert_close((output[row, None, :, :count], lse[row, None, :, :count]), expected)
         assert not output[row, :, count:].any()
         assert not lse[row, :, count:].any()
-    assert asked == [("rows", 20, max(s + c for s, c in zip(starts, counts, strict=True)))]
+    assert asked == [("rows", 20, 50)]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "dim", "takes"),
+    [
+        ((8, 0), torch.bfloat16, 256, True),
+        ((9, 0), torch.float16, 80, True),
+        ((7, 5), torch.float16, 64, False),  # a T4
+        ((8, 0), torch.float32, 64, False),
+        ((8, 0), torch.bfloat16, 264, False),
+        ((8, 0), torch.bfloat16, 60, False),
+    ],
+)
+def test_flash_attention_is_asked_where_it_is(monkeypatch, capability, dtype, dim, takes):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    queries = SimpleNamespace(is_cuda=True, device=torch.device("cuda"), dtype=dtype, shape=(1, 2, 3, dim))
+    assert plans.takes_flash(queries) is takes
+    assert not plans.takes_flash(torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize(("error", "times"), [(RuntimeError("no plan"), 1), (torch.OutOfMemoryError("full"), 2)])
