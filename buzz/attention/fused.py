@@ -88,7 +88,7 @@ def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any) -> t
 
 
 def gives_scores(q: torch.Tensor, k: torch.Tensor) -> bool:
-    """Whether this is a long prompt or chunk on a CPU, or on a GPU any that flash attention reads, with Triton there."""
+    """Whether this is a long prompt or chunk on a CPU, or on a GPU with Triton any that flash attention reads."""
     if q.shape[2] == 1:
         return False
     if q.device.type == "cpu":
