@@ -3,7 +3,8 @@
     torchrun --standalone --nproc-per-node 2 -m buzz.benchmark.spread --shape llama-3-8b --output runs/bench/spread.json
 
 A shape with random weights is made on the first GPU, measured there, written to a folder (in the shared memory of the
-host, where there is one), and loaded by all processes together. The first one prints the rows and writes them.
+host, where there is one), and loaded by all processes together. With --layers-apart the first one also loads it with
+whole layers on one GPU or another (`device_map`), whose steps are not captured. It prints the rows and writes them.
 """
 
 from __future__ import annotations
@@ -49,13 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model.save_pretrained(folder[0])
             del model
             torch.cuda.empty_cache()
+            if how.layers_apart:
+                apart = AutoModelForCausalLM.from_pretrained(folder[0], dtype=torch.bfloat16, device_map="balanced")
+                rows += _measured(_endless(apart), "layers apart", how, {"buzz": Captured()})
+                del apart
+                torch.cuda.empty_cache()
         dist.barrier()
         plan = DistributedConfig(tp_plan="auto", tp_size=dist.get_world_size())
-        spread = AutoModelForCausalLM.from_pretrained(folder[0], dtype=torch.bfloat16, distributed_config=plan).eval()
+        spread = AutoModelForCausalLM.from_pretrained(folder[0], dtype=torch.bfloat16, distributed_config=plan)
         dist.barrier()  # all have read the folder
-    spread.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=spread.config.vocab_size)
     ways = {"buzz": Captured(), "buzz, in modules": Captured(kernels=False), "buzz, not captured": Uncaptured()}
-    rows += _measured(spread, f"{dist.get_world_size()} GPUs", how, ways)
+    rows += _measured(_endless(spread), f"{dist.get_world_size()} GPUs", how, ways)
     if dist.get_rank() == 0:
         facts = {"shape": how.shape, "prompt": how.prompt, "card": torch.cuda.get_device_name(device)}
         facts |= {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -75,8 +80,15 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=1024, help="tokens of each row's prompt")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--steps", type=int, default=40, help="measured steps of each point")
+    parser.add_argument("--layers-apart", action="store_true", help="measure the model with `device_map` as well")
     parser.add_argument("--output", type=Path, default=None)
     return parser.parse_args(arguments)
+
+
+def _endless(model: Any) -> Any:
+    """The model, no answer of which ends early."""
+    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=model.config.vocab_size)
+    return model.eval()
 
 
 def _measured(model: Any, where: str, how: argparse.Namespace, ways: dict[str, Any]) -> list[dict[str, Any]]:

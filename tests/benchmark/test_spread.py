@@ -23,6 +23,12 @@ def test_rows_of_every_batch_and_way():
     assert rows[1]["told"] == []
 
 
+def test_answers_do_not_end_early():
+    model = spread._endless(load(BenchModel(shape="tiny", dtype="float32", device="cpu"), 0)[0].train())
+    assert model.generation_config.eos_token_id == model.config.vocab_size
+    assert not model.training
+
+
 def test_an_unknown_shape_is_refused(capsys):
     with pytest.raises(SystemExit):
         spread._arguments(["--shape", "llama-9"])
