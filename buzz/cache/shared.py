@@ -41,6 +41,7 @@ class SharedLayers:
     def clear(self) -> None:
         """No call is open."""
         self._shortlist: Pool | None = None  # of all layers that are done with the open call, of one after another
+        self._held = Rows()  # slots a head in the mean that each row has there
         self._new: list[Pool] = []  # that slots came to in the open call
 
     @property
@@ -63,24 +64,22 @@ class SharedLayers:
         if not self._together:
             self._enter([index], self._equal([index], Rows(step.ends)), step, watch)
             return
-        held = list(step.ends)
-        for eviction in step.evictions:
-            most = eviction.policy.shortlist(eviction.length, eviction.sampled)
-            if watch is not None or most is None:
-                return  # who watches is told of slots as they were in the call
-            for row in _rows(eviction, step):
-                held[row] = min(eviction.length, eviction.kept * most)
-        part, rows = self._part(index, max(step.ends)), Rows(range(len(held)))
-        scores = None if part.scores is None else "kept"
+        if watch is not None:
+            return  # who watches is told of slots as they were in the call
+        part = self._part(index, max(step.ends))
         if self._shortlist is None:
-            layers = len(self._layers)
+            held = _listed(step)
+            if held is None:
+                return
+            layers, scores = len(self._layers), None if part.scores is None else "kept"
+            self._held = held
             self._shortlist = Pool(layers, layers, len(held), part.keys.shape[1], max(held), part.keys, scores)
-        if held == list(step.ends):
-            self._shortlist.fill(index, part, Rows(held))
+        if list(self._held) == step.ends:
+            self._shortlist.fill(index, part, self._held)
         else:
-            source = self._equal([index], Rows(step.ends))
+            source, rows = self._equal([index], Rows(step.ends)), Rows(range(len(self._held)))
             source = source._replace(places=source.places._replace(first=index * source.places.heads))
-            deal(self._shortlist, source, self._stays(source, step, held), Rows(held), rows, layer=index)
+            deal(self._shortlist, source, self._stays(source, step, self._held), self._held, rows, layer=index)
         self._layers[index].enter(self._shortlist, index)
 
     def end(self, step: Step, watch: Watch | None, served: bool) -> None:
@@ -253,6 +252,18 @@ class SharedLayers:
             assert pool is not None
             with torch.inference_mode(False):
                 self._replace(pool, pool.taken(Rows(range(pool.rows))))
+
+
+def _listed(step: Step) -> Rows | None:
+    """Slots a head of each row that a layer holds once it is done with a call; None: all, until the last one is done."""
+    held = list(step.ends)
+    for eviction in step.evictions:
+        most = eviction.policy.shortlist(eviction.length, eviction.sampled)
+        if most is None:
+            return None
+        for row in _rows(eviction, step):
+            held[row] = min(eviction.length, eviction.kept * most)
+    return Rows(held)
 
 
 def _rows(eviction: Eviction, step: Step) -> Rows:
