@@ -255,7 +255,7 @@ class SharedLayers:
 
 
 def _listed(step: Step) -> Rows | None:
-    """Slots a head of each row that a layer holds once it is done with a call; None: all, until the last one is done."""
+    """Slots a head of each row that a layer holds once it is done with a call; None: all, until the last is done."""
     held = list(step.ends)
     for eviction in step.evictions:
         most = eviction.policy.shortlist(eviction.length, eviction.sampled)
