@@ -69,11 +69,10 @@ def ragged(
     """
     (B, Hq, L, _), device = q.shape, q.device
     ends = Rows(start + count for start, count in zip(starts, counts, strict=True))
-    queries, slots = _places(counts, device), _places(ends, device)
+    (queries, begin_queries), (slots, begin_slots) = (_one_after_another(lengths, device) for lengths in (counts, ends))
     packed = [t.transpose(1, 2)[at] for t, at in ((q, queries), (k, slots), (v, slots))]  # [their sum, heads, D]
-    begins = [Rows(itertools.accumulate(lengths, initial=0)).on(device).int() for lengths in (counts, ends)]
     output, lse = torch.ops.aten._flash_attention_forward(
-        *packed, *begins, L, k.shape[2], 0.0, True, False, scale=scale
+        *packed, begin_queries, begin_slots, L, k.shape[2], 0.0, True, False, scale=scale
     )[:2]  # [N, Hq, D] and [Hq, N] of N queries in all
     if min(counts) < L:
         output = output.new_zeros(B, L, *output.shape[1:]).index_put(queries, output)
@@ -87,12 +86,17 @@ def takes_flash(q: torch.Tensor) -> bool:
     return kind and torch.cuda.get_device_capability(q.device)[0] >= _AMPERE
 
 
-def _places(lengths: Rows, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first lengths[b] places of each row, one row after another: rows and places, int64 [their sum] each."""
+def _one_after_another(lengths: Rows, device: torch.device) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The first lengths[b] places of each row, one row after another.
+
+    Returns:
+        Their rows and places, int64 [their sum] each; and where among them each row begins and the last one ends, int32
+        [B + 1].
+    """
     total = sum(lengths)  # told it, repeating does not wait for the device
-    begins = Rows(begin for begin, _ in zip(itertools.accumulate(lengths, initial=0), lengths, strict=False))
+    begins = Rows(itertools.accumulate(lengths, initial=0)).on(device)
     row = torch.arange(len(lengths), device=device).repeat_interleave(lengths.on(device), output_size=total)
-    return row, torch.arange(total, device=device) - begins.on(device)[row]
+    return (row, torch.arange(total, device=device) - begins[row]), begins.int()
 
 
 def _by_cudnn(

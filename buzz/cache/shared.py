@@ -41,7 +41,6 @@ class SharedLayers:
     def clear(self) -> None:
         """No call is open."""
         self._shortlist: Pool | None = None  # of all layers that are done with the open call, of one after another
-        self._held = Rows()  # slots a head in the mean that each row has there
         self._new: list[Pool] = []  # that slots came to in the open call
 
     @property
@@ -64,22 +63,19 @@ class SharedLayers:
         if not self._together:
             self._enter([index], self._equal([index], Rows(step.ends)), step, watch)
             return
-        if watch is not None:
+        held = _listed(step)
+        if watch is not None or held is None:
             return  # who watches is told of slots as they were in the call
-        part = self._part(index, max(step.ends))
+        part, ends = self._part(index, max(step.ends)), Rows(step.ends)
         if self._shortlist is None:
-            held = _listed(step)
-            if held is None:
-                return
             layers, scores = len(self._layers), None if part.scores is None else "kept"
-            self._held = held
             self._shortlist = Pool(layers, layers, len(held), part.keys.shape[1], max(held), part.keys, scores)
-        if list(self._held) == step.ends:
-            self._shortlist.fill(index, part, self._held)
+        if held == ends:
+            self._shortlist.fill(index, part, held)
         else:
-            source, rows = self._equal([index], Rows(step.ends)), Rows(range(len(self._held)))
+            source, rows = self._equal([index], ends), Rows(range(len(held)))
             source = source._replace(places=source.places._replace(first=index * source.places.heads))
-            deal(self._shortlist, source, self._stays(source, step, self._held), self._held, rows, layer=index)
+            deal(self._shortlist, source, self._stays(source, step, held), held, rows, layer=index)
         self._layers[index].enter(self._shortlist, index)
 
     def end(self, step: Step, watch: Watch | None, served: bool) -> None:
