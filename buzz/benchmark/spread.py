@@ -4,7 +4,7 @@
 
 A shape with random weights is made on the first GPU, measured there, written to a folder (in the shared memory of the
 host, where there is one), and loaded by all processes together. With --layers-apart the first one also loads it with
-whole layers on one GPU or another (`device_map`), whose steps are not captured. It prints the rows and writes them.
+whole layers on one GPU or another (`device_map`). It prints the rows and writes them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     how = _arguments(arguments)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
-    dist.init_process_group("nccl", device_id=device, timeout=timedelta(seconds=300))
+    dist.init_process_group("nccl", device_id=device, timeout=timedelta(seconds=600))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as own:
         folder = [own]
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.cuda.empty_cache()
             if how.layers_apart:
                 apart = AutoModelForCausalLM.from_pretrained(folder[0], dtype=torch.bfloat16, device_map="balanced")
-                rows += _measured(_endless(apart), "layers apart", how, {"buzz": Captured()})
+                ways = {"buzz": Captured(), "buzz, not captured": Uncaptured()}
+                rows += _measured(_endless(apart), "layers apart", how, ways)
                 del apart
                 torch.cuda.empty_cache()
         dist.barrier()

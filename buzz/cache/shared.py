@@ -33,7 +33,7 @@ class SharedLayers:
 
     def __init__(self, layers: Sequence[BeehiveLayer], together: bool, least: int, measured: bool = False) -> None:
         self._layers, self._together, self._least = layers, together, least
-        self._offered: Pool | None = None
+        self._offers: list[tuple[Pool, list[int]]] = []
         self.measured = measured
         self.shares: HeadShares | None = None
         self.clear()
@@ -153,10 +153,11 @@ class SharedLayers:
         """Bring layers that share, or a single one, to the pool that was offered, or to one of their own."""
         like, batch = source.parts[0].keys, len(lengths)
         heads = source.places.heads // source.places.layers
-        pool, places = self._offered, members
+        pool, places = self._offered(members)
         if pool is None or not pool.fits(like, batch, heads, max(lengths), scored):
             scores = "kept" if scored else None
-            pool, places = Pool(len(members), len(members), batch, heads, capacity, like, scores), range(len(members))
+            pool = Pool(len(members), len(members), batch, heads, capacity, like, scores)
+            places = list(range(len(members)))
         deal(pool, source, stay, lengths, pool.units_of_layers(places), decays)
         self._new.append(pool)
         for index, place in zip(members, places, strict=True):
@@ -181,7 +182,7 @@ class SharedLayers:
         lengths = Rows(length for length, _ in step.after)
         needed = max(*lengths, self._least)
         spare = 1 if step.echoes else 2  # the room for a copy goes at once
-        if due and pool is not self._offered and pool.capacity > spare * max(needed, step.bound):
+        if due and not self._is_offered(pool) and pool.capacity > spare * max(needed, step.bound):
             self._move(pool, max(needed, step.capacity), lengths)
 
     def _asked(self, pool: Pool) -> Asked | None:
@@ -218,36 +219,46 @@ class SharedLayers:
         for pool in self.pools:
             self._replace(pool, pool.taken(rows))
 
-    def offer(self, pool: Pool) -> None:
-        """From now on slots are dealt to this pool, of all layers, wherever it has the room."""
-        self._offered = pool
+    def offer(self, offers: Sequence[tuple[Pool, list[int]]]) -> None:
+        """From now on slots are dealt to these pools, each of some layers, wherever they have the room."""
+        self._offers = list(offers)
+
+    def _offered(self, members: Sequence[int]) -> tuple[Pool | None, list[int]]:
+        """The pool that layers which share were offered, and their places in it."""
+        for pool, layers in self._offers:
+            if members[0] in layers:
+                return pool, [layers.index(index) for index in members]
+        return None, []
+
+    def _is_offered(self, pool: Pool) -> bool:
+        return any(pool is offered for offered, _ in self._offers)
 
     def move_in(self, lengths: Rows) -> None:
-        """Bring all layers, which hold lengths[b] slots a head of row b in the mean, to the pool that was offered."""
-        pool = self._offered
-        assert pool is not None
+        """Bring all layers, which hold lengths[b] slots a head of row b in the mean, to the pools that were offered."""
         if self.pools:
             found = [
                 ([index for index, layer in enumerate(self._layers) if layer.pool is own], Source.pooled(own))
                 for own in self.pools
-                if own is not pool
+                if not self._is_offered(own)
             ]
         else:
             found = [(members, self._equal(members, lengths)) for members in self._sharing]
         for members, source in found:
+            pool, places = self._offered(members)
+            assert pool is not None
             copies = len(members) // source.places.layers
             stay = source.places.taken.expand(copies * len(lengths), -1)
-            deal(pool, source, stay, Rows(lengths * copies), pool.units_of_layers(members))
-            for index in members:
-                self._layers[index].enter(pool, index)
+            deal(pool, source, stay, Rows(lengths * copies), pool.units_of_layers(places))
+            for index, place in zip(members, places, strict=True):
+                self._layers[index].enter(pool, place)
 
     def leave(self) -> None:
-        """Leave the pool that was offered for one of the layers' own, and forget the offer."""
-        pool, self._offered = self._offered, None
-        if pool in self.pools:
-            assert pool is not None
-            with torch.inference_mode(False):
-                self._replace(pool, pool.taken(Rows(range(pool.rows))))
+        """Leave the pools that were offered for the layers' own, and forget the offers."""
+        offers, self._offers = self._offers, []
+        with torch.inference_mode(False):
+            for pool, _ in offers:
+                if pool in self.pools:
+                    self._replace(pool, pool.taken(Rows(range(pool.rows))))
 
 
 def _listed(step: Step) -> Rows | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,6 +11,7 @@ from buzz.cache.calls import Calls
 from buzz.cache.compaction import Watch
 from buzz.cache.echo import Hearing
 from buzz.cache.layer import BeehiveLayer, Memory
+from buzz.cache.offer import Offer
 from buzz.cache.pool import Pool
 from buzz.cache.schedule import Eviction, Step
 from buzz.cache.settle import Waiting, settle, settle_alike, settle_stack
@@ -38,7 +39,7 @@ class Storage:
         self._calls, self._layers, self._memory, self._least = calls, layers, memory, least
         self.on_evict: OnEvict | None = None
         self._waiting = Waiting()
-        self._stacks: dict[int, Stack] = {}
+        self._stacks: list[tuple[Stack, Sequence[int]]] = []  # that were offered, and to which layers
         self._shared = {
             schedule: SharedLayers(
                 [layers[i] for i in group], policy.scope == "model", least[group[0]], policy.measured
@@ -137,17 +138,18 @@ class Storage:
         """
         if rest := self._waiting.rest():
             self._settle_alike(call, rest)
-        groups, done = self._calls.groups, set(self._shared)
+        groups = self._calls.groups
+        done = {layer for schedule in self._shared for layer in groups[schedule]}
         for schedule, shared in self._shared.items():
             shared.end(call.steps[schedule], self._watch(groups[schedule]), served)
         if call.columns > 1:
             return
-        for schedule, stack in self._stacks.items():
-            layers = [self._layers[i] for i in groups[schedule]]
-            if settle_stack(stack, layers, call.steps[schedule], self._watch(groups[schedule])):
-                done.add(schedule)
+        for stack, members in self._stacks:
+            layers, step = [self._layers[i] for i in members], call.steps[self._calls.schedule_of[members[0]]]
+            if settle_stack(stack, layers, step, self._watch(members)):
+                done.update(members)
         for layer, schedule in enumerate(self._calls.schedule_of):
-            if schedule not in done:
+            if layer not in done:
                 settle(self._layers[layer], call.steps[schedule], self._least[layer], self._watch([layer]))
 
     def hold(self, hearing: Hearing) -> None:
@@ -184,16 +186,20 @@ class Storage:
 
     # What changes it besides calls.
 
-    def offer(self, buffers: Mapping[int, Stack | Pool]) -> None:
-        """Let new buffers be in the stack, or the pool, of each schedule; those in use stay where they are."""
-        self._stacks = {schedule: stack for schedule, stack in buffers.items() if isinstance(stack, Stack)}
-        for schedule, layers in self._calls.groups.items():
-            home = buffers[schedule]
-            if isinstance(home, Pool):
-                self._shared[schedule].offer(home)
+    def offer(self, offers: Sequence[Offer]) -> None:
+        """Let new buffers of layers be in what these are offered; those in use stay where they are."""
+        self._stacks, pools = [], dict[int, list[tuple[Pool, list[int]]]]()
+        for buffers, layers in offers:
+            if isinstance(buffers, Pool):
+                schedule = self._calls.schedule_of[layers[0]]
+                members = [self._calls.groups[schedule].index(layer) for layer in layers]
+                pools.setdefault(schedule, []).append((buffers, members))
                 continue
+            self._stacks.append((buffers, layers))
             for index, layer in enumerate(layers):
-                self._layers[layer].offer(home, index)
+                self._layers[layer].offer(buffers, index)
+        for schedule, own in pools.items():
+            self._shared[schedule].offer(own)
 
     def move_in(self) -> None:
         """Bring all layers to what was offered, which must have the room."""
@@ -209,7 +215,7 @@ class Storage:
             layer.move_out()
         for shared in self._shared.values():
             shared.leave()
-        self._stacks = {}
+        self._stacks = []
 
     def forget_lengths(self) -> None:
         """The device alone knows what heads hold that share."""

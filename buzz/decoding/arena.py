@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from buzz.cache import BeehiveCache
-from buzz.cache.pool import Pool
-from buzz.cache.stack import Stack
+from buzz.cache.offer import Offer
 from buzz.decoding.step import StaticStep
 
 
@@ -49,7 +48,7 @@ class Off:
 class Arena:
     """Buffers with the step that runs on them. `holder` is the cache that lives there."""
 
-    stacks: dict[int, Stack | Pool]
+    offers: Sequence[Offer]
     step: StaticStep
     run: Callable[[], None]
     holder: weakref.ref[BeehiveCache] | None = None
@@ -61,7 +60,7 @@ class Arena:
 
     @property
     def nbytes(self) -> int:
-        return sum(stack.nbytes for stack in self.stacks.values())
+        return sum(buffers.nbytes for buffers, _ in self.offers)
 
 
 class Session:
@@ -71,7 +70,7 @@ class Session:
         self._arena, self._cache, self._known = arena, cache, known_positions
         self._due = False
         self._ahead = 0  # of the tokens that rows have seen, where positions were given
-        self._schedules = list(arena.stacks)
+        self._schedules = list(cache.integers.groups)
         self.logits = arena.step.logits
 
     def begin(self, positions: torch.Tensor | None) -> None:
@@ -84,8 +83,7 @@ class Session:
         self._tell_lengths()
         if self._known is not None and positions is not None and self._cache.positions == "original":
             self._ahead = int(positions.max()) - max(self._cache.tokens)
-        step.seen.copy_(torch.tensor(self._cache.tokens) if positions is None else positions)
-        step.live.fill_(1)
+        step.begin(torch.tensor(self._cache.tokens) if positions is None else positions)
 
     def _tell_lengths(self) -> None:
         self._arena.step.set_lengths([self._lengths(schedule) for schedule in self._schedules])
@@ -96,8 +94,10 @@ class Session:
 
     def has_room(self) -> bool:
         """Whether one more token fits, and its position is known to the model."""
-        if any(max(self._lengths(s)) >= self._arena.stacks[s].capacity for s in self._schedules):
-            return False
+        schedule_of = self._cache.integers.schedule_of
+        for buffers, layers in self._arena.offers:
+            if max(self._lengths(schedule_of[layers[0]])) >= buffers.capacity:
+                return False
         if self._known is None:
             return True
         positions = self._cache.lengths if self._cache.positions == "cache" else self._cache.tokens

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from buzz.decoding.step import MODULES, StaticStep, run_head, run_layer
-from buzz.models.slots import Stages
+from buzz.models.slots import Stages, as_it_is
 
 _WARM_UPS = 3  # calls before a capture: lazy initialisation, compilation, tuning
 _SHAPES = 64  # kinds of steps, and numbers of rows, that layer and head may be compiled for in one process
 
 
 class Captured:
-    """Runs a step by replaying one CUDA graph of it.
+    """Runs a step by replaying a CUDA graph of it: one of each stretch, where its layers are on several devices.
 
     Args:
         compiled: whether the layers are compiled first.
@@ -40,7 +41,7 @@ class Captured:
             RuntimeError: it goes wrong where processes wait for each other, which may not go different ways.
         """
         # Not under inference mode: what is compiled there would be compiled again outside.
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(step.ids.device):
+        with torch.inference_mode(False), torch.no_grad():
             step.live.zero_()
             for stages, what in self._ways(step):
                 try:
@@ -60,7 +61,8 @@ class Captured:
         if one in self._kernels and (stages := step.kernel_stages()) is not None:
             yield stages, "run by kernels of our own"
             self._kernels.discard(one)
-        if self._compiled and not step.is_spread():  # the modules' own forwards bring the processes' parts together
+        # The modules' own forwards bring the processes' parts together; on several devices there are hooks around them.
+        if self._compiled and not step.is_spread() and len(step.stretches) == 1:
             free_capacity(step)
             options = _options(len(step.ids)) if self._options is None else self._options
             yield compiled_stages(options=dict(options)), "compiled"
@@ -79,21 +81,45 @@ def free_capacity(step: StaticStep) -> None:
 
 
 def _capture(step: StaticStep, stages: Stages) -> Callable[[], None]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), torch._dynamo.config.patch(recompile_limit=_SHAPES):
+    with ExitStack() as streams, torch._dynamo.config.patch(recompile_limit=_SHAPES):
+        for device in dict.fromkeys(stretch.device for stretch in step.stretches):
+            streams.enter_context(_beside(device))
         for _ in range(_WARM_UPS):
             step(stages)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
+    replays = [_captured(step, index, stages) for index in range(len(step.stretches))]
+    if len(replays) == 1:
+        return replays[0]
+
+    def replay() -> None:
+        for index, run in enumerate(replays):
+            run()
+            step.pass_on(index)
+
+    return replay
+
+
+@contextmanager
+def _beside(device: torch.device) -> Iterator[None]:
+    """On a stream of its own, between what the device's current one does before and afterwards."""
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
+
+
+def _captured(step: StaticStep, index: int, stages: Stages) -> Callable[[], None]:
+    """A function that replays the part of one stretch."""
+    device, graph = step.stretches[index].device, torch.cuda.CUDAGraph()
     # What other threads do with the device is their affair. Every graph has a memory pool of its own, which goes
     # with it.
-    try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            step(stages)
-    except BaseException:
-        _leave_capture()
-        raise
+    with torch.cuda.device(device):
+        try:
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"):
+                step.run(index, stages)
+        except BaseException:
+            _leave_capture()
+            raise
     return graph.replay
 
 
@@ -115,4 +141,4 @@ def compiled_stages(**how: Any) -> Stages:
         how: further arguments of `torch.compile`.
     """
     layer, head = (torch.compile(stage, fullgraph=True, dynamic=False, **how) for stage in (run_layer, run_head))
-    return Stages(layer, head)
+    return Stages(layer, head, as_it_is)

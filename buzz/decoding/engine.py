@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 from buzz.cache import BeehiveCache, Shape
+from buzz.cache.offer import Offer
 from buzz.cache.pool import Pool
 from buzz.cache.stack import Stack
 from buzz.decoding.arena import Arena, Run, Session
 from buzz.decoding.sizes import Key, Sizes
-from buzz.decoding.step import Place, StaticStep
+from buzz.decoding.step import Place, StaticStep, stretches_of
+from buzz.models.devices import Devices, devices_of
 from buzz.models.family import Family
 from buzz.models.positions import Learned, Rotary
 from buzz.models.tensor_parallel import has_spread, local
-from buzz.models.untouched import is_watched
+from buzz.models.untouched import forward_of, is_watched
 from buzz.policies import Scope
 
 _ARENAS = 4  # kept at most
@@ -71,7 +73,7 @@ class Engine:
         """What about the model keeps it from static memory; None: nothing."""
         model, family, backbone = self.model, self._family, self._backbone
         kind = family.kind("ForCausalLM")
-        if backbone is None or type(model) is not kind or "forward" in vars(model):
+        if backbone is None or type(model) is not kind or forward_of(model) is not None:
             return f"{type(model).__name__} is not an untouched {family.class_name('ForCausalLM')}"
         if type(backbone).forward is not family.kind("Model").forward or not self._positions.constant:
             return "its backbone is not the family's own, or its rotary angles depend on the length"
@@ -86,13 +88,16 @@ class Engine:
         if not all(isinstance(getattr(part, "weight", None), torch.Tensor) for part in parts):
             return "its projections or its head have no weight of their own"
         dtypes = {next(attention.parameters()).dtype for attention in self._attention}
-        devices = {p.device for module in modules for p in module._parameters.values() if p is not None}
-        if len(devices) > 1 or len(dtypes) > 1:
-            return "its weights have several devices or dtypes"
+        if self._devices is None or len(dtypes) > 1:
+            return "the weights of a layer are on several devices, or have several dtypes"
         own = {model: (0, 1)}
         if any(is_watched(module, *own.get(module, (0, 0))) for module in modules):
             return "its modules have hooks, which a captured step would not call"
         return None
+
+    @property
+    def _devices(self) -> Devices | None:
+        return devices_of(self._backbone, self.model.get_output_embeddings())
 
     @property
     def _attention(self) -> list[Any]:
@@ -147,7 +152,7 @@ class Engine:
         if arena.holder is not None and (holder := arena.holder()) not in (None, cache):
             holder.storage.leave()
         arena.holder = weakref.ref(cache)
-        cache.storage.offer(arena.stacks)
+        cache.storage.offer(arena.offers)
         return arena
 
     def _new(self, cache: BeehiveCache, key: Key) -> Arena:
@@ -188,31 +193,33 @@ class Engine:
         return bool(idle)
 
     def _build(self, cache: BeehiveCache, key: Key) -> Arena:
-        groups, like = cache.integers.groups, self._keys()
-        buffers = zip(groups.values(), key.capacities, key.scores, key.scopes, strict=True)
-        made = [
-            _buffers(len(layers), key.rows, like, capacity, scores, scope)
-            for layers, capacity, scores, scope in buffers
-        ]
-        stacks = dict(zip(groups, made, strict=True))
-        places = [buffers.keys.shape[-2] for buffers in made]  # of a row: few heads hold less than a bound may say
-        most = list(map(min, key.longest, places))
-        layers, received = [], dict(zip(groups, zip(key.received, most, strict=True), strict=True))
-        for layer, (schedule, base) in enumerate(zip(key.schedules, key.bases, strict=True)):
-            table = self._table(layer, max(most), like) if key.slot_positions else None
-            member = groups[schedule].index(layer)
-            layers.append(Place(schedule, member, cache.window(layer), base, table, *received[schedule]))
-        head, stacked = self.model.get_output_embeddings(), list(stacks.values())
+        devices = self._devices
+        assert devices is not None
+        like, offers = self._keys(devices), list[Offer]()
+        for device, stretch in stretches_of(devices):
+            for schedule in dict.fromkeys(key.schedules[layer] for layer in stretch):
+                members = [layer for layer in stretch if key.schedules[layer] == schedule]
+                how = key.capacities[schedule], key.scores[schedule], key.scopes[schedule]
+                offers.append(Offer(_buffers(len(members), key.rows, like.to(device), *how), members))
+        places: dict[int, Place] = {}
+        for buffers, numbers in offers:
+            schedule = key.schedules[numbers[0]]
+            most = min(key.longest[schedule], buffers.keys.shape[-2])  # few heads hold less than a bound may say
+            for member, layer in enumerate(numbers):
+                table = self._table(layer, most, buffers.keys) if key.slot_positions else None
+                rest = key.bases[layer], table, key.received[schedule], most
+                places[layer] = Place(buffers, member, schedule, cache.window(layer), *rest)
+        head, layers = self.model.get_output_embeddings(), [places[layer] for layer in range(len(places))]
         slots = key.slot_positions
-        step = StaticStep(self._family, self._positions, self._backbone, head, stacked, layers, slots)
-        return Arena(stacks, step, self.run.prepare(step))
+        step = StaticStep(self._family, self._positions, self._backbone, head, devices, layers, slots)
+        return Arena(offers, step, self.run.prepare(step))
 
-    def _keys(self) -> torch.Tensor:
+    def _keys(self, devices: Devices) -> torch.Tensor:
         """Keys [1, 1, H, D] of one token, as the heads of this process give them."""
         first = self._attention[0]
         with torch.inference_mode(False), torch.no_grad():
-            table = self.model.get_input_embeddings().weight
-            hidden = torch.zeros(1, 1, self._backbone.config.hidden_size, dtype=table.dtype, device=self.device)
+            dtype, width = self.model.get_input_embeddings().weight.dtype, self._backbone.config.hidden_size
+            hidden = torch.zeros(1, 1, width, dtype=dtype, device=devices.layers[0])
             return self._family.project(self._family, first, hidden)[1]
 
     def _table(self, layer: int, slots: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -236,12 +243,11 @@ def _buffers(
 def _foreign(modules: Sequence[nn.Module]) -> str | None:
     """What on the modules' forwards a captured step would not call."""
     for module in modules:
-        own = vars(module)
-        if "_hf_hook" in own:
-            return "accelerate has hooks on its modules"
-        forward = own.get("forward")
+        forward, own = forward_of(module), vars(module)
         if forward is None:
             continue
+        if "_hf_hook" in own and forward is own["forward"]:
+            return "accelerate has hooks on its modules that do more than bring inputs to where the weights are"
         written_in = getattr(getattr(forward, "__func__", forward), "__module__", None) or ""
         if not written_in.startswith(("buzz.", "transformers.")):
             return f"a {type(module).__name__} has a forward of its own"

@@ -11,12 +11,14 @@ from torch import nn
 from buzz.cache.pool import Pool
 from buzz.cache.stack import Stack
 from buzz.decoding.sizes import Received
+from buzz.decoding.stretch import Stretch
 from buzz.kernels.device import HALF, runs_triton
+from buzz.models.devices import Devices
 from buzz.models.family import Family
 from buzz.models.positions import Learned, Rotary
 from buzz.models.row import has_kernels, row_stages
 from buzz.models.rows import rows_stages
-from buzz.models.slots import Stages, StaticLayer
+from buzz.models.slots import Stages, StaticLayer, as_it_is
 from buzz.models.tensor_parallel import has_spread
 from buzz.rows import Rows
 
@@ -28,19 +30,24 @@ def run_layer(layer: nn.Module, hidden: torch.Tensor, slots: StaticLayer, inputs
 
 def run_head(family: Family, backbone: Any, head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Logits float32 [B, vocabulary] of hidden [B, 1, width]."""
-    return family.logits(backbone.config, head(family.finish(backbone, hidden)))[:, -1].float()
+    return _logits(family, backbone, head, family.finish(backbone, hidden))
 
 
-MODULES = Stages(run_layer, run_head)
+def _logits(family: Family, backbone: Any, head: nn.Module, finished: torch.Tensor) -> torch.Tensor:
+    return family.logits(backbone.config, head(finished))[:, -1].float()
+
+
+MODULES = Stages(run_layer, run_head, as_it_is)
 
 
 class Place(NamedTuple):
-    """A layer: its schedule, its number in the stack of that, its window and base of the log-n scaling if it has them,
-    the rotation of its slots: cos and sin [at least longest, D], None where none is to be rotated; what its scores are
-    made of, if it has any; and the most slots of one of its heads."""
+    """A layer: its buffers and its number in there, its schedule, its window and base of the log-n scaling if it has
+    them, the rotation of its slots: cos and sin [at least longest, D], None where none is to be rotated; what its
+    scores are made of, if it has any; and the most slots of one of its heads."""
 
-    schedule: int
+    buffers: Stack | Pool
     member: int
+    schedule: int
     window: int | None
     logn_base: float | None
     table: tuple[torch.Tensor, torch.Tensor] | None
@@ -49,14 +56,13 @@ class Place(NamedTuple):
 
 
 class StaticStep:
-    """The tensors of one-token calls on some stacks, and the call itself.
+    """The tensors of one-token calls, and the call itself: one stretch of the model after another, each on one device.
 
     ids: int64 [B, 1], the tokens to feed. logits: float32 [B, vocabulary] after the call. live: int32 [1]; 0 makes
-    calls change nothing. lengths: int32 [schedules, B]. seen: int64 [B], the position of the next token in the text.
+    calls change nothing. seen: int64 [B], the position of the next token in the text. All are on the first device.
 
     Args:
-        stacks: of each schedule, in the order of the schedules.
-        layers: where the buffers of each layer are, and what its attention does with them.
+        layers: where the buffers of each layer are, and what its attention does with them. No two stretches share any.
         slot_positions: whether the positions of tokens are their slots, and not those of the text.
     """
 
@@ -66,48 +72,77 @@ class StaticStep:
         positions: Rotary | Learned,
         backbone: Any,
         head: nn.Module,
-        stacks: Sequence[Stack | Pool],
+        devices: Devices,
         layers: Sequence[Place],
         slot_positions: bool,
     ) -> None:
         self._family, self._positions, self._backbone, self._head = family, positions, backbone, head
-        rows, device = stacks[0].rows, stacks[0].keys.device
+        self._slot_positions, self._finishes_apart = slot_positions, devices.after != devices.head
+        rows, device = layers[0].buffers.rows, devices.before
+        self._device = device
         with torch.inference_mode(False):
             self.ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
             self.logits = torch.zeros(rows, head.weight.shape[0], dtype=torch.float32, device=device)  # type: ignore
-            self.live = torch.zeros(1, dtype=torch.int32, device=device)
-            self.lengths = torch.zeros(len(stacks), rows, dtype=torch.int32, device=device)
             self.seen = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._slot_positions = slot_positions
-        self._call_scores = [stack.call_scores for stack in stacks if stack.call_scores is not None]
-        self._lengths = [self.lengths, *(stack.length for stack in stacks if isinstance(stack, Pool))]
-        self.layers = [self._layer(stacks[place.schedule], place) for place in layers]
+        schedules = 1 + max(place.schedule for place in layers)
+        self.stretches: list[Stretch] = []
+        for device, numbers in stretches_of(devices):
+            buffers = list(dict.fromkeys(layers[number].buffers for number in numbers))
+            self.stretches.append(Stretch(device, numbers, buffers, schedules, rows))
+        self.live = self.stretches[0].live
+        self.layers = [self._layer(stretch, layers[number]) for stretch in self.stretches for number in stretch.layers]
 
-    def _layer(self, stack: Stack | Pool, place: Place) -> StaticLayer:
+    def _layer(self, stretch: Stretch, place: Place) -> StaticLayer:
         how: dict[str, Any] = {} if place.received is None else place.received._asdict()
         cos, sin = (None, None) if place.table is None else place.table
-        rest = (self.live, place.window, place.logn_base, cos, sin)
-        if isinstance(stack, Pool):
-            keys, values, scores, begin, length = stack.layer(place.member)
+        rest = (stretch.live, place.window, place.logn_base, cos, sin)
+        if isinstance(place.buffers, Pool):
+            keys, values, scores, begin, length = place.buffers.layer(place.member)
             return StaticLayer(keys, values, scores, length, *rest, **how, begin=begin, longest=place.longest)
-        keys, values, scores = stack.layer(place.member)
-        if stack.call_scores is not None:
-            scores = stack.call_scores[place.member]
-        return StaticLayer(keys, values, scores, self.lengths[place.schedule], *rest, **how)
+        keys, values, scores = place.buffers.layer(place.member)
+        if place.buffers.call_scores is not None:
+            scores = place.buffers.call_scores[place.member]
+        return StaticLayer(keys, values, scores, stretch.lengths[place.schedule], *rest, **how)
 
     def __call__(self, stages: Stages = MODULES) -> None:
         """Feed `ids`: one token per row."""
-        for scores in self._call_scores:
-            scores.zero_()
-        positions = self.lengths[0].long() if self._slot_positions else self.seen
-        hidden = self._family.embed(self._backbone, self.ids)
-        hidden, inputs = self._positions.step_inputs(hidden, positions[:, None], self._slot_positions)
-        for layer, slots, more in zip(self._backbone.layers, self.layers, inputs, strict=True):
-            hidden = stages.layer(layer, hidden, slots, more)
-        self.logits.copy_(stages.head(self._family, self._backbone, self._head, hidden))
-        for lengths in self._lengths:
-            lengths += self.live
-        self.seen += self.live
+        for index in range(len(self.stretches)):
+            self.run(index, stages)
+            self.pass_on(index)
+
+    def run(self, index: int, stages: Stages) -> None:
+        """The part of one stretch, all on its device."""
+        stretch = self.stretches[index]
+        stretch.open()
+        if index == 0:
+            positions = stretch.lengths[0].long() if self._slot_positions else self.seen
+            hidden = self._family.embed(self._backbone, self.ids)
+            hidden, inputs = self._positions.step_inputs(hidden, positions[:, None], self._slot_positions)
+            self.seen += self.live
+        else:
+            hidden, inputs = stretch.received()
+        for number in stretch.layers:
+            hidden = stages.layer(self._backbone.layers[number], hidden, self.layers[number], inputs[number])
+        if stretch is not self.stretches[-1]:
+            hidden = stages.plain(hidden)
+            if self._finishes_apart and index == len(self.stretches) - 2:
+                hidden = self._family.finish(self._backbone, hidden)
+            stretch.close(hidden, inputs)
+            return
+        head = _logits if self._finishes_apart else stages.head
+        logits = head(self._family, self._backbone, self._head, hidden)
+        if stretch.device == self._device:
+            self.logits.copy_(logits)
+        stretch.close(logits, [])
+
+    def pass_on(self, index: int) -> None:
+        """Bring what a stretch has left to the next one, or the logits back to the first device."""
+        stretch = self.stretches[index]
+        if stretch is not self.stretches[-1]:
+            self.stretches[index + 1].receive(stretch)
+        elif stretch.device != self._device:
+            assert stretch.left is not None
+            self.logits.copy_(stretch.left[0], non_blocking=True)
 
     def is_spread(self) -> bool:
         """Whether it waits for other processes, which run the same step with their parts of the weights."""
@@ -126,7 +161,25 @@ class StaticStep:
         few = len(self.ids) <= MOST_ROWS and self._head.weight.dtype in HALF
         return rows_stages(self._family, self._positions) if few else None
 
+    def begin(self, seen: torch.Tensor) -> None:
+        """From now on tokens count. seen: int64 [1 or B]."""
+        self.seen.copy_(seen)
+        self.live.fill_(1)
+
     def set_lengths(self, lengths: Sequence[Sequence[int]]) -> None:
-        """Tell the device how many slots every row of every schedule holds; does not wait for it."""
-        flat = Rows(length for rows in lengths for length in rows).on(self.lengths.device)
-        self.lengths.copy_(flat.view_as(self.lengths))
+        """Tell the devices how many slots every row of every schedule holds; does not wait for them."""
+        flat = Rows(length for rows in lengths for length in rows)
+        for stretch in self.stretches:
+            stretch.lengths.copy_(flat.on(stretch.device).view_as(stretch.lengths))
+
+
+def stretches_of(devices: Devices) -> list[tuple[torch.device, list[int]]]:
+    """The stretches of a model that are each on one device, and the layers that each has, if any."""
+    parts = devices.in_order
+    starts = [0, *(i for i in range(1, len(parts)) if parts[i] != parts[i - 1])]
+    ends = [*starts[1:], len(parts)]
+    most = len(devices.layers)  # part i is layer i - 1
+    return [
+        (parts[start], [part - 1 for part in range(start, end) if 0 < part <= most])
+        for start, end in zip(starts, ends, strict=True)
+    ]

@@ -17,7 +17,7 @@ from buzz.models.family import Family
 from buzz.models.mlp import activation_of, gate_and_up, inner_linears, is_gated
 from buzz.models.norms import epsilon_of, norms_of
 from buzz.models.positions import Rotary, Table
-from buzz.models.slots import Stages, StaticLayer
+from buzz.models.slots import Stages, StaticLayer, as_it_is
 from buzz.models.tensor_parallel import gives_its_part, is_spread, is_summed, is_whole_in_each, local
 from buzz.models.untouched import is_linear, is_rms_norm, is_watched
 
@@ -38,7 +38,7 @@ def has_kernels(family: Family, backbone: Any, head: Any) -> bool:
 
 def row_stages(family: Family, positions: Rotary) -> Stages:
     """How a layer and the head are run; for models that `has_kernels` takes."""
-    return Stages(partial(_layer, family, Rotation(family, positions)), _head)
+    return Stages(partial(_layer, family, Rotation(family, positions)), _head, as_it_is)
 
 
 class Rotation:

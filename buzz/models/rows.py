@@ -41,7 +41,7 @@ def rows_stages(family: Family, positions: Rotary) -> Stages:
     Where heads and inner rows are spread over processes, each computes with its own, and what its two output
     projections give is added up before the next kernel rounds it.
     """
-    return Stages(partial(_layer, family, Rotation(family, positions)), _head)
+    return Stages(partial(_layer, family, Rotation(family, positions)), _head, partial(_plain, family))
 
 
 def _layer(
@@ -55,8 +55,7 @@ def _layer(
     from buzz.kernels.skinny import skinny_parts, skinny_product
 
     attention, mlp, norms, factor = layer.self_attn, layer.mlp, norms_of(family, layer), family.residual(layer)
-    before = given if isinstance(given, Unsettled) else Unsettled(given.flatten(0, 1))
-    hidden, x = _settled(family, before, norms.before_attention)
+    hidden, x = _settled(family, given, norms.before_attention)
     linears = projections(attention)
     weights, biases = [local(linear.weight) for linear in linears], [local(linear.bias) for linear in linears]
     joint = skinny_product(x, weights, biases=biases)
@@ -73,10 +72,16 @@ def _layer(
     return Unsettled(hidden, parts, local(mlp.down_proj.bias), norms.after_mlp, factor)
 
 
-def _settled(family: Family, given: Unsettled, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _plain(family: Family, given: torch.Tensor | Unsettled) -> torch.Tensor:
+    return _settled(family, given, None)[0][:, None]
+
+
+def _settled(family: Family, given: torch.Tensor | Unsettled, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum, and what a norm makes of it; twice the sum where there is none."""
     from buzz.kernels.norm import settle
 
+    if not isinstance(given, Unsettled):  # [B, 1, width], of the embedding or of another device
+        given = Unsettled(given.flatten(0, 1))
     norms = [each for each in (norm, given.norm) if each is not None]
     return settle(
         given.hidden, given.parts, bias=given.bias, factor=given.factor,
@@ -85,7 +90,7 @@ def _settled(family: Family, given: Unsettled, norm: Any) -> tuple[torch.Tensor,
     )  # fmt: skip
 
 
-def _head(family: Family, backbone: Any, head: Any, given: Unsettled) -> torch.Tensor:
+def _head(family: Family, backbone: Any, head: Any, given: torch.Tensor | Unsettled) -> torch.Tensor:
     from buzz.kernels.skinny import skinny_product
 
     x = _settled(family, given, backbone.norm)[1]

@@ -42,7 +42,14 @@ class Stages(NamedTuple):
     layer: (decoder layer, hidden, StaticLayer, keyword arguments) -> hidden. The first one is given [B, 1, width]; what
         a layer gives is for the next one, or the head, and need not be a tensor.
     head: (family, backbone, output layer, hidden) -> logits float32 [B, vocabulary].
+    plain: (what a layer gives) -> hidden [B, 1, width], for what is on another device.
     """
 
     layer: Callable[..., Any]
     head: Callable[..., torch.Tensor]
+    plain: Callable[[Any], torch.Tensor]
+
+
+def as_it_is(hidden: torch.Tensor) -> torch.Tensor:
+    """Where a layer gives hidden [B, 1, width]."""
+    return hidden

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +20,35 @@ def is_watched(module: nn.Module, after: int = 0, before: int = 0) -> bool:
     return False
 
 
+def forward_of(module: nn.Module) -> Callable[..., Any] | None:
+    """What takes the place of the forward of a module's class; None: nothing, or what only brings its inputs to where
+    its weights are, as accelerate does it to the modules of a model on several devices."""
+    own = vars(module)
+    forward, inner, hook = own.get("forward"), own.get("_old_forward"), own.get("_hf_hook")
+    if forward is None or hook is None or not _is_accelerates(type(hook), "AlignDevicesHook"):
+        return forward
+    if not isinstance(forward, partial) or not _is_accelerates(forward.func) or hook.offload:
+        return forward
+    device = _device(hook.execution_device)
+    if any(t is not None and t.device != device for t in (*module._parameters.values(), *module._buffers.values())):
+        return forward
+    untouched = getattr(inner, "__func__", None) is type(module).forward and getattr(inner, "__self__", None) is module
+    return None if untouched else inner
+
+
+def _is_accelerates(thing: Any, name: str | None = None) -> bool:
+    return getattr(thing, "__module__", None) == "accelerate.hooks" and name in (None, thing.__name__)
+
+
+def _device(named: Any) -> torch.device:
+    """The device that accelerate names, by its number perhaps, with its own number."""
+    return torch.empty(0, device=named).device
+
+
 def is_untouched(module: nn.Module, kind: type[nn.Module] | None) -> bool:
     """Whether a module does what its class does: not replaced by an adapter, say, and nobody watches it."""
     watched = module._forward_hooks or module._forward_pre_hooks
-    return kind is not None and type(module) is kind and "forward" not in vars(module) and not watched
+    return kind is not None and type(module) is kind and forward_of(module) is None and not watched
 
 
 def is_linear(module: Any, dtype: torch.dtype) -> bool:

@@ -118,7 +118,7 @@ def test_every_policy(name, positions, kind):
     assert_same(results)
     cache = results[1][1]
     assert all(layer.home or layer.pool for layer in cache.layers)  # it did run in static memory
-    assert all(shared.pools == [shared._offered] for shared in cache.storage._shared.values())
+    assert all(shared.pools == [pool for pool, _ in shared._offers] for shared in cache.storage._shared.values())
 
 
 @pytest.mark.parametrize(
