@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-_BEFORE = frozenset({"embed_tokens", "embed_positions", "project_in", "rotary_emb"})  # of a backbone's parts
+_BEFORE = frozenset({"embed_tokens", "embed_positions", "project_in"})  # of a backbone's parts
+_ANYWHERE = "rotary_emb"  # its few frequencies go to where angles are needed (`buzz.models.positions`)
 
 
 class Devices(NamedTuple):
@@ -30,6 +31,7 @@ def devices_of(backbone: Any, head: nn.Module) -> Devices | None:
     """Where a model's parts are; None: the weights of one of them are not all on one device."""
     parts = dict(backbone.named_children())
     layers = parts.pop("layers")
+    parts.pop(_ANYWHERE, None)
     before = [part for name, part in parts.items() if name in _BEFORE]
     after = [part for name, part in parts.items() if name not in _BEFORE]
     found = [_places([each]) for each in layers]

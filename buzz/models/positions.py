@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -50,12 +51,13 @@ class Rotary:
         self._backbone = backbone
         self._widths = _widths(backbone.rotary_emb)
         self._tables: dict[Any, Table] = {}
+        self._twins: dict[torch.device, Any] = {}
         self._made_by: Any = None
         self._changes = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: the tables are made anew."""
-        return {**vars(self), "_tables": {}, "_made_by": None, "_changes": 0}
+        return {**vars(self), "_tables": {}, "_twins": {}, "_made_by": None, "_changes": 0}
 
     @property
     def constant(self) -> bool:
@@ -67,7 +69,7 @@ class Rotary:
         """Before a call: forget tables that would be others now. Returns how often that has happened."""
         made_by = _state(self._backbone.rotary_emb)
         if made_by != self._made_by:
-            self._tables, self._made_by, self._changes = {}, made_by, self._changes + 1
+            self._tables, self._twins, self._made_by, self._changes = {}, {}, made_by, self._changes + 1
             self._widths = _widths(self._backbone.rotary_emb)
         return self._changes
 
@@ -126,12 +128,21 @@ class Rotary:
         layers = self._backbone.layers
         if slots:
             return hidden, [{}] * len(layers)
-        kinds = [self._kind(layer.self_attn) for layer in layers]
-        angles = {kind: self._angles(hidden, positions, kind) for kind in dict.fromkeys(kinds)}
+        kinds, rotary = [self._kind(layer.self_attn) for layer in layers], self._on(hidden.device)
+        angles = {kind: self._angles(hidden, positions, kind, rotary) for kind in dict.fromkeys(kinds)}
         return hidden, [{"position_embeddings": angles[kind]} for kind in kinds]
 
-    def _angles(self, like: torch.Tensor, positions: torch.Tensor, kind: str | None) -> Table:
+    def _on(self, device: torch.device) -> Any:
+        """The rotary embedding with its frequencies on a device: a step on that one reads nothing of another."""
         rotary = self._backbone.rotary_emb
+        if all(buffer is None or buffer.device == device for buffer in rotary._buffers.values()):
+            return rotary
+        if device not in self._twins:
+            self._twins[device] = _elsewhere(rotary, device)
+        return self._twins[device]
+
+    def _angles(self, like: torch.Tensor, positions: torch.Tensor, kind: str | None, rotary: Any = None) -> Table:
+        rotary = rotary or self._backbone.rotary_emb
         return rotary(like, positions) if kind is None else rotary(like, positions, kind)
 
     def _kind(self, attention: Any) -> str | None:
@@ -200,6 +211,16 @@ def _widths(rotary: Any) -> dict[str | None, int]:
     if "layer_type" not in inspect.signature(type(rotary).forward).parameters:
         return {None: 2 * len(rotary.inv_freq)}
     return {kind: 2 * len(getattr(rotary, f"{kind}_inv_freq")) for kind in rotary.layer_types}
+
+
+def _elsewhere(rotary: nn.Module, device: torch.device) -> nn.Module:
+    """A module like it whose buffers are on a device, without what accelerate does around its forward."""
+    twin = copy.copy(rotary)
+    for name in ("forward", "_old_forward", "_hf_hook"):
+        vars(twin).pop(name, None)
+    with torch.inference_mode(False):
+        twin._buffers = {name: None if b is None else b.to(device) for name, b in rotary._buffers.items()}
+    return twin
 
 
 def _state(rotary: nn.Module) -> Any:

@@ -16,6 +16,7 @@ from buzz.decoding.arena import Off, Uncaptured
 from buzz.decoding.capture import Captured
 from buzz.decoding.step import stretches_of
 from buzz.models.devices import Devices, devices_of
+from buzz.models.positions import Rotary
 from buzz.models.untouched import forward_of
 from tests.conftest import MODELS, left_pad, recorded, tiny_llama, tokens
 from tests.decoding.kernel_steps import Kernels, everywhere
@@ -130,6 +131,30 @@ def test_a_model_with_norms_after_its_blocks_hands_over_what_a_layer_gives(monke
     assert ran.steps == 4
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3_text-mixed"])
+def test_angles_are_made_where_they_are_needed(name):
+    """A step on one device has the frequencies there, wherever the rotary embedding is and whatever is around it."""
+    model = dispatched(tiny(name))
+    rotary = Rotary(model.model)
+    own, at = model.model.rotary_emb, torch.arange(7)[None]
+    assert rotary._on(torch.device("cpu")) is own
+    twin = rotary._on(A)
+    assert twin is rotary._on(A)
+    assert twin is not own
+    assert {buffer.device.type for buffer in rotary._on(torch.device("meta")).buffers()} == {"meta"}
+    assert {buffer.device.type for buffer in own.buffers()} == {"cpu"}
+    assert not {"forward", "_hf_hook"} & vars(twin).keys()
+    for kind in rotary._widths:
+        expected, got = (rotary._angles(torch.empty(0), at, kind, each) for each in (own, twin))
+        assert all(torch.equal(x, y) for x, y in zip(expected, got, strict=True))
+    rotary.renew()
+    before = rotary._on(A)
+    for buffer in own.buffers():
+        buffer.mul_(2)
+    rotary.renew()
+    assert rotary._on(A) is not before
+
+
 # accelerate's hooks.
 
 
@@ -210,13 +235,13 @@ TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA d
 
 
 def on_two(model):
-    """The model, its later layers on the second GPU; the head where its weights are shared with the embedding's."""
-    backbone, prefix = (
-        (model.model, "model.") if hasattr(model.model, "layers") else (model.model.decoder, "model.decoder.")
-    )
-    half = len(backbone.layers) // 2
-    places = {prefix + name: 0 if name in ("embed_tokens", "embed_positions", "project_in", "rotary_emb") else 1
-              for name, _ in backbone.named_children() if name != "layers"}  # fmt: skip
+    """The model, its later layers and what comes behind them on the second GPU, its rotary embedding too; the head
+    where its weights are shared with the embedding's: as `device_map="auto"` has it."""
+    backbone = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is backbone) + "."
+    half, first = len(backbone.layers) // 2, ("embed_tokens", "embed_positions", "project_in")
+    names = [name for name, _ in backbone.named_children() if name != "layers"]
+    places = {prefix + name: int(name not in first) for name in names}
     places |= {f"{prefix}layers.{index}": int(index >= half) for index in range(len(backbone.layers))}
     tied = model.config.get_text_config().tie_word_embeddings
     return dispatch_model(model, {**places, "lm_head": 0 if tied else 1})
