@@ -65,7 +65,7 @@ def ragged(
         k, v: [B, Hkv, S, D] likewise, S at least starts[b] + counts[b].
 
     Returns:
-        As `causal`, zeros past a row's queries.
+        As `causal`, zeros past a row's queries; the log-sum-exp of a row's head lies together.
     """
     (B, Hq, L, _), device = q.shape, q.device
     ends = Rows(start + count for start, count in zip(starts, counts, strict=True))
@@ -75,8 +75,9 @@ def ragged(
         *packed, begin_queries, begin_slots, L, k.shape[2], 0.0, True, False, scale=scale
     )[:2]  # [N, Hq, D] and [Hq, N] of N queries in all
     if min(counts) < L:
-        output = output.new_zeros(B, L, *output.shape[1:]).index_put(queries, output)
-        lse = lse.new_zeros(B, L, Hq).index_put(queries, lse.T).permute(2, 0, 1)
+        (rows, places), padded = queries, lse.new_zeros(Hq, B, L)
+        padded[:, rows, places] = lse
+        output, lse = output.new_zeros(B, L, *output.shape[1:]).index_put(queries, output), padded
     return output.view(B, L, Hq, -1).transpose(1, 2), lse.reshape(Hq, B, L).transpose(0, 1).float()
 
 

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from buzz.kernels.layout import check_rows, check_whole
+
 _CHUNK = 1024  # places of a head that a program looks at together
 _SLOTS = 64  # that a program brings over
 
@@ -67,7 +69,12 @@ def count_stays(stay: torch.Tensor, begin: torch.Tensor, length: torch.Tensor, c
         stay: bool [U, P], contiguous.
         begin, length: int64 [U or 1, heads], where each head's slots are. The last axis is contiguous.
         chunk: how the work is cut up; a power of two.
+
+    Raises:
+        ValueError: a tensor does not lie in memory like that.
     """
+    check_whole(stay=stay)
+    check_rows(begin=begin, length=length)
     units, heads = len(stay), begin.shape[1]
     counts = torch.empty(units, heads, dtype=torch.int64, device=stay.device)
     with torch.cuda.device_of(stay):
@@ -89,7 +96,12 @@ def list_stays(
         stay, begin, length: as of `count_stays`.
         before: int64 [U, heads], contiguous, slots that stay of the heads before.
         to: int64 [U, heads], contiguous.
+
+    Raises:
+        ValueError: a tensor does not lie in memory like that.
     """
+    check_whole(stay=stay, before=before, to=to)
+    check_rows(begin=begin, length=length)
     units, heads = before.shape
     order, goal = torch.zeros(2, units, most, dtype=torch.int64, device=stay.device)
     with torch.cuda.device_of(stay):
@@ -113,7 +125,12 @@ def move_slots(
         target: [units, P, D], contiguous but for the first axis, in source's dtype.
         goal: as order, places in the target.
         into: int64 [U], which of the target each unit is.
+
+    Raises:
+        ValueError: a tensor does not lie in memory like that.
     """
+    check_rows(source=source, order=order, goal=goal)
+    check_whole(target=target[:1])
     _, heads, slots, dim = source.shape
     units, number = order.shape
     with torch.cuda.device_of(source):

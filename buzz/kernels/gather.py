@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from buzz.kernels.layout import check_rows
+
 _SLOTS = 32  # of a program
 
 
@@ -32,7 +34,11 @@ def gather_slots(source: torch.Tensor, slots: torch.Tensor, target: torch.Tensor
         source: [B, H, L, D], the last axis contiguous.
         slots: int64 [B or 1, H or 1, K], the last axis contiguous, each in 0 .. L - 1 (which nobody checks).
         target: [B, H, K, D] in source's dtype, the last axis contiguous.
+
+    Raises:
+        ValueError: a tensor does not lie in memory like that.
     """
+    check_rows(source=source, slots=slots, target=target)
     B, H, _, D = source.shape
     kept = target.shape[2]
     stride = [0 if size == 1 else stride for size, stride in zip(slots.shape[:2], slots.stride()[:2], strict=True)]
@@ -69,7 +75,11 @@ def pack_slots(buffer: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) ->
         slots: int64 [R or 1, H or 1, K], the last axis contiguous, each in 0 .. C - 1 (which nobody checks). As far as
             they ascend, this is what is at the front then; behind that anything that the row has held.
         rows: int64 [R], which rows of the buffer.
+
+    Raises:
+        ValueError: a tensor does not lie in memory like that.
     """
+    check_rows(buffer=buffer, slots=slots)
     (_, heads, _, dim), kept = buffer.shape, slots.shape[2]
     stride = [0 if size == 1 else stride for size, stride in zip(slots.shape[:2], slots.stride()[:2], strict=True)]
     with torch.cuda.device_of(buffer):

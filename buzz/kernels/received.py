@@ -13,6 +13,7 @@ import triton.language as tl
 
 from buzz.kernels.device import HALF
 from buzz.kernels.launch import Tiles
+from buzz.kernels.layout import check_rows
 from buzz.rows import Rows
 
 try:
@@ -148,7 +149,7 @@ def received(
 
     Args:
         q: [B, Hq, Lq, D], the last axis contiguous, finite throughout. k: [B, Hkv, C, D] likewise.
-        lse: float32 [B, Hq, Lq], natural log-sum-exp of each query's scaled logits over the slots that it sees.
+        lse: float32 [B, Hq, Lq] likewise, natural log-sum-exp of a query's scaled logits over the slots that it sees.
         starts: cached slots of each row before the call; query i of row b sees the slots 0 .. starts[b] + i.
         firsts, counts: of row b the queries firsts[b] .. counts[b] - 1 count.
         scale: factor of the logits.
@@ -158,7 +159,11 @@ def received(
 
     Returns:
         float32 [B, Hkv, C] for each of `wanted`; 0 where no query counts.
+
+    Raises:
+        ValueError: a last axis is not contiguous.
     """
+    check_rows(q=q, k=k, lse=lse)
     B, Hq, _, D = q.shape
     Hkv, C = k.shape[1:3]
     lags = dict(wanted)

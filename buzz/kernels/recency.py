@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from buzz.kernels.layout import check_rows, check_whole
+
 _CHUNK = 1024  # slots of a head that a program takes together, at most
 
 
@@ -35,7 +37,12 @@ def weigh(worth: torch.Tensor, begin: torch.Tensor, length: torch.Tensor, invers
 
     Returns:
         float32 [R, P].
+
+    Raises:
+        ValueError: a tensor does not lie in memory like that.
     """
+    check_whole(worth=worth)
+    check_rows(begin=begin, length=length, inverse=inverse)
     (rows, size), heads = worth.shape, begin.shape[1]
     lies = (begin, length, inverse)
     out = torch.empty_like(worth)

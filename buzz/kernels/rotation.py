@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from buzz.kernels.layout import check_rows
+
 _TOKENS, _HEADS = 8, 8  # of a program
 
 
@@ -44,7 +46,11 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
     Returns:
         [B, H, L, D] in the order in memory that x has; float32 arithmetic, rounded once.
+
+    Raises:
+        ValueError: a tensor does not lie in memory like that.
     """
+    check_rows(x=x, cos=cos, sin=sin)
     B, H, L, D = x.shape
     cos, sin = (t[None, None] if t.dim() == 2 else t for t in (cos, sin))
     row = 0 if len(cos) == 1 else 1

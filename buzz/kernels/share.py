@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from buzz.kernels.layout import check_rows, check_whole
+
 _CHUNK = 8192  # places of a head or a layer that a program looks at together, at most
 _TILE = 4096  # places of a row that a program counts
 _BITS, _PASSES = 9, 4  # of a key and its group, 36 in all
@@ -199,7 +201,12 @@ def share_out(
 
     Returns:
         bool [R, P].
+
+    Raises:
+        ValueError: a tensor does not lie in memory like that.
     """
+    check_whole(worth=worth, least=None if isinstance(least, int) else least)
+    check_rows(begin=begin, length=length)
     (rows, size), heads = worth.shape, begin.shape[1]
     begin_row, length_row = (0 if len(t) == 1 else t.stride(0) for t in (begin, length))
     keys = torch.empty((rows, size), dtype=torch.uint32, device=worth.device)

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from buzz.kernels.layout import check_whole
+
 _TILE = 64  # places
 
 
@@ -56,7 +58,11 @@ def shift_slots(
         goals: int64 [U, P], contiguous: where the slot of each place goes, ascending; -1: nowhere.
         rows: int64 [U], which of the pool's units each is.
         tile: places that a program brings over; a power of two.
+
+    Raises:
+        ValueError: a tensor does not lie in memory like that.
     """
+    check_whole(keys=keys, values=values, goals=goals)
     (units, size), dim = goals.shape, keys.shape[2]
     tiles = triton.cdiv(size, tile)
     told = torch.zeros(2, units * (tiles + 1), dtype=torch.int32, device=keys.device)

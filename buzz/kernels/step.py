@@ -9,6 +9,7 @@ import triton
 
 from buzz.kernels.early import early_launch
 from buzz.kernels.launch import Launch
+from buzz.kernels.layout import check_rows
 from buzz.kernels.step_kernels import attend_split, finish
 
 LOG2E = 1.4426950408889634
@@ -50,8 +51,7 @@ def attend(
     Raises:
         ValueError: the last axis of keys, values, scores, cos or sin is not contiguous.
     """
-    if any(t is not None and t.stride(-1) != 1 for t in (keys, values, scores, cos, sin)):
-        raise ValueError("keys, values, scores, cos and sin must be contiguous in their last axis")
+    check_rows(keys=keys, values=values, scores=scores, cos=cos, sin=sin)
     B, Hq, D = q.shape
     Hkv = k.shape[1]
     C = keys.shape[-2] if longest is None else longest
