@@ -26,10 +26,11 @@ is measured: [benchmark.md](../benchmark.md#one-row-and-many). This page is made
     done
 
 Every shape was measured from beginning to end by one process on one H100 (code d38b32a, with `seconds=540`), all three
-one after the other. `comb`, and `full` and `buzz` at 1k, were measured again an hour later, on another H100, when heads
-of unequal lengths were read in one call and less was checked before a prompt (code fc41eb8, which the figures call
-d38b32a-dirty; with `seconds=110`; [before](../measured/h100/heads-one-by-one.json)). What has a dash is not meant to
-run so long. First tokens are of one prompt or the mean of two, after one of the same length that does not count
+one after the other. `comb`, and `full` and `buzz` at 1k, were measured again on other H100s (with `seconds=110`), when
+heads of unequal lengths were read in one call and less was checked before a prompt
+([before](../measured/h100/heads-one-by-one.json)): of Llama-2-7B with code fc41eb8, which the figures call
+d38b32a-dirty, of the others with cbd9809, which they call bb18b6b. What has a dash is not meant to run so long. First
+tokens are of one prompt or the mean of two, after one of the same length that does not count
 ([a new length](speed.md#a-new-length)).
 
 | method | what runs |
