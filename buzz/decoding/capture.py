@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -115,12 +116,18 @@ def _captured(step: StaticStep, index: int, stages: Stages) -> Callable[[], None
     # with it.
     with torch.cuda.device(device):
         try:
-            with torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=_stream(device), capture_error_mode="thread_local"):
                 step.run(index, stages)
         except BaseException:
             _leave_capture()
             raise
     return graph.replay
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where a device's graphs are captured: one stream for all, as libraries keep workspaces for each."""
+    return torch.cuda.Stream(device)
 
 
 def _leave_capture() -> None:
