@@ -73,6 +73,11 @@ class BeehiveLayer(CacheLayerMixin):
         return (self.keys if self.pool is None else self.pool.keys).dtype
 
     @property
+    def device(self) -> torch.device:
+        """Of the keys, once there are some."""
+        return (self.keys if self.pool is None else self.pool.keys).device
+
+    @property
     def tensors(self) -> Block:
         """Keys, values and scores, as they are."""
         return Block(self.keys, self.values, self.scores)

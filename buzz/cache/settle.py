@@ -34,7 +34,8 @@ class Waiting:
             tokens: of the prompt in all rows.
             last: no other layer follows.
         """
-        due, kind = [], (schedule, store.keys.shape, store.keys.device, store.offered and id(store.offered[0]))
+        stack = None if store.offered is None else id(store.offered[0])
+        due, kind = [], (schedule, store.keys.shape, store.keys.device, stack)
         if self._layers and kind != self._kind:
             due.append(self._layers)
             self._layers = []

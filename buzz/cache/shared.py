@@ -235,13 +235,14 @@ class SharedLayers:
 
     def move_in(self, lengths: Rows) -> None:
         """Bring all layers, which hold lengths[b] slots a head of row b in the mean, to the pools that were offered."""
-        if self.pools:
-            found = [
-                ([index for index, layer in enumerate(self._layers) if layer.pool is own], Source.pooled(own))
-                for own in self.pools
-                if not self._is_offered(own)
-            ]
-        else:
+        found: list[tuple[list[int], Source]] = []
+        for own in self.pools:
+            held = [index for index, layer in enumerate(self._layers) if layer.pool is own]
+            for _, offered in self._offers if not self._is_offered(own) else []:
+                if members := [index for index in held if index in offered]:
+                    units = own.units_of_layers([self._layers[index].member for index in members])
+                    found.append((members, Source.pooled(own).units(units)))
+        if not self.pools:
             found = [(members, self._equal(members, lengths)) for members in self._sharing]
         for members, source in found:
             pool, places = self._offered(members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,7 +61,11 @@ class Arena:
 
     @property
     def nbytes(self) -> int:
-        return sum(buffers.nbytes for buffers, _ in self.offers)
+        """On the device that has most of it."""
+        of = Counter[torch.device]()
+        for buffers, _ in self.offers:
+            of[buffers.keys.device] += buffers.nbytes
+        return max(of.values())
 
 
 class Session:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,11 @@ class Captured:
     def __init__(self, compiled: bool = True, options: Mapping[str, Any] | None = None, kernels: bool = True) -> None:
         self._compiled, self._options = compiled, options
         self._kernels = {True, False} if kernels else set[bool]()  # those of one row, those of a few: until they fail
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}  # for captures: libraries keep memory for each stream
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled with a model: a copy has streams of its own."""
+        return {**vars(self), "_streams": {}}
 
     def usable(self, device: torch.device) -> bool:
         return device.type == "cuda"
@@ -46,7 +50,7 @@ class Captured:
             step.live.zero_()
             for stages, what in self._ways(step):
                 try:
-                    return _capture(step, stages)
+                    return self._capture(step, stages)
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:
@@ -62,13 +66,47 @@ class Captured:
         if one in self._kernels and (stages := step.kernel_stages()) is not None:
             yield stages, "run by kernels of our own"
             self._kernels.discard(one)
-        # The modules' own forwards bring the processes' parts together; on several devices there are hooks around them.
-        if self._compiled and not step.is_spread() and len(step.stretches) == 1:
+        # The modules' own forwards bring the processes' parts together; a hook around one is not for the compiler.
+        if self._compiled and not step.is_spread() and not step.has_hooks():
             free_capacity(step)
             options = _options(len(step.ids)) if self._options is None else self._options
             yield compiled_stages(options=dict(options)), "compiled"
             self._compiled = False
         yield MODULES, "captured"
+
+    def _capture(self, step: StaticStep, stages: Stages) -> Callable[[], None]:
+        with ExitStack() as streams, torch._dynamo.config.patch(recompile_limit=_SHAPES):
+            for device in dict.fromkeys(stretch.device for stretch in step.stretches):
+                streams.enter_context(_beside(device))
+            for _ in range(_WARM_UPS):
+                step(stages)
+        replays = [self._captured(step, index, stages) for index in range(len(step.stretches))]
+        if len(replays) == 1:
+            return replays[0]
+
+        def replay() -> None:
+            for index, run in enumerate(replays):
+                run()
+                step.pass_on(index)
+
+        return replay
+
+    def _captured(self, step: StaticStep, index: int, stages: Stages) -> Callable[[], None]:
+        """A function that replays the part of one stretch."""
+        device, graph = step.stretches[index].device, torch.cuda.CUDAGraph()
+        # What other threads do with the device is their affair. Every graph has a memory pool of its own, which goes
+        # with it.
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
+        with torch.cuda.device(device):
+            try:
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    step.run(index, stages)
+            except BaseException:
+                _leave_capture()
+                raise
+        return graph.replay
 
 
 def free_capacity(step: StaticStep) -> None:
@@ -81,24 +119,6 @@ def free_capacity(step: StaticStep) -> None:
                 torch._dynamo.mark_dynamic(tensor, axis)
 
 
-def _capture(step: StaticStep, stages: Stages) -> Callable[[], None]:
-    with ExitStack() as streams, torch._dynamo.config.patch(recompile_limit=_SHAPES):
-        for device in dict.fromkeys(stretch.device for stretch in step.stretches):
-            streams.enter_context(_beside(device))
-        for _ in range(_WARM_UPS):
-            step(stages)
-    replays = [_captured(step, index, stages) for index in range(len(step.stretches))]
-    if len(replays) == 1:
-        return replays[0]
-
-    def replay() -> None:
-        for index, run in enumerate(replays):
-            run()
-            step.pass_on(index)
-
-    return replay
-
-
 @contextmanager
 def _beside(device: torch.device) -> Iterator[None]:
     """On a stream of its own, between what the device's current one does before and afterwards."""
@@ -107,27 +127,6 @@ def _beside(device: torch.device) -> Iterator[None]:
     with torch.cuda.stream(stream):
         yield
     current.wait_stream(stream)
-
-
-def _captured(step: StaticStep, index: int, stages: Stages) -> Callable[[], None]:
-    """A function that replays the part of one stretch."""
-    device, graph = step.stretches[index].device, torch.cuda.CUDAGraph()
-    # What other threads do with the device is their affair. Every graph has a memory pool of its own, which goes
-    # with it.
-    with torch.cuda.device(device):
-        try:
-            with torch.cuda.graph(graph, stream=_stream(device), capture_error_mode="thread_local"):
-                step.run(index, stages)
-        except BaseException:
-            _leave_capture()
-            raise
-    return graph.replay
-
-
-@functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Where a device's graphs are captured: one stream for all, as libraries keep workspaces for each."""
-    return torch.cuda.Stream(device)
 
 
 def _leave_capture() -> None:

@@ -17,10 +17,10 @@ from buzz.cache.stack import Stack
 from buzz.decoding.arena import Arena, Run, Session
 from buzz.decoding.sizes import Key, Sizes
 from buzz.decoding.step import Place, StaticStep, stretches_of
-from buzz.models.devices import Devices, devices_of
+from buzz.models.devices import Devices
 from buzz.models.family import Family
 from buzz.models.positions import Learned, Rotary
-from buzz.models.tensor_parallel import has_spread, local
+from buzz.models.tensor_parallel import has_spread, local, spread_heads
 from buzz.models.untouched import forward_of, is_watched
 from buzz.policies import Scope
 
@@ -65,6 +65,16 @@ class Engine:
         """Of the caches that the model takes."""
         return Shape.of(self._backbone.config)
 
+    def check(self, cache: BeehiveCache) -> None:
+        """Whether the model takes a cache.
+
+        Raises:
+            ValueError: it was built for models of another shape, or its heads share slots that cannot be in one place.
+        """
+        cache.check(self.shape)
+        spread = spread_heads(self._attention[0], self.shape.heads) is not None
+        cache.check_place((next(layer.parameters()).device for layer in self._backbone.layers), spread)
+
     def clear(self) -> None:
         """Give the buffers back; a cache that lives in some keeps those."""
         self._arenas.clear()
@@ -88,8 +98,10 @@ class Engine:
         if not all(isinstance(getattr(part, "weight", None), torch.Tensor) for part in parts):
             return "its projections or its head have no weight of their own"
         dtypes = {next(attention.parameters()).dtype for attention in self._attention}
-        if self._devices is None or len(dtypes) > 1:
-            return "the weights of a layer are on several devices, or have several dtypes"
+        if len(dtypes) > 1:
+            return "its layers have several dtypes"
+        if self._devices is None:
+            return "a layer, or what comes before or after them all, is on several devices"
         own = {model: (0, 1)}
         if any(is_watched(module, *own.get(module, (0, 0))) for module in modules):
             return "its modules have hooks, which a captured step would not call"
@@ -97,7 +109,7 @@ class Engine:
 
     @property
     def _devices(self) -> Devices | None:
-        return devices_of(self._backbone, self.model.get_output_embeddings())
+        return Devices.of(self._backbone, self.model.get_output_embeddings())
 
     @property
     def _attention(self) -> list[Any]:

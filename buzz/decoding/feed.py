@@ -54,7 +54,7 @@ class Feed:
         if self._refused or not engine.lock.acquire(blocking=False):
             return False
         try:
-            self._cache.check(engine.shape)
+            engine.check(self._cache)
             give_shares(self._cache, engine.model)
             engine.refresh()
             session = engine.session(self._cache, rows, left)

@@ -120,29 +120,33 @@ class StaticStep:
             hidden, inputs = self._positions.step_inputs(hidden, positions[:, None], self._slot_positions)
             self.seen += self.live
         else:
-            hidden, inputs = stretch.received()
+            hidden, inputs = stretch.arrived()
         for number in stretch.layers:
             hidden = stages.layer(self._backbone.layers[number], hidden, self.layers[number], inputs[number])
         if stretch is not self.stretches[-1]:
             hidden = stages.plain(hidden)
             if self._finishes_apart and index == len(self.stretches) - 2:
                 hidden = self._family.finish(self._backbone, hidden)
-            stretch.close(hidden, inputs)
+            stretch.close((hidden, inputs))
             return
         head = _logits if self._finishes_apart else stages.head
         logits = head(self._family, self._backbone, self._head, hidden)
-        if stretch.device == self._device:
+        here = stretch.device == self._device
+        if here:
             self.logits.copy_(logits)
-        stretch.close(logits, [])
+        stretch.close(None if here else (logits, []))
 
     def pass_on(self, index: int) -> None:
         """Bring what a stretch has left to the next one, or the logits back to the first device."""
         stretch = self.stretches[index]
         if stretch is not self.stretches[-1]:
             self.stretches[index + 1].receive(stretch)
-        elif stretch.device != self._device:
-            assert stretch.left is not None
+        elif stretch.left is not None:
             self.logits.copy_(stretch.left[0], non_blocking=True)
+
+    def has_hooks(self) -> bool:
+        """Whether accelerate has hooks around its modules' forwards."""
+        return any("_hf_hook" in vars(module) for module in (*self._backbone.modules(), self._head))
 
     def is_spread(self) -> bool:
         """Whether it waits for other processes, which run the same step with their parts of the weights."""

@@ -18,7 +18,8 @@ class Stretch:
     """What the layers of a stretch read and write, beside what they cache.
 
     live: int32 [1]; 0: nothing may change. lengths: int32 [schedules, B], the cached tokens before the step. left: for
-    the next stretch, hidden [B, 1, width] and the inputs of all layers; of the last stretch, logits and no inputs.
+    the next stretch, hidden [B, 1, width] and the inputs of all layers; of the last one logits, if they are wanted on
+    another device.
 
     Args:
         layers: their numbers, perhaps none.
@@ -49,9 +50,9 @@ class Stretch:
         for scores in self._call_scores:
             scores.zero_()
 
-    def close(self, hidden: torch.Tensor, inputs: Inputs) -> None:
+    def close(self, left: tuple[torch.Tensor, Inputs] | None) -> None:
         """The layers are done with it."""
-        self.left = hidden, inputs
+        self.left = left
         for lengths in self._lengths:
             lengths += self.live
 
@@ -76,7 +77,7 @@ class Stretch:
     def _like(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(tensor, device=self.device)
 
-    def received(self) -> tuple[torch.Tensor, Inputs]:
+    def arrived(self) -> tuple[torch.Tensor, Inputs]:
         """Hidden and the inputs of all layers, as the stretch before has left them."""
         assert self._hidden is not None
         # New pairs in every call: what is made of a pair is remembered by it (`Rotation`).

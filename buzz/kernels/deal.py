@@ -129,7 +129,7 @@ def move_slots(
     Raises:
         ValueError: a tensor does not lie in memory like that.
     """
-    check_rows(source=source, order=order, goal=goal)
+    check_rows(source=source, order=order, goal=goal, rows=rows, into=into)
     check_whole(target=target[:1])
     _, heads, slots, dim = source.shape
     units, number = order.shape

@@ -79,7 +79,7 @@ def pack_slots(buffer: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) ->
     Raises:
         ValueError: a tensor does not lie in memory like that.
     """
-    check_rows(buffer=buffer, slots=slots)
+    check_rows(buffer=buffer, slots=slots, rows=rows)
     (_, heads, _, dim), kept = buffer.shape, slots.shape[2]
     stride = [0 if size == 1 else stride for size, stride in zip(slots.shape[:2], slots.stride()[:2], strict=True)]
     with torch.cuda.device_of(buffer):

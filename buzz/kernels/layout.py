@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -20,4 +22,13 @@ def check_whole(**tensors: torch.Tensor | None) -> None:
             raise ValueError(f"{name} {tuple(tensor.shape)} must be contiguous, got strides {tensor.stride()}")
 
 
-__all__ = ["check_rows", "check_whole"]
+def check_matrices(
+    weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], **tensors: torch.Tensor | None
+) -> None:
+    """`check_whole` of matrices, what is added to their products, and more."""
+    for name, given in (("weights", weights), ("biases", biases)):
+        tensors |= {f"{name}[{index}]": tensor for index, tensor in enumerate(given)}
+    check_whole(**tensors)
+
+
+__all__ = ["check_matrices", "check_rows", "check_whole"]

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from buzz.kernels.early import early_launch, let_next_start, wait_for_last
+from buzz.kernels.layout import check_rows
 
 _ELEMENTS = 2048  # of a program that norms several narrow rows
 
@@ -145,6 +146,7 @@ def _launch(
     early: dict[str, Any] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum and its norm; x in the place of a sum that is none, the sum in that of a norm that is none."""
+    check_rows(bias=bias, addend_weight=addend_weight, weight=weight)
     x, width = x.contiguous(), x.shape[-1]
     addend = None if addend is None else addend.contiguous()
     early = early or {}
@@ -206,8 +208,9 @@ def norm_heads_(
         q_weight, k_weight: in x's dtype, contiguous.
 
     Raises:
-        ValueError: x is not contiguous, or pieces do not fill what they are of.
+        ValueError: a tensor is not contiguous, or pieces do not fill what they are of.
     """
+    check_rows(q_weight=q_weight, k_weight=k_weight)
     q_width, k_width = len(q_weight), len(k_weight)
     rows, size = x.shape
     if q_size % q_width or k_size % k_width or q_size + k_size > size or not x.is_contiguous():

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from buzz.kernels.early import early_launch, let_next_start, wait_for_last
 from buzz.kernels.gate import Activation, opened
-from buzz.kernels.layout import check_whole
+from buzz.kernels.layout import check_matrices
 from buzz.kernels.matrices import fitting
 
 _WIDE = 8192  # elements of a vector
@@ -162,10 +162,10 @@ def product(
         [sum of the rows], or with `gated` [rows].
 
     Raises:
-        ValueError: sizes that do not fit together, x or a matrix that is not contiguous.
+        ValueError: sizes that do not fit together, a tensor that is not contiguous.
     """
     sizes, all_biases, biased = fitting(weights, biases, x.numel(), gated, f"{x.numel()} elements")
-    check_whole(x=x, addend=addend, **{f"weights[{i}]": weight for i, weight in enumerate(weights)})
+    check_matrices(weights, all_biases, x=x, addend=addend, norm=norm)
     cut = cut or Cut.of(len(sizes), x.numel(), gated)
     out = torch.empty(sizes[0] if gated else sum(sizes), dtype=x.dtype, device=x.device)
     blocks = triton.cdiv(sizes[0], cut.rows) if gated else sum(triton.cdiv(size, cut.rows) for size in sizes)

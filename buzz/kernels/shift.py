@@ -62,7 +62,7 @@ def shift_slots(
     Raises:
         ValueError: a tensor does not lie in memory like that.
     """
-    check_whole(keys=keys, values=values, goals=goals)
+    check_whole(keys=keys, values=values, goals=goals, rows=rows)
     (units, size), dim = goals.shape, keys.shape[2]
     tiles = triton.cdiv(size, tile)
     told = torch.zeros(2, units * (tiles + 1), dtype=torch.int32, device=keys.device)

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from buzz.kernels.early import early_launch, let_next_start, wait_for_last
 from buzz.kernels.gate import Activation, opened
-from buzz.kernels.layout import check_whole
+from buzz.kernels.layout import check_matrices
 from buzz.kernels.matrices import fitting
 
 MOST_ROWS = 64  # of x
@@ -155,7 +155,7 @@ def skinny_product(
         [R, sum of the rows], or with `gated` [R, rows].
 
     Raises:
-        ValueError: sizes that do not fit together, x or a matrix that is not contiguous.
+        ValueError: sizes that do not fit together, a tensor that is not contiguous.
     """
     tile = tile or _tile(x, sum(map(len, weights)), gated=gated, parts=False)
     rows = len(weights[0]) if gated else sum(map(len, weights))
@@ -202,7 +202,7 @@ def _launch(
 ) -> None:
     count, width = x.shape
     sizes, all_biases, biased = fitting(weights, biases, width, gated, f"{tuple(x.shape)} vectors")
-    check_whole(x=x, **{f"weights[{i}]": weight for i, weight in enumerate(weights)})
+    check_matrices(weights, all_biases, x=x)
     if not 1 <= count <= MOST_ROWS:
         raise ValueError(f"there may be 1 to {MOST_ROWS} vectors, got {count}")
     blocks = triton.cdiv(sizes[0], tile.rows) if gated else sum(triton.cdiv(size, tile.rows) for size in sizes)

@@ -49,9 +49,9 @@ def attend(
     """`buzz.attention.step.attend_step` in Triton: the keys and values that are seen are read once, whatever the group.
 
     Raises:
-        ValueError: the last axis of keys, values, scores, cos or sin is not contiguous.
+        ValueError: the last axis of keys, values, scores, cos or sin is not contiguous, nor are lengths of rows.
     """
-    check_rows(keys=keys, values=values, scores=scores, cos=cos, sin=sin)
+    check_rows(keys=keys, values=values, scores=scores, cos=cos, sin=sin, lengths=lengths if begin is None else None)
     B, Hq, D = q.shape
     Hkv = k.shape[1]
     C = keys.shape[-2] if longest is None else longest

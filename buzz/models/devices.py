@@ -26,27 +26,27 @@ class Devices(NamedTuple):
         """As a token passes them."""
         return (self.before, *self.layers, self.after, self.head)
 
-
-def devices_of(backbone: Any, head: nn.Module) -> Devices | None:
-    """Where a model's parts are; None: the weights of one of them are not all on one device."""
-    parts = dict(backbone.named_children())
-    layers = parts.pop("layers")
-    parts.pop(_ANYWHERE, None)
-    before = [part for name, part in parts.items() if name in _BEFORE]
-    after = [part for name, part in parts.items() if name not in _BEFORE]
-    found = [_places([each]) for each in layers]
-    found = [_places(before), *found, _places(after) or _places([head]), _places([head])]
-    if any(len(places) != 1 for places in found):
-        return None
-    first, *inner, last, output = (places.pop() for places in found)
-    return Devices(first, tuple(inner), last, output)
+    @classmethod
+    def of(cls, backbone: Any, head: nn.Module) -> Devices | None:
+        """Where a model's parts are; None: one of them is on several devices, or has nothing to be anywhere."""
+        parts = dict(backbone.named_children())
+        layers = parts.pop("layers")
+        parts.pop(_ANYWHERE, None)
+        before = [part for name, part in parts.items() if name in _BEFORE]
+        after = [part for name, part in parts.items() if name not in _BEFORE]
+        found = [_places([each]) for each in layers]
+        found = [_places(before), *found, _places(after) or _places([head]), _places([head])]
+        if any(len(places) != 1 for places in found):
+            return None
+        first, *inner, last, output = (places.pop() for places in found)
+        return cls(first, tuple(inner), last, output)
 
 
 def _places(modules: Iterable[nn.Module]) -> set[torch.device]:
-    """Where the tensors of some modules are."""
+    """Where the tensors of some modules are. (`parameters()` of a model takes twice as long.)"""
     own = [each for module in modules for each in module.modules()]
     tensors = chain.from_iterable(chain(each._parameters.values(), each._buffers.values()) for each in own)
     return {tensor.device for tensor in tensors if tensor is not None}
 
 
-__all__ = ["Devices", "devices_of"]
+__all__ = ["Devices"]

@@ -90,4 +90,6 @@ def sum_and_normed(
 
 def _has_kernel(family: Family, norm: Any, x: torch.Tensor) -> bool:
     """Whether a kernel of ours does what the norm does to x."""
-    return x.dtype in HALF and runs_triton(x) and is_rms_norm(norm, family.kind("RMSNorm"), x.dtype)
+    if not (x.dtype in HALF and runs_triton(x) and is_rms_norm(norm, family.kind("RMSNorm"), x.dtype)):
+        return False
+    return norm.weight.device == x.device  # else its forward brings them together

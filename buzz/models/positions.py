@@ -102,7 +102,8 @@ class Rotary:
         with torch.inference_mode(False), torch.no_grad():  # normal tensors: they outlive an inference-mode call
             positions = torch.arange(size, device=like.device)[None]
             empty = torch.empty(0, dtype=like.dtype, device=like.device)
-            cos, sin = (t[0].to(like.device) for t in self._angles(empty, positions, self._kind(attention)))
+            rotary = self._on(like.device)
+            cos, sin = (t[0] for t in self._angles(empty, positions, self._kind(attention), rotary))
             table = _whole(cos, sin, attention.head_dim)
         if kept:
             self._tables[key] = table
@@ -110,7 +111,8 @@ class Rotary:
 
     def at(self, attention: Any, positions: torch.Tensor, like: torch.Tensor) -> Table:
         """cos and sin [B, L, D] of any positions, int64 [B, L], in the dtype and on the device of `like`."""
-        cos, sin = self._angles(like.new_empty(0), positions.to(like.device), self._kind(attention))
+        rotary = self._on(like.device)
+        cos, sin = self._angles(like.new_empty(0), positions.to(like.device), self._kind(attention), rotary)
         return _whole(cos, sin, attention.head_dim)
 
     def given(self, attention: Any, kwargs: dict[str, Any]) -> Table:
@@ -133,7 +135,7 @@ class Rotary:
         return hidden, [{"position_embeddings": angles[kind]} for kind in kinds]
 
     def _on(self, device: torch.device) -> Any:
-        """The rotary embedding with its frequencies on a device: a step on that one reads nothing of another."""
+        """The rotary embedding with its frequencies on a device, wherever the model has them."""
         rotary = self._backbone.rotary_emb
         if all(buffer is None or buffer.device == device for buffer in rotary._buffers.values()):
             return rotary
@@ -141,8 +143,7 @@ class Rotary:
             self._twins[device] = _elsewhere(rotary, device)
         return self._twins[device]
 
-    def _angles(self, like: torch.Tensor, positions: torch.Tensor, kind: str | None, rotary: Any = None) -> Table:
-        rotary = rotary or self._backbone.rotary_emb
+    def _angles(self, like: torch.Tensor, positions: torch.Tensor, kind: str | None, rotary: Any) -> Table:
         return rotary(like, positions) if kind is None else rotary(like, positions, kind)
 
     def _kind(self, attention: Any) -> str | None:

@@ -29,8 +29,10 @@ def forward_of(module: nn.Module) -> Callable[..., Any] | None:
         return forward
     if not isinstance(forward, partial) or not _is_accelerates(forward.func) or hook.offload:
         return forward
-    device = _device(hook.execution_device)
-    if any(t is not None and t.device != device for t in (*module._parameters.values(), *module._buffers.values())):
+    if {"pre_forward", "post_forward"} & vars(hook).keys():
+        return forward
+    tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    if not all(_is_at(tensor, hook.execution_device) for tensor in tensors):
         return forward
     untouched = getattr(inner, "__func__", None) is type(module).forward and getattr(inner, "__self__", None) is module
     return None if untouched else inner
@@ -40,9 +42,13 @@ def _is_accelerates(thing: Any, name: str | None = None) -> bool:
     return getattr(thing, "__module__", None) == "accelerate.hooks" and name in (None, thing.__name__)
 
 
-def _device(named: Any) -> torch.device:
-    """The device that accelerate names, by its number perhaps, with its own number."""
-    return torch.empty(0, device=named).device
+def _is_at(tensor: torch.Tensor, named: Any) -> bool:
+    """Whether a tensor is on the device that accelerate names, by its number perhaps."""
+    try:
+        device = torch.device(named)
+    except (RuntimeError, TypeError):  # it names none
+        return False
+    return tensor.device.type == device.type and tensor.device.index in (None, device.index or 0)
 
 
 def is_untouched(module: nn.Module, kind: type[nn.Module] | None) -> bool:

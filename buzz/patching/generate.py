@@ -116,7 +116,7 @@ def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...],
             warnings.warn(f"generate() does not decode in static memory, which is slower: {why}", stacklevel=3)
         return before(*args, **kwargs)
     try:
-        cache.check(engine.shape)
+        engine.check(cache)
         give_shares(cache, engine.model)
         engine.refresh()
         return before(*args, **kwargs, custom_generate=Loop(engine, arguments.get("streamer")))

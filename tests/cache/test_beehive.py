@@ -197,6 +197,20 @@ def feed_layers(cache, columns, rows):
         cache.observe(None if slots.spec is None else torch.rand(shape), layer, asked)
 
 
+def test_keys_that_come_from_another_device_are_refused_in_one_line():
+    """The model was moved between two calls."""
+    cache = buzz.BeehiveCache(make_policy("h2o", heavy=7, window=6), CONFIG)
+    feed(cache, 20)
+    moved = torch.zeros(1, HEADS, 1, DIM, device="meta")
+    with pytest.raises(
+        ValueError, match=r"^the cache holds what layer 0 has cached on cpu, the layer is on meta now: re"
+    ):
+        cache.append(moved, moved, 0)
+    cache.cancel()
+    feed(cache, 1)
+    assert cache.tokens == [21]
+
+
 def test_memory_is_freed_and_stays_flat():
     full, cache = (buzz.BeehiveCache(make_policy(name), CONFIG) for name in ("full", "buzz"))
     feed(full, 4000)
