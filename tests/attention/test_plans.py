@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from buzz.attention import attend, plans
+from buzz.attention import attend, naive, plans
+from buzz.attention.wanted import Wanted
 from buzz.policies import ScoreSpec
 from buzz.rows import Rows
 from tests.attention.test_fused import plain_causal, plain_rows
 
 ATEN = torch.ops.aten
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture
@@ -94,8 +96,24 @@ def test_ragged_rows_are_one_call(asked, starts, counts):
         torch.testing.assert_close((output[row, None, :, :count], lse[row, None, :, :count]), expected)
         assert not output[row, :, count:].any()
         assert not lse[row, :, count:].any()
-    assert lse.stride(-1) == output.stride(-1) == 1  # as the kernels that read them on need it
     assert asked == [("rows", 20, 50)]
+
+
+@pytest.mark.parametrize(("starts", "counts"), [([30, 5, 0], [20, 20, 20]), ([30, 5, 9], [20, 3, 7])])
+def test_the_kernel_of_scores_reads_what_one_call_of_ragged_rows_gives(asked, starts, counts):
+    """In the order in memory that it has."""
+    pytest.importorskip("triton")
+    from buzz.kernels.received import received
+
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 6, 20, 16, generator=generator).to(DEVICE)
+    k, v = (torch.randn(3, 2, 50, 16, generator=generator).to(DEVICE) for _ in range(2))
+    how = {"starts": Rows(starts), "counts": Rows(counts), "scale": 0.3, "wanted": [Wanted("sum", 0)]}
+    output, lse = plans.ragged(q, k, v, Rows(starts), Rows(counts), 0.3)
+    expected, (scores,) = naive.attend(q, k, v, **how)
+    torch.testing.assert_close(received(q, k, lse, firsts=Rows([0, 0, 0]), **how)[0], scores, atol=1e-5, rtol=1e-4)
+    for row, count in enumerate(counts):
+        torch.testing.assert_close(output[row, :, :count], expected[row, :, :count], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
