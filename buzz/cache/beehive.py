@@ -281,8 +281,10 @@ class BeehiveCache(CacheView):
         if store.is_initialized and store.dtype != k.dtype:
             raise ValueError(f"the cache holds {store.dtype} keys, the call gives {k.dtype}: reset() the cache")
         if store.is_initialized and store.device != k.device:
-            where = f"the cache holds what layer {layer} has cached on {store.device}"
-            raise ValueError(f"{where}, the layer is on {k.device} now: reset() the cache")
+            raise ValueError(
+                f"the cache holds what layer {layer} has cached on {store.device}, the layer is on {k.device} now: "
+                "reset() the cache"
+            )
         calls.touched = True
         return self.storage.append(call, layer, k, v, self._shape.windows[layer], self.hearing)
 
