@@ -93,13 +93,13 @@ class Captured:
 
     def _captured(self, step: StaticStep, index: int, stages: Stages) -> Callable[[], None]:
         """A function that replays the part of one stretch."""
-        device, graph = step.stretches[index].device, torch.cuda.CUDAGraph()
-        # What other threads do with the device is their affair. Every graph has a memory pool of its own, which goes
-        # with it.
+        device = step.stretches[index].device
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)
-        stream = self._streams[device]
+        graph, stream = torch.cuda.CUDAGraph(), self._streams[device]
         with torch.cuda.device(device):
+            # What other threads do with the device is their affair. Every graph has a memory pool of its own, which
+            # goes with it.
             try:
                 with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     step.run(index, stages)
