@@ -14,7 +14,7 @@ import torch
 
 import buzz
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "gguf", "rouge")
+_PACKAGES = ("transformers", "tokenizers", "accelerate", "numpy", "gguf", "rouge")
 
 
 def environment() -> dict[str, Any]:
@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    found: dict[str, str | None] = {"torch": str(torch.__version__)}  # with its build: +cpu, +cu130
     for package in _PACKAGES:
         try:
             found[package] = version(package)

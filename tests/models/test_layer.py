@@ -19,6 +19,8 @@ from .tiny import CASES, tiny
 
 pytest.importorskip("triton")
 
+from buzz.kernels import norm
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -30,12 +32,12 @@ def everywhere(monkeypatch):
     monkeypatch.setattr(device, "_LARGE", 0)
 
 
-def count_calls(monkeypatch, *names):
+def count_calls(monkeypatch, *names, module=layer):
     """Names of the functions that are called from now on."""
     calls = []
     for name in names:
-        own = getattr(layer, name)
-        monkeypatch.setattr(layer, name, lambda *a, name=name, own=own: calls.append(name) or own(*a))
+        own = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, own=own, **k: calls.append(name) or own(*a, **k))
     return calls
 
 
@@ -84,12 +86,14 @@ def test_a_prompt_of_every_family_is_read_as_by_the_layers_themselves(everywhere
         for opened in (False, True):
             monkeypatch.setattr(layer, "HALF", (torch.bfloat16,) if opened else ())
             monkeypatch.setattr(norms, "HALF", (torch.bfloat16,) if opened else ())
+            calls = count_calls(monkeypatch, "_launch", module=norm)
             cache = buzz.BeehiveCache(buzz.make_policy("full"), model.config)
             logits = model(ids, past_key_values=cache, attention_mask=masked(3, 24)).logits[:, 12:-2].float()
             errors[opened] = float((logits - exact).norm() / exact.norm())
-    assert errors[True] < 1.25 * errors[False] + 1e-3  # fewer roundings, if others
-    if FAMILIES[model.config.model_type].norms is not None:
-        assert errors[True] != errors[False]
+            normed = opened and FAMILIES[model.config.model_type].norms is not None
+            assert bool(calls) == normed  # whose results may be the same to the bit
+    # Other roundings: two such errors of Granite's differ by up to 1.3 times from seed to seed.
+    assert errors[True] < 1.5 * errors[False] + 1e-3
 
 
 @torch.no_grad()
