@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -18,8 +19,8 @@ _SHORT = 2048  # slots, up to which a program is small
 _LONGER = 4  # times the mean that the longest head of a pool may hold, roughly
 _LEAST = 128  # slots of a program in a pool, at least
 # Of so many slots one larger program is quicker than two, where heads are twice as many as multiprocessors, or nearly
-# so: 256 on an H100's 132.
-_ALONE, _FROM = 1024, 1.9
+# so: 256 on an H100's 132. With matrix products, from there on; and with more of them smaller ones are again.
+_ALONE, _FROM, _MANY = 1024, 1.9, 3
 _SCORES = 2048  # logits that a program looks at together once it puts a head together
 
 
@@ -59,7 +60,6 @@ def attend(
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     launch = launch or Launch()
     dot = group > 2 if launch.dot is None else launch.dot
-    N = max(launch.slots or _tile(q.dtype, group, D, dot), 16 if dot else 1)
     if window is not None and window >= C:
         window = None
     most = window or C  # slots that are seen
@@ -71,14 +71,9 @@ def attend(
         ahead = ahead and lengths.is_contiguous() and begin.is_contiguous()  # else they are copied now
         lengths, begin = lengths.contiguous(), begin.contiguous()
     exact = q.dtype == torch.float32
-    warps, stages = 2 if most <= _SHORT else 4, 1 if exact else 2
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
-    if launch.splits is not None:
-        splits, least = launch.splits, 1
-    elif not pooled and most <= _ALONE and _FROM * processors <= B * Hkv <= launch.programs * processors // 2:
-        splits, least, warps, stages = 1, 1, 4, 1 if exact else 3
-    else:
-        splits, least = _splits(most, B * Hkv, N, processors, launch.programs, pooled)
+    tile = _tile(q.dtype, group, D, dot)
+    N, splits, least, warps, stages = _cut(launch, most, B * Hkv, tile, processors, dot, exact, pooled)
     alone = splits == 1
     # Triton's interpreter multiplies no bfloat16.
     halves = dot and not exact and (q.is_cuda or q.dtype == torch.float16)
@@ -107,9 +102,9 @@ def attend(
             ROTATE=cos is not None and not own, OWN=cos is not None and own,
             LOGN=logn_base is not None, WITH_LOGITS=scores is not None, DOT=dot, HALVES=halves,
             LOGITS_PRECISION="ieee" if exact else "tf32x3", PRECISION="ieee" if exact else "tf32",
-            STAGES=launch.stages or stages, WINDOWED=window is not None, POOLED=pooled,
+            STAGES=stages, WINDOWED=window is not None, POOLED=pooled,
             ALONE=alone, SCORE_SLOTS=max(16, _SCORES // group_padded), HAS_LIVE=live is not None, OF=of,
-            EARLY=bool(early), AHEAD=ahead, num_warps=launch.warps or warps, **early,
+            EARLY=bool(early), AHEAD=ahead, num_warps=warps, **early,
         )  # fmt: skip
         if alone:
             return out
@@ -132,15 +127,39 @@ def _tile(dtype: torch.dtype, group: int, head_dim: int, dot: bool) -> int:
     return max(1, min(64, elements // (padded * triton.next_power_of_2(group))))
 
 
-def _splits(slots: int, heads: int, tile: int, processors: int, programs: int, pooled: bool) -> tuple[int, int]:
-    """Programs for each of the B * Hkv rows and heads, at most, and tiles of each, at least.
+class _Cut(NamedTuple):
+    """slots: of a tile. splits: programs for each row and head, at most. least: tiles of each, at least."""
 
-    As many as the device runs at once, none without a tile of its own. Where heads differ in length, programs should
-    not: a long head has more of them.
+    slots: int
+    splits: int
+    least: int
+    warps: int
+    stages: int
+
+
+def _cut(
+    launch: Launch, slots: int, heads: int, tile: int, processors: int, dot: bool, exact: bool, pooled: bool
+) -> _Cut:
+    """How so many slots of B * Hkv rows and heads are cut up.
+
+    As many programs as the device runs at once, none without a tile of its own. Where heads differ in length, programs
+    should not: a long head has more of them.
     """
-    tiles, wanted = triton.cdiv(slots, tile), max(1, programs * processors // heads)
+    warps, stages, programs, fewest = 2 if slots <= _SHORT else 4, 1 if exact else 2, 4, 1
+    if dot and not exact and not pooled:
+        # Fewer, larger programs, with more on its way to each: products keep them waiting.
+        if heads < _MANY * processors:
+            warps, stages, programs = 4, 3, 1 if slots <= _SHORT else 2
+            fewest = 2 if heads < _FROM * processors else 1
+        else:
+            tile, warps, stages = 16, 2, 3
+    elif not pooled and slots <= _ALONE and _FROM * processors <= heads <= 2 * processors:
+        warps, stages, programs = 4, 1 if exact else 3, 1
+    tile = max(launch.slots or tile, 16 if dot else 1)
+    tiles, wanted = triton.cdiv(slots, tile), max(fewest, (launch.programs or programs) * processors // heads)
     least = 1
-    if pooled:
+    if pooled and launch.splits is None:
         least = max(triton.cdiv(_LEAST, tile), triton.cdiv(tiles, _LONGER * wanted))
         wanted = triton.cdiv(tiles, least)
-    return min(wanted, tiles, _MOST_SPLITS), least
+    splits = launch.splits or min(wanted, tiles, _MOST_SPLITS)
+    return _Cut(tile, splits, least, launch.warps or warps, launch.stages or stages)

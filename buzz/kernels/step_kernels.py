@@ -78,6 +78,13 @@ def _angles(
 
 
 @triton.jit
+def _in_two(x, dtype: tl.constexpr):
+    """x, float32, rounded, and what the rounding took, rounded: a product of such pairs is quicker than in tf32."""
+    large = x.to(dtype)
+    return large, (x - large.to(tl.float32)).to(dtype)
+
+
+@triton.jit
 def _angle(COS, SIN, h, HALF: tl.constexpr):
     """Cosines and sines of one position, of one half."""
     cos, sin = (tl.load(COS + HALF + h, mask=h < HALF, other=0.0), tl.load(SIN + HALF + h, mask=h < HALF, other=0.0))
@@ -103,7 +110,8 @@ def attend_split(
     token belongs to split 0, which writes it to the cache; no program reads that slot. POOLED: LENGTHS and BEGIN int32
     [B, Hkv] say which places of its row a head has, of which C is the most; else all have C, and LENGTHS is [B].
     ROTATE: by COS and SIN [C, D] of the slots; OWN: the queries and the new key alone, by COS and SIN [B, D]. HALVES:
-    DOT, of tensors in half precision: values are multiplied as they are, and, without ROTATE, queries and keys.
+    DOT, of tensors in half precision: values are multiplied as they are, and, without ROTATE, queries and keys, which
+    are else in two parts.
 
     ALONE: there is one split, whose program does what `finish` does. AHEAD: lengths, places and angles of slots are
     read while kernels before this one may still run.
@@ -146,6 +154,10 @@ def attend_split(
     as_cached: tl.constexpr = HALVES and not ROTATE  # queries and keys are multiplied as they are
     if not as_cached:
         q1, q2 = q1 * scale, q2 * scale  # [GROUP_PADDED, HALF_PADDED]
+    in_two: tl.constexpr = HALVES and ROTATE
+    if in_two:
+        large_q1, small_q1 = _in_two(q1, dtype)
+        large_q2, small_q2 = _in_two(q2, dtype)
 
     # Without a matrix product, every place of a tile keeps statistics of its own until the end: no thread waits.
     # They start at a finite number, since -inf less -inf is none.
@@ -172,6 +184,12 @@ def attend_split(
         if as_cached:
             logits = tl.dot(q1.to(dtype), tl.trans(k1))
             logits = tl.dot(q2.to(dtype), tl.trans(k2), logits) * scale
+        elif in_two:  # what both roundings take is beyond what is known of the inputs
+            large_k1, small_k1 = _in_two(k1, dtype)
+            large_k2, small_k2 = _in_two(k2, dtype)
+            logits = tl.dot(small_q2, tl.trans(large_k2), tl.dot(small_q1, tl.trans(large_k1)))
+            logits = tl.dot(large_q2, tl.trans(small_k2), tl.dot(large_q1, tl.trans(small_k1), logits))
+            logits = tl.dot(large_q2, tl.trans(large_k2), tl.dot(large_q1, tl.trans(large_k1), logits))
         elif DOT:
             logits = tl.dot(q1, tl.trans(k1), input_precision=LOGITS_PRECISION)
             logits = tl.dot(q2, tl.trans(k2), logits, input_precision=LOGITS_PRECISION)
@@ -189,8 +207,7 @@ def attend_split(
             total = total * shrink + tl.sum(weights, axis=1)
             part1, part2 = part1 * shrink[:, None], part2 * shrink[:, None]
             if HALVES:  # what rounding takes from the weights comes in a second product
-                large = weights.to(dtype)
-                small = (weights - large.to(tl.float32)).to(dtype)
+                large, small = _in_two(weights, dtype)
                 part1 = tl.dot(small, v1, tl.dot(large, v1, part1))
                 part2 = tl.dot(small, v2, tl.dot(large, v2, part2))
             else:
