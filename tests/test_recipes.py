@@ -102,7 +102,7 @@ def test_a_chat_is_one_text(start):
 
     def generate(ids, **how):
         out = model.generate(ids, **how)
-        assert out.equal(model.generate(ids, **{**how, "past_key_values": None}))
+        assert out.equal(model.generate(ids, **{**how, "cache": None}))
         texts.append(ids)
         return out
 

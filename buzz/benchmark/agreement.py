@@ -14,6 +14,7 @@ from buzz.benchmark.bench import Bench, new_cache
 from buzz.benchmark.config import Agreement
 from buzz.benchmark.contenders import Contender
 from buzz.decoding.arena import Off, Uncaptured
+from buzz.models.cache_argument import as_argument
 
 
 def agreement(bench: Bench, config: Agreement, contenders: Sequence[Contender]) -> None:
@@ -65,7 +66,7 @@ def _compare(
         cache = new_cache(contender, model.config, ids.shape[1] + tokens)
         settings.output_logits = isinstance(run, Off)  # which the static loop does not record
         with decoding(model, run), torch.inference_mode():
-            return model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=settings)
+            return model.generate(ids, attention_mask=mask, **as_argument(cache), generation_config=settings)
 
     own = answer(Off())
     static = answer(None if ids.is_cuda else Uncaptured())

@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList, QuantizedCache, StoppingCriteria, 
 
 from buzz.benchmark.quantized import quantized_bytes
 from buzz.evaluation.memory import is_out_of_memory, release_memory
+from buzz.models.cache_argument import as_argument
 from buzz.words import one_line
 
 OUT_OF_MEMORY = "out of memory"
@@ -181,7 +182,7 @@ def generate(model: Any, ids: torch.Tensor, cache: Any, tokens: int, watch: Any,
     model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
+        **as_argument(cache),
         do_sample=False,
         max_new_tokens=tokens,
         **options,

@@ -17,6 +17,7 @@ from buzz.benchmark.model import weight_bytes
 from buzz.benchmark.waits import Watched
 from buzz.cache import Curve, Shape
 from buzz.evaluation.memory import token_bytes
+from buzz.models.cache_argument import as_argument
 
 WARM = 8  # steps that compile, capture and allocate
 # Options of generate(): no token ends an answer. A generation config without one would get the model's.
@@ -57,7 +58,7 @@ def stream(bench: Bench, config: Stream, contenders: Sequence[Contender]) -> Non
                     ids = bench.ids(1, tokens)
                     with torch.no_grad():
                         for chunk in ids[:, :-1].split(config.chunk, dim=1):  # generate() reads the last token itself
-                            bench.model(chunk, past_key_values=cache, logits_to_keep=1)
+                            bench.model(chunk, **as_argument(cache), logits_to_keep=1)
                     return _decoded(bench, ids, cache, steps, config.seconds)
 
                 bench.contender_point("stream", contender, {"tokens": tokens}, measure)

@@ -15,6 +15,7 @@ from buzz.benchmark.config import Prefill, Throughput
 from buzz.benchmark.contenders import Contender
 from buzz.benchmark.decoding import WARM
 from buzz.evaluation.memory import release_memory
+from buzz.models.cache_argument import as_argument
 
 _FINE = 16  # the largest batch is found to one part in so many
 _JUMP = 8  # and never tried at more than so many times what is known to fit
@@ -70,10 +71,10 @@ def _read(bench: Bench, ids: torch.Tensor, cache: Any, chunk: int | None) -> Non
     """A prompt into a cache; in chunks as generate() cuts them."""
     with torch.no_grad():
         if chunk is None:
-            bench.model(ids, past_key_values=cache, logits_to_keep=1)
+            bench.model(ids, **as_argument(cache), logits_to_keep=1)
         else:
             mask = torch.ones_like(ids)
-            options = {"past_key_values": cache, "do_sample": False, "max_new_tokens": 1, "prefill_chunk_size": chunk}
+            options = {**as_argument(cache), "do_sample": False, "max_new_tokens": 1, "prefill_chunk_size": chunk}
             bench.model.generate(ids, attention_mask=mask, **options)
 
 

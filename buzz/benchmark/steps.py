@@ -16,6 +16,7 @@ import buzz
 from buzz.benchmark.bench import Bench
 from buzz.benchmark.clocks import Clock, cache_mib
 from buzz.benchmark.config import Steps
+from buzz.models.cache_argument import as_argument
 
 _BLOCK = 8  # steps between two changes of cache
 _POLICIES = ("buzz", "buzz_no_max")
@@ -40,7 +41,7 @@ class _Timed:
 
     def _seconds(self, model: Any, ids: torch.Tensor) -> float:
         start = self._clock.mark()
-        model(ids, past_key_values=self.cache, logits_to_keep=1)
+        model(ids, **as_argument(self.cache), logits_to_keep=1)
         return self._clock.seconds([start, self._clock.mark()])[0]
 
     def row(self, batch: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from buzz.cache import BeehiveCache
 from buzz.decoding.arena import Session
 from buzz.decoding.engine import Engine
+from buzz.models.cache_argument import CACHE, as_argument
 
 _STEPS = 512  # to expect where no criterion limits the length
 
@@ -102,7 +103,7 @@ class Loop:
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Any:
-        cache: BeehiveCache = model_kwargs["past_key_values"]
+        cache: BeehiveCache = model_kwargs[CACHE]
         rows, n = input_ids.shape
         limits = [c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria)]
         limit = min(limits, default=None)
@@ -151,7 +152,7 @@ class Loop:
         if self._streamer is not None:
             self._streamer.end()
         if generation_config.return_dict_in_generate:
-            return GenerateDecoderOnlyOutput(sequences=text.ids.clone(), past_key_values=cache)
+            return GenerateDecoderOnlyOutput(sequences=text.ids.clone(), **as_argument(cache))
         return text.ids.clone()
 
 

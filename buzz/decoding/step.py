@@ -13,6 +13,7 @@ from buzz.cache.stack import Stack
 from buzz.decoding.sizes import Received
 from buzz.decoding.stretch import Stretch
 from buzz.kernels.device import HALF, runs_triton
+from buzz.models.cache_argument import as_argument
 from buzz.models.devices import Devices
 from buzz.models.family import Family
 from buzz.models.positions import Learned, Rotary
@@ -25,7 +26,7 @@ from buzz.rows import Rows
 
 def run_layer(layer: nn.Module, hidden: torch.Tensor, slots: StaticLayer, inputs: dict[str, Any]) -> torch.Tensor:
     """One decoder layer on hidden [B, 1, width]."""
-    return layer(hidden, past_key_values=slots, use_cache=True, **inputs)
+    return layer(hidden, **as_argument(slots), use_cache=True, **inputs)
 
 
 def run_head(family: Family, backbone: Any, head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

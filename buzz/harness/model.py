@@ -26,6 +26,7 @@ from buzz.harness.arguments import WHERE, load_gguf, read_arguments
 from buzz.harness.fitting import Fitting
 from buzz.harness.kept import Book, Kept
 from buzz.harness.likelihood import Asked, answer, asked
+from buzz.models.cache_argument import as_argument
 from buzz.patching import UnsupportedModelError, patch_model
 from buzz.words import told
 
@@ -177,7 +178,7 @@ class BuzzLM(HFLM):
         )
         cache.curve = Curve()
         with torch.inference_mode():
-            output: torch.Tensor = super()._model_generate(context, max_length, stop, past_key_values=cache, **settings)
+            output: torch.Tensor = super()._model_generate(context, max_length, stop, **as_argument(cache), **settings)
         chunk = settings.get("prefill_chunk_size")
         before = (width - 1) // chunk if chunk else 0  # calls before the prompt's last one
         held = held_by(cache, [row * beams for row in range(len(mask))], before)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from buzz.cache import BeehiveCache, Shape
+from buzz.models.cache_argument import as_argument
 from buzz.policies import CombPolicy, FullPolicy, HeadShares
 
 _ROWS, _TOKENS = 8, 64  # of the text: so many beginnings, each so long
@@ -100,7 +101,7 @@ def _measured(model: Any, ids: torch.Tensor | None) -> HeadShares:
         raise ValueError(f"head shares need one text of at least {_LEAST} tokens, [1, tokens], got {list(ids.shape)}")
     policy = CombPolicy(capacity=max(_SMALLEST, text.shape[1] // _PART), echo=True)
     cache = BeehiveCache(policy, model, positions="original")
-    model(input_ids=text, past_key_values=cache, use_cache=True)
+    model(input_ids=text, **as_argument(cache), use_cache=True)
     stores = [cache.layers[layer] for layer in cache.integers.counted]
     # Where nothing had to go, as in layers that all have a sliding window, heads are alike.
     held = (store.pool.lengths(store.member)[0] if store.pool is not None else [1] * shape.heads for store in stores)
@@ -130,7 +131,7 @@ def _written(model: Any) -> torch.Tensor:
     cache = BeehiveCache(FullPolicy(), model)
     for _ in range(min(_TOKENS, most)):
         parts.append(last[:, -1:])
-        logits = getattr(model(input_ids=last, past_key_values=cache, use_cache=True), "logits", None)
+        logits = getattr(model(input_ids=last, **as_argument(cache), use_cache=True), "logits", None)
         if logits is None:
             raise ValueError(
                 f"{type(model).__name__} gives no logits, so it writes no text to measure its heads with: "

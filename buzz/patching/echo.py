@@ -8,6 +8,7 @@ import torch
 
 from buzz.cache import BeehiveCache
 from buzz.cache.echo import Copy
+from buzz.models.cache_argument import as_argument
 from buzz.models.layer import Prompt
 from buzz.models.positions import Learned, Rotary
 from buzz.patching.columns import pick_columns
@@ -68,7 +69,7 @@ def read_again(
             ids = ids.clamp(max=positions.known - 1)
         fed = {key: _chunk(tokens, copy), "position_ids": ids, "attention_mask": inputs["attention_mask"]}
         own_forward(
-            backbone, **fed, past_key_values=cache, use_cache=True,
+            backbone, **fed, **as_argument(cache), use_cache=True,
             output_hidden_states=False, output_router_logits=False, return_dict=True,
         )  # fmt: skip
     cache.end_copies()

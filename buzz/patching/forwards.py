@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from buzz.cache import BeehiveCache, Call, Shape
 from buzz.models.attention import attend_in_call, attend_in_step
+from buzz.models.cache_argument import CACHE, named
 from buzz.models.family import Family
 from buzz.models.layer import Prompt, read
 from buzz.models.outputs import output_weight
@@ -97,7 +98,7 @@ def layer_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs:
 def attention_forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Stands in for the forward of an attention module."""
     patched: PatchedAttention | None = vars(module).get("_buzz")
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get(CACHE)
     if patched is None or not isinstance(cache, StaticLayer | BeehiveCache):
         return own_forward(module, hidden_states, *args, **kwargs)
     if isinstance(cache, StaticLayer):
@@ -136,7 +137,8 @@ def backbone_forward(backbone: Any, *args: Any, **kwargs: Any) -> Any:
     """Stands in for the forward of a backbone."""
     patched: PatchedBackbone | None = vars(backbone).get("_buzz")
     if patched is not None:
-        cache = kwargs.get("past_key_values")
+        kwargs = named(kwargs)
+        cache = kwargs.get(CACHE)
         if args and cache is None:
             cache = next((x for x in args if isinstance(x, BeehiveCache)), None)
         if isinstance(cache, BeehiveCache):

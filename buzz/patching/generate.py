@@ -17,6 +17,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from buzz.cache import BeehiveCache
 from buzz.decoding.engine import Engine
 from buzz.decoding.loop import Loop, fit_to_prompt
+from buzz.models.cache_argument import CACHE, named
 from buzz.models.shares import give_shares
 
 _RECORDED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -77,8 +78,9 @@ class InputsPatch(Method):
     name = "prepare_inputs_for_generation"
 
     def __call__(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        inputs, cache = self._before(input_ids, *args, **kwargs), kwargs.get("past_key_values")
-        if isinstance(cache, BeehiveCache) and inputs.get("past_key_values") is not cache:
+        kwargs = named(kwargs)
+        inputs, cache = self._before(input_ids, *args, **kwargs), kwargs.get(CACHE)
+        if isinstance(cache, BeehiveCache) and inputs.get(CACHE) is not cache:
             return GenerationMixin.prepare_inputs_for_generation(self._model, input_ids, *args, **kwargs)
         return inputs
 
@@ -89,12 +91,13 @@ class PrefillPatch(Method):
     name = "_prefill"
 
     def __call__(self, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
-        fit_to_prompt(model_kwargs.get("past_key_values"), input_ids, model_kwargs)
+        fit_to_prompt(model_kwargs.get(CACHE), input_ids, model_kwargs)
         return self._before(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
 
 def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cache = kwargs.get("past_key_values")
+    kwargs = named(kwargs)
+    cache = kwargs.get(CACHE)
     if not isinstance(cache, BeehiveCache):
         return before(*args, **kwargs)
     bound = inspect.signature(before).bind(*args, **kwargs)

@@ -234,9 +234,9 @@ def test_measuring_warns_of_nothing_that_nobody_did():
     with buzz.patch_model(model), torch.no_grad():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            model(tokens(1, 60), past_key_values=buzz.BeehiveCache("comb", model, budget=20))
+            model(tokens(1, 60), cache=buzz.BeehiveCache("comb", model, budget=20))
         with pytest.warns(UserWarning, match="rotary angles depend on the longest row of a call"):
-            model(tokens(2, 60), past_key_values=buzz.BeehiveCache("comb", model, budget=20))
+            model(tokens(2, 60), cache=buzz.BeehiveCache("comb", model, budget=20))
 
 
 def test_rows_of_both_kinds_of_budgets_are_refused():

@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import buzz
 from buzz.decoding.arena import Uncaptured
+from buzz.models.cache_argument import as_argument
 from tests.conftest import left_pad, tiny_llama, tiny_opt, tokens
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
@@ -42,8 +43,8 @@ def test_given_positions_are_those_of_the_unpatched_model(model, kind):
     later = given[:, -1:] + 5
 
     def run(cache):
-        first = model(ids, position_ids=given, past_key_values=cache).logits
-        return first, model(ids[:, :1], position_ids=later, past_key_values=cache).logits
+        first = model(ids, position_ids=given, **as_argument(cache)).logits
+        return first, model(ids[:, :1], position_ids=later, **as_argument(cache)).logits
 
     expected = run(DynamicCache(config=model.config))
     with buzz.patch_model(model), warnings.catch_warnings():
@@ -94,23 +95,23 @@ def test_with_slot_positions_others_are_warned_about_once(model):
     with buzz.patch_model(model):
         cache = full(model, "cache")
         with pytest.warns(UserWarning, match="With positions='original' they are"):
-            odd = model(ids, position_ids=positions_of("stretched", 2, 12), past_key_values=cache).logits
+            odd = model(ids, position_ids=positions_of("stretched", 2, 12), cache=cache).logits
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            model(ids[:, :1], position_ids=torch.full((2, 1), 99), past_key_values=cache)
-            assert torch.equal(odd, model(ids, past_key_values=full(model, "cache")).logits)
+            model(ids[:, :1], position_ids=torch.full((2, 1), 99), cache=cache)
+            assert torch.equal(odd, model(ids, cache=full(model, "cache")).logits)
     with buzz.patch_model(model), warnings.catch_warnings():
         warnings.simplefilter("error")
         ids, mask = left_pad([tokens(1, 12)[0], tokens(1, 5)[0]])
         cache = full(model, "cache")
-        model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache)
-        model(ids[:, :1], position_ids=torch.tensor([[12], [5]]), past_key_values=cache)
-        model.generate(ids, attention_mask=mask, past_key_values=full(model, "cache"), prefill_chunk_size=5, **GREEDY)
+        model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), cache=cache)
+        model(ids[:, :1], position_ids=torch.tensor([[12], [5]]), cache=cache)
+        model.generate(ids, attention_mask=mask, cache=full(model, "cache"), prefill_chunk_size=5, **GREEDY)
     with buzz.patch_model(model):
         cache = full(model, "cache")
-        model(ids[:1, :5], past_key_values=cache)
+        model(ids[:1, :5], cache=cache)
         with pytest.warns(UserWarning, match="position_ids are not 0, 1, 2"):  # in a step too
-            model(ids[:1, :1], position_ids=torch.tensor([[50]]), past_key_values=cache)
+            model(ids[:1, :1], position_ids=torch.tensor([[50]]), cache=cache)
 
 
 @torch.no_grad()
@@ -276,20 +277,20 @@ def test_angles_that_depend_on_the_length(rope):
 
     parts = list(tokens(1, 60).split([20, 5, *[1] * 35], dim=1))
     unpatched, cache = make(), DynamicCache()
-    expected = [unpatched(part, past_key_values=cache).logits for part in parts]
+    expected = [unpatched(part, **as_argument(cache)).logits for part in parts]
     model = make()
     with buzz.patch_model(model):
         cache = full(model)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            got = [model(part, past_key_values=cache).logits for part in parts]
+            got = [model(part, cache=cache).logits for part in parts]
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
         with pytest.warns(UserWarning, match="rows of a batch depend on their neighbours"):
-            model(tokens(2, 9), past_key_values=full(model))
+            model(tokens(2, 9), cache=full(model))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            model(tokens(2, 9), past_key_values=full(model))
+            model(tokens(2, 9), cache=full(model))
 
 
 @torch.no_grad()

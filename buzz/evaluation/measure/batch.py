@@ -14,6 +14,7 @@ import torch
 from buzz.cache import BeehiveCache, Curve, PerRow
 from buzz.decoding.feed import Feed
 from buzz.evaluation.tasks import Sample
+from buzz.models.cache_argument import as_argument
 from buzz.policies import Policy
 from buzz.policies.sizes import prompt_calls
 
@@ -166,7 +167,7 @@ def read(
 
 def _call(model: Any, cache: Any, tokens: Any, extra: dict[str, Any]) -> Any:
     """Logits [R, V] after the last of the tokens [R, L]."""
-    return model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra).logits[:, -1]
+    return model(tokens, **as_argument(cache), use_cache=True, logits_to_keep=1, **extra).logits[:, -1]
 
 
 @dataclass

@@ -27,6 +27,7 @@ from buzz.evaluation.measure.batch import (
 )
 from buzz.evaluation.memory import full_means
 from buzz.evaluation.metrics import likeness
+from buzz.models.cache_argument import as_argument
 from buzz.policies import make_policy
 
 Logits = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Any]
@@ -189,7 +190,7 @@ def _forward(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Seq
     output = model(
         ids,
         attention_mask=mask,
-        past_key_values=BeehiveCache(make_policy("full"), model.config),
+        **as_argument(BeehiveCache(make_policy("full"), model.config)),
         use_cache=True,
         logits_to_keep=width,
     )

@@ -25,6 +25,7 @@ from buzz.evaluation.measure.batch import (
 )
 from buzz.evaluation.memory import full_means
 from buzz.evaluation.tasks import Sample, Task
+from buzz.models.cache_argument import as_argument
 
 
 def encode_question(tokenizer: Any, sample: Sample, chat_template: bool, longest: int | None) -> Prompt:
@@ -120,7 +121,7 @@ def generate_batch(
             before += early.calls
             # Pads stand before each part; generate() is given all columns and reads those that the cache has not seen.
             ids, mask = torch.cat([early.ids, ids], dim=1), torch.cat([early.mask, mask], dim=1)
-        output = model.generate(ids, attention_mask=mask, generation_config=settings, past_key_values=cache)
+        output = model.generate(ids, attention_mask=mask, generation_config=settings, **as_argument(cache))
     answers = output[:, ids.shape[1] :].tolist()
     seconds = (time.perf_counter() - started) / len(jobs)
     records = []

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from buzz.cache import BeehiveCache
 from buzz.evaluation.measure.summary import MIB
+from buzz.models.cache_argument import as_argument
 from buzz.policies import Policy
 
 FULL = "DynamicCache"
@@ -75,7 +76,7 @@ def _seconds(model: Any, ids: torch.Tensor, cache: Any) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     started = time.perf_counter()
-    model(ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
+    model(ids, **as_argument(cache), use_cache=cache is not None, logits_to_keep=1)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter() - started
