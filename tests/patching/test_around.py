@@ -306,10 +306,8 @@ def test_generate_options_that_a_cache_cannot_follow(model):
         model.generate(ids, past_key_values=small(model), use_cache=True, **GREEDY)
         model.generation_config.use_cache = True
         for assisted in ({"assistant_model": tiny_llama()}, {"prompt_lookup_num_tokens": 2}):
-            # From 5.24 on transformers asks before.
-            with pytest.raises(
-                (NotImplementedError, ValueError), match="cannot be cropped, as|cache that can be cropped"
-            ):
+            # From 5.24 on transformers asks before, and says so itself.
+            with pytest.raises((NotImplementedError, ValueError), match=r"(cannot|can) be cropped"):
                 model.generate(ids[:1], past_key_values=small(model), **assisted, **GREEDY)
 
 
