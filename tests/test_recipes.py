@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import buzz
 from buzz.models import shares
+from buzz.models.cache_argument import CACHE
 from tests.conftest import VOCAB, tiny_llama
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = PAGE.replace("model(**prompt, cache=", f"model(**prompt, {CACHE}=")  # as it says
 FIRST, *SECTIONS = re.split(r"^## (.+)\n", PAGE, flags=re.MULTILINE)
 
 

@@ -15,6 +15,11 @@ from buzz.policies.parameters import integer_within
 from buzz.rows import Rows
 from buzz.words import shown
 
+UNCROPPED = (
+    "a BeehiveCache cannot be cropped, as assisted decoding wants it: what an eviction dropped is gone, so no earlier "
+    "state can come back (docs/limits.md)"
+)
+
 
 class TransformersCache(Cache):
     """A transformers cache whose columns are not its slots: what follows from `get_seq_length`, `tokens` and `take`."""
@@ -59,10 +64,7 @@ class TransformersCache(Cache):
         raise RuntimeError(UNPATCHED)
 
     def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(
-            "a BeehiveCache cannot be cropped, as assisted decoding wants it: what an eviction dropped is gone, so no "
-            "earlier state can come back (docs/limits.md)"
-        )
+        raise NotImplementedError(UNCROPPED)
 
 
 def named_rows(given: Any, rows: int) -> Rows:

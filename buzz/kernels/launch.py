@@ -27,18 +27,14 @@ class Tiles:
 class Launch:
     """How `attend_step` is cut up.
 
+    None: as is best known for the dtype, the group, and how many rows, heads and slots there are (`buzz.kernels.step`).
+
     Args:
-        slots: slots that a program looks at together, a power of two, with `dot` at least 16; None: by dtype, group and
-            head dimension.
-        splits: programs that share a row and KV head; None: enough for `programs`, or one where that is quicker, and
-            where heads differ in length, as many of equal length as the longest head may need. One needs no second
-            kernel.
-        programs: programs per multiprocessor at most, over all rows and heads, where these are not more; None: 4, or,
-            where `dot` multiplies half precision, 1 up to 2048 slots and 2 from there on, though two a row and KV head.
-        warps: of a program; None: 2 up to 2048 slots, else 4; 4 of one that is alone, and with `dot` in half precision
-            but for many rows.
-        stages: depth of the pipeline of loads; 1: none; None: 2 in half precision, or 3 where warps are as for `dot` or
-            of one that is alone, else 1.
+        slots: slots that a program looks at together, a power of two, with `dot` at least 16.
+        splits: programs that share a row and KV head. One needs no second kernel.
+        programs: programs per multiprocessor at most, over all rows and heads, where these are not more.
+        warps: of a program.
+        stages: depth of the pipeline of loads; 1: none.
         dot: matrix products for the heads of a group, padded to 16; None: from 3 heads on, for which the registers
             would not do otherwise.
         score_slots: slots whose scores one program updates, a power of two.

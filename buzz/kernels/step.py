@@ -153,7 +153,7 @@ def _cut(
             fewest = 2 if heads < _FROM * processors else 1
         else:
             tile, warps, stages = 16, 2, 3
-    elif not pooled and slots <= _ALONE and _FROM * processors <= heads <= 2 * processors:
+    elif not pooled and slots <= _ALONE and _FROM <= heads / processors <= 2 and not (launch.splits or launch.programs):
         warps, stages, programs = 4, 1 if exact else 3, 1
     tile = max(launch.slots or tile, 16 if dot else 1)
     tiles, wanted = triton.cdiv(slots, tile), max(fewest, (launch.programs or programs) * processors // heads)

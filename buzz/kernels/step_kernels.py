@@ -111,7 +111,7 @@ def attend_split(
     [B, Hkv] say which places of its row a head has, of which C is the most; else all have C, and LENGTHS is [B].
     ROTATE: by COS and SIN [C, D] of the slots; OWN: the queries and the new key alone, by COS and SIN [B, D]. HALVES:
     DOT, of tensors in half precision: values are multiplied as they are, and, without ROTATE, queries and keys, which
-    are else in two parts.
+    in bfloat16 are else in two parts.
 
     ALONE: there is one split, whose program does what `finish` does. AHEAD: lengths, places and angles of slots are
     read while kernels before this one may still run.
@@ -154,7 +154,8 @@ def attend_split(
     as_cached: tl.constexpr = HALVES and not ROTATE  # queries and keys are multiplied as they are
     if not as_cached:
         q1, q2 = q1 * scale, q2 * scale  # [GROUP_PADDED, HALF_PADDED]
-    in_two: tl.constexpr = HALVES and ROTATE
+    # Float16 has too few exponents for it.
+    in_two: tl.constexpr = HALVES and ROTATE and dtype == tl.bfloat16
     if in_two:
         large_q1, small_q1 = _in_two(q1, dtype)
         large_q2, small_q2 = _in_two(q2, dtype)
@@ -184,7 +185,7 @@ def attend_split(
         if as_cached:
             logits = tl.dot(q1.to(dtype), tl.trans(k1))
             logits = tl.dot(q2.to(dtype), tl.trans(k2), logits) * scale
-        elif in_two:  # what both roundings take is beyond what is known of the inputs
+        elif in_two:  # the product of the small parts is beyond what is known of the inputs
             large_k1, small_k1 = _in_two(k1, dtype)
             large_k2, small_k2 = _in_two(k2, dtype)
             logits = tl.dot(small_q2, tl.trans(large_k2), tl.dot(small_q1, tl.trans(large_k1)))

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from buzz.cache import BeehiveCache, Call, Shape
 from buzz.models.attention import attend_in_call, attend_in_step
-from buzz.models.cache_argument import CACHE, named
+from buzz.models.cache_argument import CACHE, named, refuse_other
 from buzz.models.family import Family
 from buzz.models.layer import Prompt, read
 from buzz.models.outputs import output_weight
@@ -137,6 +137,7 @@ def backbone_forward(backbone: Any, *args: Any, **kwargs: Any) -> Any:
     """Stands in for the forward of a backbone."""
     patched: PatchedBackbone | None = vars(backbone).get("_buzz")
     if patched is not None:
+        refuse_other(kwargs)
         kwargs = named(kwargs)
         cache = kwargs.get(CACHE)
         if args and cache is None:
@@ -155,7 +156,10 @@ def _call(
     inputs = kwargs
     if args:
         names = list(inspect.signature(type(backbone).forward).parameters)[1:]
-        inputs = dict(zip(names, args, strict=False)) | kwargs
+        inputs = dict(zip(names, args, strict=False))
+        if inputs.keys() & kwargs:
+            return own_forward(backbone, *args, **kwargs)  # which says what is wrong
+        inputs |= kwargs
     key = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
     if inputs.get(key) is None or (key == "input_ids" and inputs.get("inputs_embeds") is not None):
         return own_forward(backbone, *args, **kwargs)  # which says what is wrong
@@ -281,7 +285,8 @@ def _refuse(backbone: Any, tokens: torch.Tensor, key: str, inputs: dict[str, Any
     if not backbone.training:
         return
     checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in (backbone, *backbone.layers))
-    if checkpointing and torch.is_grad_enabled():
+    # Before 5.24 layers drop a cache without gradients, too.
+    if checkpointing and (torch.is_grad_enabled() or CACHE != "cache"):
         why = "gradient checkpointing runs layers without a cache"
     elif any(getattr(backbone.config, name, 0) for name in ("attention_dropout", "layerdrop", "resid_pdrop")):
         why = "dropout of attention or of layers is on"

@@ -15,6 +15,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from buzz.cache import BeehiveCache
+from buzz.cache.interface import UNCROPPED
 from buzz.decoding.engine import Engine
 from buzz.decoding.loop import Loop, fit_to_prompt
 from buzz.models.cache_argument import CACHE, named
@@ -102,6 +103,8 @@ def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...],
         return before(*args, **kwargs)
     bound = inspect.signature(before).bind(*args, **kwargs)
     arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+    if _is_assisted(engine.model, arguments):
+        raise NotImplementedError(UNCROPPED)
     _check_prompt(cache, arguments)
     if _use_cache(engine.model, arguments) is False:
         raise ValueError(
@@ -141,6 +144,18 @@ def _check_prompt(cache: BeehiveCache, arguments: Mapping[str, Any]) -> None:
             f"the cache has seen {seen} tokens, the prompt has {max(widths)}: generate() takes the whole text so far, "
             "of which it reads what the cache has not seen; cache.reset() starts anew (docs/limits.md)"
         )
+
+
+def _is_assisted(model: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a call of generate(), or a configuration behind it, asks for assisted decoding, which crops its cache."""
+    if arguments.get("custom_generate") is not None:
+        return False
+    configs = arguments.get("generation_config"), getattr(model, "generation_config", None)
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
+        said = [arguments.get(name), *(getattr(config, name, None) for config in configs)]
+        if next((value for value in said if value is not None), False) is not False:
+            return True
+    return False
 
 
 def _use_cache(model: Any, arguments: Mapping[str, Any]) -> bool | None:

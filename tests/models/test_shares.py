@@ -11,6 +11,7 @@ import torch
 
 import buzz
 from buzz.models import shares as measuring
+from buzz.models.cache_argument import as_argument
 from buzz.models.families import FAMILIES
 from buzz.models.layer import Prompt
 from tests.conftest import VOCAB, left_pad, tiny_llama, tiny_opt, tokens
@@ -234,9 +235,9 @@ def test_measuring_warns_of_nothing_that_nobody_did():
     with buzz.patch_model(model), torch.no_grad():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            model(tokens(1, 60), cache=buzz.BeehiveCache("comb", model, budget=20))
+            model(tokens(1, 60), **as_argument(buzz.BeehiveCache("comb", model, budget=20)))
         with pytest.warns(UserWarning, match="rotary angles depend on the longest row of a call"):
-            model(tokens(2, 60), cache=buzz.BeehiveCache("comb", model, budget=20))
+            model(tokens(2, 60), **as_argument(buzz.BeehiveCache("comb", model, budget=20)))
 
 
 def test_rows_of_both_kinds_of_budgets_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 import buzz
-from buzz.models.cache_argument import CACHE, as_argument, named
+from buzz.models.cache_argument import CACHE, OTHER, as_argument, named
 from tests.conftest import tokens
 from tests.models.tiny import CASES, tiny
 
@@ -18,15 +19,20 @@ NAMES = ("cache", "past_key_values")
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_every_family_takes_either_name(case):
+def test_forwards_of_every_family_take_a_name_or_refuse_it(case):
     model = tiny(case)
     ids = tokens(2, 30)
     with buzz.patch_model(model):
-        caches = [buzz.BeehiveCache("h2o", model, budget=16) for _ in NAMES]
-        one, other = (model(ids, **{name: cache}).logits for name, cache in zip(NAMES, caches, strict=True))
-        assert one.equal(other)
-        assert caches[0].lengths == caches[1].lengths
-        assert model(ids[:, :1], **as_argument(caches[0]))[CACHE] is caches[0]
+        one, other = (buzz.BeehiveCache("h2o", model, budget=16) for _ in NAMES)
+        output = model(ids, **as_argument(one))
+        assert output[CACHE] is one
+        if CACHE == "cache":
+            assert model(ids, **{OTHER: other}).logits.equal(output.logits)
+            assert other.lengths == one.lengths
+            return
+        with pytest.raises(ValueError, match="call the argument past_key_values: give the cache by that name"):
+            model(ids, **{OTHER: other})
+        assert other.get_seq_length() == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,21 +46,24 @@ def test_generate_takes_either_name_without_a_word(model, name):
         out = model.generate(ids, **{name: cache}, **how)
         assert out[CACHE] is cache
         assert cache.get_seq_length() == 29
-        # Nor are others lost, or given by no name that generate() knows.
-        plain = DynamicCache(config=model.config)
-        assert model.generate(ids, **{name: plain}, **how)[CACHE] is plain
-        assert model.generate(ids, **{name: None}, **how).sequences.shape == (1, 30)
 
 
 @torch.no_grad()
-def test_a_backbone_takes_either_name(model):
+def test_a_backbone_is_given_one_cache(model):
     backbone = next(m for m in model.modules() if hasattr(m, "layers"))
+    ids = tokens(1, 9)
     with buzz.patch_model(model):
-        caches = [buzz.BeehiveCache("full", model) for _ in NAMES]
-        for name, cache in zip(NAMES, caches, strict=True):
-            assert backbone(tokens(1, 9), **{name: cache})[CACHE] is cache
-        with pytest.raises(ValueError, match="a cache is given twice, as cache and as past_key_values: give it once"):
-            backbone(tokens(1, 9), cache=caches[0], past_key_values=caches[1])
+        one, other = (buzz.BeehiveCache("full", model) for _ in NAMES)
+        assert backbone(ids, **as_argument(one))[CACHE] is one
+        if CACHE == "cache":
+            assert backbone(ids, **{OTHER: other})[CACHE] is other
+            with pytest.raises(ValueError, match="given twice, as cache and as past_key_values: give it once"):
+                backbone(ids, cache=one, past_key_values=other)
+        before = list(inspect.signature(type(backbone).forward).parameters)[2:]
+        between = [None] * before.index(CACHE)
+        assert backbone(ids[:, :1], *between, one)[CACHE] is one
+        with pytest.raises(TypeError, match="multiple values"):
+            backbone(ids[:, :1], *between, one, **as_argument(other))
 
 
 @torch.no_grad()
@@ -65,8 +74,9 @@ def test_a_cache_that_is_given_twice_is_refused(model):
             model.generate(tokens(1, 9), cache=one, past_key_values=other)
 
 
-def test_arguments_without_a_cache_are_as_they_were():
-    kwargs = {"use_cache": True, CACHE: None}
-    assert named(kwargs) is kwargs
-    assert named({"past_key_values": None, "cache": 1, "use_cache": True}) == {"use_cache": True, CACHE: 1}
-    assert named(dict.fromkeys(NAMES)) == {CACHE: None}
+def test_arguments_without_a_beehive_cache_are_as_they_were():
+    for kwargs in ({"use_cache": True, CACHE: None}, {OTHER: DynamicCache(), CACHE: 1}, dict.fromkeys(NAMES)):
+        assert named(kwargs) is kwargs
+    cache = buzz.BeehiveCache("full", tiny("llama"))
+    for kwargs in ({OTHER: cache}, {OTHER: cache, CACHE: None}, {OTHER: None, CACHE: cache}, {CACHE: cache}):
+        assert named({"use_cache": True, **kwargs}) == {"use_cache": True, CACHE: cache}

@@ -14,6 +14,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OPTConfig,
 
 import buzz
 from buzz.decoding.arena import Uncaptured
+from buzz.models.cache_argument import as_argument
 from tests.conftest import VOCAB, left_pad, tiny_llama, tiny_opt, tokens
 from tests.models.reference import NaiveModel
 from tests.models.tiny import tiny
@@ -271,14 +272,14 @@ def test_hooks_that_see_moved_columns_are_warned_about_once(model):
     layer = next(m for m in model.modules() if hasattr(m, "layers")).layers[1]
     with buzz.patch_model(model), warnings.catch_warnings():
         warnings.simplefilter("error")
-        model(ids, attention_mask=mask, cache=buzz.BeehiveCache("full", model))
+        model(ids, attention_mask=mask, **as_argument(buzz.BeehiveCache("full", model)))
         layer.register_forward_hook(lambda module, args, output: None)
-        model(ids, cache=buzz.BeehiveCache("full", model))
+        model(ids, **as_argument(buzz.BeehiveCache("full", model)))
         warnings.simplefilter("always")
         with pytest.warns(UserWarning, match="hooks on modules see the tokens of padded rows at the left"):
-            model(ids, attention_mask=mask, cache=buzz.BeehiveCache("full", model))
+            model(ids, attention_mask=mask, **as_argument(buzz.BeehiveCache("full", model)))
         warnings.simplefilter("error")
-        model(ids, attention_mask=mask, cache=buzz.BeehiveCache("full", model))
+        model(ids, attention_mask=mask, **as_argument(buzz.BeehiveCache("full", model)))
 
 
 def test_rows_keep_their_pads_when_they_are_reordered():

@@ -95,23 +95,23 @@ def test_with_slot_positions_others_are_warned_about_once(model):
     with buzz.patch_model(model):
         cache = full(model, "cache")
         with pytest.warns(UserWarning, match="With positions='original' they are"):
-            odd = model(ids, position_ids=positions_of("stretched", 2, 12), cache=cache).logits
+            odd = model(ids, position_ids=positions_of("stretched", 2, 12), **as_argument(cache)).logits
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            model(ids[:, :1], position_ids=torch.full((2, 1), 99), cache=cache)
-            assert torch.equal(odd, model(ids, cache=full(model, "cache")).logits)
+            model(ids[:, :1], position_ids=torch.full((2, 1), 99), **as_argument(cache))
+            assert torch.equal(odd, model(ids, **as_argument(full(model, "cache"))).logits)
     with buzz.patch_model(model), warnings.catch_warnings():
         warnings.simplefilter("error")
         ids, mask = left_pad([tokens(1, 12)[0], tokens(1, 5)[0]])
         cache = full(model, "cache")
-        model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), cache=cache)
-        model(ids[:, :1], position_ids=torch.tensor([[12], [5]]), cache=cache)
+        model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **as_argument(cache))
+        model(ids[:, :1], position_ids=torch.tensor([[12], [5]]), **as_argument(cache))
         model.generate(ids, attention_mask=mask, cache=full(model, "cache"), prefill_chunk_size=5, **GREEDY)
     with buzz.patch_model(model):
         cache = full(model, "cache")
-        model(ids[:1, :5], cache=cache)
+        model(ids[:1, :5], **as_argument(cache))
         with pytest.warns(UserWarning, match="position_ids are not 0, 1, 2"):  # in a step too
-            model(ids[:1, :1], position_ids=torch.tensor([[50]]), cache=cache)
+            model(ids[:1, :1], position_ids=torch.tensor([[50]]), **as_argument(cache))
 
 
 @torch.no_grad()
@@ -283,14 +283,14 @@ def test_angles_that_depend_on_the_length(rope):
         cache = full(model)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            got = [model(part, cache=cache).logits for part in parts]
+            got = [model(part, **as_argument(cache)).logits for part in parts]
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
         with pytest.warns(UserWarning, match="rows of a batch depend on their neighbours"):
-            model(tokens(2, 9), cache=full(model))
+            model(tokens(2, 9), **as_argument(full(model)))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            model(tokens(2, 9), cache=full(model))
+            model(tokens(2, 9), **as_argument(full(model)))
 
 
 @torch.no_grad()
