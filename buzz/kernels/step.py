@@ -19,7 +19,7 @@ _SHORT = 2048  # slots, up to which a program is small
 _LONGER = 4  # times the mean that the longest head of a pool may hold, roughly
 _LEAST = 128  # slots of a program in a pool, at least
 # Of so many slots one larger program is quicker than two, where heads are twice as many as multiprocessors, or nearly
-# so: 256 on an H100's 132. With matrix products, from there on; and with more of them smaller ones are again.
+# so: 256 on an H100's 132. With matrix products any number from there on has one, and three times as many smaller ones.
 _ALONE, _FROM, _MANY = 1024, 1.9, 3
 _SCORES = 2048  # logits that a program looks at together once it puts a head together
 
@@ -76,7 +76,7 @@ def attend(
     N, splits, least, warps, stages = _cut(launch, most, B * Hkv, tile, processors, dot, exact, pooled)
     alone = splits == 1
     # Triton's interpreter multiplies no bfloat16.
-    halves = dot and not exact and (q.is_cuda or q.dtype == torch.float16)
+    halves = dot and not exact and (isinstance(attend_split, triton.JITFunction) or q.dtype == torch.float16)
     half = (D + 1) // 2
     side = 16 if dot else 1  # of a matrix product, at least
     out = torch.empty(B, Hq, D, dtype=q.dtype, device=q.device)
@@ -140,10 +140,15 @@ class _Cut(NamedTuple):
 def _cut(
     launch: Launch, slots: int, heads: int, tile: int, processors: int, dot: bool, exact: bool, pooled: bool
 ) -> _Cut:
-    """How so many slots of B * Hkv rows and heads are cut up.
+    """How so many slots of each of B * Hkv rows and heads are cut up.
 
-    As many programs as the device runs at once, none without a tile of its own. Where heads differ in length, programs
-    should not: a long head has more of them.
+    As many programs as the device runs at once, none without a tile of its own. Where heads differ in length (`pooled`),
+    programs should not: a long head has more of them. Numbers are from docs/measured/batches/groups.json and what was
+    measured before.
+
+    Args:
+        heads: B * Hkv. tile: slots of a tile, unless many programs want smaller ones. dot: a group is multiplied by
+            matrix products; exact: in float32.
     """
     warps, stages, programs, fewest = 2 if slots <= _SHORT else 4, 1 if exact else 2, 4, 1
     if dot and not exact and not pooled:

@@ -154,7 +154,7 @@ def attend_split(
     as_cached: tl.constexpr = HALVES and not ROTATE  # queries and keys are multiplied as they are
     if not as_cached:
         q1, q2 = q1 * scale, q2 * scale  # [GROUP_PADDED, HALF_PADDED]
-    # Float16 has too few exponents for it.
+    # In float16 a rotated key may be too large for the one part, and what is left of it too small for the other.
     in_two: tl.constexpr = HALVES and ROTATE and dtype == tl.bfloat16
     if in_two:
         large_q1, small_q1 = _in_two(q1, dtype)
