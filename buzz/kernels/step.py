@@ -142,9 +142,8 @@ def _cut(
 ) -> _Cut:
     """How so many slots of each of B * Hkv rows and heads are cut up.
 
-    As many programs as the device runs at once, none without a tile of its own. Where heads differ in length (`pooled`),
-    programs should not: a long head has more of them. Numbers are from docs/measured/batches/groups.json and what was
-    measured before.
+    As many programs as the device runs at once, none without a tile of its own. Where heads differ in length, `pooled`,
+    programs should not: a long head has more of them. docs/measured/batches/groups.json has figures of groups.
 
     Args:
         heads: B * Hkv. tile: slots of a tile, unless many programs want smaller ones. dot: a group is multiplied by
