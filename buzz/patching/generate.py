@@ -106,7 +106,7 @@ def _generate(engine: Engine, before: Callable[..., Any], args: tuple[Any, ...],
     if _is_assisted(engine.model, arguments):
         raise NotImplementedError(UNCROPPED)
     _check_prompt(cache, arguments)
-    if _use_cache(engine.model, arguments) is False:
+    if _said(engine.model, arguments, "use_cache") is False:
         raise ValueError(
             "use_cache=False (of the call, or of the model's generation_config) and a BeehiveCache are given: "
             "leave out one of them, or set model.generation_config.use_cache = True"
@@ -150,18 +150,14 @@ def _is_assisted(model: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether a call of generate(), or a configuration behind it, asks for assisted decoding, which crops its cache."""
     if arguments.get("custom_generate") is not None:
         return False
-    configs = arguments.get("generation_config"), getattr(model, "generation_config", None)
-    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
-        said = [arguments.get(name), *(getattr(config, name, None) for config in configs)]
-        if next((value for value in said if value is not None), False) is not False:
-            return True
-    return False
+    names = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+    return any(_said(model, arguments, name) not in (None, False) for name in names)
 
 
-def _use_cache(model: Any, arguments: Mapping[str, Any]) -> bool | None:
-    """What a call of generate() says of caches, or else the configurations behind it."""
+def _said(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
+    """What a call of generate() says of an option, or else the configurations behind it; None: nothing."""
     configs = arguments.get("generation_config"), getattr(model, "generation_config", None)
-    said = [arguments.get("use_cache"), *(getattr(config, "use_cache", None) for config in configs)]
+    said = [arguments.get(name), *(getattr(config, name, None) for config in configs)]
     return next((value for value in said if value is not None), None)
 
 

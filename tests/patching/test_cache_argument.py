@@ -1,4 +1,4 @@
-"""A patched model takes a cache by the name of any version of transformers, and hands it on by that of this one."""
+"""The name of the argument that holds a cache: what a patched model takes, and what it refuses."""
 
 from __future__ import annotations
 
